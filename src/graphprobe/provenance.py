@@ -1,0 +1,91 @@
+"""Where a node came from: ids, module paths, source lines. The one place that knows the keys of ``node.meta``.
+
+An id is ``(lineage, index)``: the lineage is a uuid drawn at capture, the index counts the nodes of that capture.
+It lives in ``node.meta["custom"]["graphprobe"]``; FX copies ``custom`` through decomposition, deepcopy, re-export,
+``.pt2`` files and Inductor's post-grad graph, while ``from_node``'s ``graph_id`` is a memory address and survives nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+import torch
+from torch.fx import Node
+
+KEY = "graphprobe"
+_SKIP = ("torch/nn/modules/module.py", "torch/_", "torch/fx/", "torch/utils/", "torch/export/")
+
+
+def stamp(gm: torch.fx.GraphModule) -> None:
+    """Give every node without an id one of a fresh lineage; ids that are there stay."""
+    lineage = uuid.uuid4().hex[:12]
+    for index, node in enumerate(gm.graph.nodes):
+        if node_id(node) is None:
+            set_id(node, (lineage, index))
+
+
+def node_id(node: Node) -> tuple[str, int] | None:
+    """Return the node's id, or None where it has none."""
+    custom = node.meta.get("custom")
+    found = custom.get(KEY) if isinstance(custom, dict) else None
+    return (str(found[0]), int(found[1])) if found else None
+
+
+def set_id(node: Node, id: tuple[str, int]) -> None:
+    """Set the node's id; other tools' entries in ``custom`` are kept."""
+    custom = node.meta.get("custom")
+    node.meta["custom"] = {**(custom if isinstance(custom, dict) else {}), KEY: [id[0], id[1]]}
+
+
+def module_stack(node: Node) -> list[tuple[str, str]]:
+    """Return [(module path, class name)] from the root inwards; empty where unknown."""
+    stack = node.meta.get("nn_module_stack") or {}
+    out = []
+    for path, kind in stack.values():
+        kind = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+        out.append((_clean_path(path), kind.rsplit(".", 1)[-1]))
+    return out
+
+
+def _clean_path(path: str) -> str:
+    # Dynamo writes L['self'].layer.0 or _export_root.x; a call counter may be appended as "@1"
+    path = path.split("@")[0]
+    path = re.sub(r"^(L\['self'\]\.?|L__self__\.?|_export_root\.?)", "", path)
+    return re.sub(r"\._modules\['([^']*)'\]", r".\1", path).lstrip(".")
+
+
+def module_path(node: Node) -> str:
+    """Return the path of the innermost module, '' at the root or where unknown."""
+    stack = module_stack(node)
+    return stack[-1][0] if stack else ""
+
+
+def module_type(node: Node) -> str:
+    """Return the class name of the innermost module, '' where unknown."""
+    stack = module_stack(node)
+    return stack[-1][1] if stack else ""
+
+
+def source(node: Node) -> str:
+    """Return 'file.py:12 in forward' of the user's innermost frame, '' where unknown."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', node.meta.get("stack_trace") or "")
+    for file, line, function in reversed(frames):
+        if not any(skip in file for skip in _SKIP):
+            return f"{file.rsplit('/', 1)[-1]}:{line} in {function}"
+    return ""
+
+
+def target_name(node: Node) -> str:
+    """Return the target as text without memory addresses: 'aten.add.Tensor', 'operator.getitem'."""
+    target = node.target
+    if isinstance(target, str):
+        return target
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return str(target)
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return f"higher_order.{target.name()}"
+    module = getattr(target, "__module__", None) or ""
+    name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None) or repr(target)
+    module = {"_operator": "operator", "builtins": ""}.get(module, module)
+    return f"{module}.{name}".lstrip(".") if module else re.sub(r" at 0x[0-9a-f]+", "", str(name))
