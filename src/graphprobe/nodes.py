@@ -1,0 +1,127 @@
+"""Questions about one FX node: does it make values, is it a view, what shape has it?"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+#: Operators whose schema says "may alias" although they make new values when the dtype changes.
+_CASTS = {"aten::to", "aten::_to_copy", "aten::type_as", "aten::float", "aten::half", "aten::bfloat16", "aten::double"}
+#: Operators that copy memory without changing a value: as good as a view for a comparison of values.
+_COPIES = {
+    "aten::contiguous",
+    "aten::clone",
+    "aten::reshape",
+    "aten::_unsafe_view",
+    "aten::_reshape_alias",
+    "aten::alias",
+    "aten::lift_fresh",
+    "aten::lift_fresh_copy",
+    "aten::detach",
+    "aten::detach_copy",
+    "aten::flatten",
+    "aten::dropout_",
+    "prims::device_put",
+}
+_COPY_SUFFIX = ("_copy",)  # view_copy, permute_copy, ...: views written out
+_CHECKS = ("_assert", "sym_constrain", "_functional_assert", "_guards_fn", "_print", "_async_assert", "_functional_sym")
+
+
+def val(node: Node) -> Any:
+    """Return ``meta["val"]``, or None."""
+    return node.meta.get("val")
+
+
+def tensor_val(node: Node) -> torch.Tensor | None:
+    """Return the node's fake tensor, or None where it is no tensor or is unknown."""
+    value = node.meta.get("val")
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def schema_name(node: Node) -> str:
+    """Return 'aten::add' for an operator, '' for anything else."""
+    target = node.target
+    return target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
+
+
+def returns_nothing(node: Node) -> bool:
+    """Whether the node is an assertion, a guard or another operator without a result."""
+    if node.op == "call_module":
+        return str(node.target).startswith("_guards")
+    if node.op != "call_function":
+        return node.op == "output"
+    if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.returns:
+        return True
+    name = getattr(node.target, "__name__", str(node.target))
+    return name.startswith(_CHECKS)
+
+
+def is_mutating(node: Node) -> bool:
+    """Whether the operator writes into one of its inputs."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    name = getattr(node.target, "__name__", "")
+    return node.target is operator.setitem or node.target in (operator.iadd, operator.imul, operator.isub) or (
+        node.op == "call_function" and name.endswith("_") and not name.endswith("__")
+    )
+
+
+def is_view(node: Node) -> bool:
+    """Whether the node only re-arranges values another node has made (copies in memory included)."""
+    if node.op != "call_function":
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    schema = node.target._schema
+    name = schema.name
+    if schema.is_mutable:
+        return False
+    if name in _CASTS:
+        return _same_dtype_as_input(node)
+    if name in _COPIES:
+        return True
+    if name.startswith("aten::") and name.endswith(_COPY_SUFFIX):
+        return True
+    return bool(schema.returns) and any(r.alias_info is not None for r in schema.returns)
+
+
+def _same_dtype_as_input(node: Node) -> bool:
+    mine = tensor_val(node)
+    source = node.all_input_nodes[0] if node.all_input_nodes else None
+    theirs = tensor_val(source) if source is not None else None
+    return mine is not None and theirs is not None and mine.dtype == theirs.dtype
+
+
+def makes_values(node: Node) -> bool:
+    """Whether the node computes tensor values of its own: what is tapped, claimed and counted.
+
+    ``getitem`` on a multi-output operator counts in place of the operator; a missing ``val`` counts as a tensor.
+    """
+    if node.op not in ("call_function", "call_method", "call_module") or returns_nothing(node):
+        return False
+    if node.target is operator.getitem:
+        source = node.args[0]
+        return isinstance(source, Node) and not is_view(source) and _may_be_tensor(node)
+    if is_view(node):
+        return False
+    return _may_be_tensor(node)
+
+
+def _may_be_tensor(node: Node) -> bool:
+    return "val" not in node.meta or isinstance(node.meta["val"], torch.Tensor)
+
+
+def shape(node: Node) -> tuple[int | str, ...] | None:
+    """Return the node's shape, symbolic dimensions as strings; None where it is no tensor."""
+    value = tensor_val(node)
+    return None if value is None else tuple(d if isinstance(d, int) else str(d) for d in value.shape)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return 'bfloat16' for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
