@@ -109,6 +109,15 @@ class ClaimRecord:
 
 
 @dataclass(frozen=True)
+class Replacement:
+    """While a transform was watched, all uses of node `old` moved to node `new`: its author's claim that they are equal."""
+
+    old: str
+    new: str
+    transform: str = ""
+
+
+@dataclass(frozen=True)
 class RegionRow:
     """One judged region: the claimed output on each side and what was measured there."""
 

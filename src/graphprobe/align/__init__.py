@@ -1,0 +1,59 @@
+"""Alignment: which node of `after` must equal which node of `before`, and how we know. One file per kind of evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.fx import Node
+
+from graphprobe import nodes
+from graphprobe.align import events as events_
+from graphprobe.align import identity, occurrence, structure
+from graphprobe.align.claims import Alignment, Claim
+from graphprobe.program import Program
+from graphprobe.records import Replacement
+
+__all__ = ["Alignment", "Claim", "align"]
+
+#: Strongest first. Each takes the two programs and what is claimed already, and adds to it.
+EVIDENCE = (identity.claim, occurrence.claim, structure.claim)
+
+
+def align(before: Program, after: Program, events: Sequence[Replacement] = ()) -> Alignment:
+    """Claim all that evidence allows; graph outputs are always claimed."""
+    alignment = Alignment()
+    events_.claim(before, after, alignment, events)
+    for evidence in EVIDENCE:
+        evidence(before, after, alignment)
+    _claim_outputs(before, after, alignment)
+    alignment.sort(after.order)
+    return alignment
+
+
+def _claim_outputs(before: Program, after: Program, alignment: Alignment) -> None:
+    """Claim every pair of outputs; where a cut already stands on that very pair, it only learns the path."""
+    for path, x, y in output_pairs(before, after):
+        standing = next((c for c in alignment.of_after.get(y, ()) if c.before is x), None)
+        cut = standing is not None and standing.cut
+        claim = Claim(x, y, standing.evidence if standing else "output", True, path, cut)
+        if standing is not None:
+            alignment.claims.remove(standing)
+            alignment.of_before[x].remove(standing)
+            alignment.of_after[y].remove(standing)
+        alignment.add(claim)
+
+
+def output_pairs(before: Program, after: Program) -> list[tuple[str, Node, Node]]:
+    """Pair the outputs by path, or by position where the paths differ; placeholders and weights handed through are none."""
+    if set(before.outputs) & set(after.outputs):
+        pairs = [(p, x, after.outputs[p]) for p, x in before.outputs.items() if p in after.outputs]
+    else:
+        both = zip(before.outputs.items(), after.outputs.values(), strict=False)
+        pairs = [(p, x, y) for (p, x), y in both]
+    return [(p, x, y) for p, x, y in pairs if _is_computed(x) or _is_computed(y)]
+
+
+def _is_computed(node: Node) -> bool:
+    return node.op not in ("placeholder", "get_attr") and (
+        nodes.tensor_val(node) is not None or "val" not in node.meta
+    )

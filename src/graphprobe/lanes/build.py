@@ -1,0 +1,278 @@
+"""Build the probe graph: one FX graph in which all lanes of a comparison advance together from cut to cut.
+
+Values die at their last use (FX's code generation sees to that), weights and their float64 copies are read where they
+are needed and live for one region. A forced or exact node is evaluated once per distinct frontier above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from graphprobe import nodes
+from graphprobe.lanes import exact, measure
+from graphprobe.lanes.regions import Region
+from graphprobe.program import Program
+
+Key = frozenset[tuple[Node, Node]]
+
+
+@dataclass
+class Plan:
+    """What the probe graph is to hold."""
+
+    before: Program
+    after: Program
+    regions: Sequence[Region]
+    exact_regions: set[Region] = field(default_factory=set)  # regions whose exact lanes run
+    same_weight: dict[Node, Node] = field(default_factory=dict)  # after's weight -> before's that it stands for
+    redraw: bool = False  # add lanes on redrawn padding
+    broken: set[Node] = field(default_factory=set)  # nodes of after that raise: they and all below are left out
+    native_only: set[Any] = field(default_factory=set)  # operators that have no float64 form
+    tick: Callable[[int], None] | None = None
+
+
+@dataclass
+class Probe:
+    """The probe graph, the buffer its comparisons write into, and where each of its nodes came from."""
+
+    gm: GraphModule
+    paths: list[str]  # input path of each placeholder; redrawn inputs carry the prefix "redrawn:"
+    origin: dict[str, tuple[str, Node]]  # name in the probe graph -> (lane, node of before or after)
+
+
+def build(plan: Plan) -> Probe:
+    """Return the probe graph for a plan. Its buffer ``slots`` has one row per region."""
+    return _Builder(plan).build()
+
+
+class _Builder:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.root = torch.nn.Module()
+        self.root.add_module("before", plan.before.gm)
+        self.root.add_module("after", plan.after.gm)
+        self.graph = Graph()
+        self.paths: list[str] = []
+        self.origin: dict[str, tuple[str, Node]] = {}
+        self.native: dict[str, dict[Node, Node]] = {"before": {}, "free": {}, "before_redrawn": {}, "free_redrawn": {}}
+        self.swept = dict.fromkeys(self.native, 0)
+        self.forced: dict[tuple[Node, Key], Node] = {}
+        self.exact: dict[tuple[str, Node, Key], Node] = {}
+        self.lifted: dict[Node, Node] = {}  # native value of before -> its float64 copy
+        self.cast: dict[tuple[Node, torch.dtype], Node] = {}
+        self.weights: dict[int, Node] = {}  # float64 weights of the region being emitted
+        self.dead = self._descendants(plan.broken)
+
+    def build(self) -> Probe:
+        self._placeholders()
+        self.slots = self.graph.get_attr("slots")
+        regions = self.plan.regions
+        for row, region in enumerate(regions):
+            self._region(row, region)
+            if self.plan.tick is not None and row % max(1, len(regions) // 100) == 0:
+                self.graph.call_function(self.plan.tick, (row,))
+        self.graph.output(None)
+        width = len(regions), measure.WIDTH
+        self.root.register_buffer("slots", torch.zeros(width, dtype=torch.float64), persistent=False)
+        return Probe(GraphModule(self.root, self.graph), self.paths, self.origin)
+
+    def _descendants(self, broken: set[Node]) -> set[Node]:
+        dead = set(broken)
+        for node in self.plan.after.live:
+            if any(operand in dead for operand in node.all_input_nodes):
+                dead.add(node)
+        return dead
+
+    # --- inputs -------------------------------------------------------------------------------------------------
+
+    def _placeholders(self) -> None:
+        paths = list(dict.fromkeys([*self.plan.before.inputs, *self.plan.after.inputs]))
+        self._bind(paths, "", "before", "free")
+        if self.plan.redraw:
+            self._bind(paths, "redrawn:", "before_redrawn", "free_redrawn")
+
+    def _bind(self, paths: list[str], prefix: str, lane_before: str, lane_free: str) -> None:
+        made = {}
+        for path in paths:
+            made[path] = self.graph.placeholder(f"{prefix[:-1]}input_{len(self.paths)}")
+            self.paths.append(prefix + path)
+        for path, placeholder in made.items():
+            x, y = self.plan.before.inputs.get(path), self.plan.after.inputs.get(path)
+            if x is not None:
+                self.native[lane_before][x] = placeholder
+            if y is not None:
+                self.native[lane_free][y] = self._as(placeholder, x, y) if x is not None else placeholder
+
+    def _as(self, value: Node, x: Node, y: Node) -> Node:
+        """Cast before's value to the dtype after takes there."""
+        theirs, mine = nodes.tensor_val(x), nodes.tensor_val(y)
+        if theirs is None or mine is None or theirs.dtype == mine.dtype:
+            return value
+        key = (value, mine.dtype)
+        if key not in self.cast:
+            self.cast[key] = self.graph.call_function(torch.ops.aten.to.dtype, (value, mine.dtype))
+        return self.cast[key]
+
+    # --- native lanes -------------------------------------------------------------------------------------------
+
+    def _sweep(self, lane: str, program: Program, upto: Node) -> None:
+        """Emit a native lane's nodes up to and including `upto`."""
+        last = program.order[upto]
+        env, prefix = self.native[lane], "before" if lane.startswith("before") else "after"
+        while self.swept[lane] <= last:
+            node = program.live[self.swept[lane]]
+            self.swept[lane] += 1
+            if node in env or node.op in ("get_attr", "output") or (prefix == "after" and node in self.dead):
+                continue
+            env[node] = self._emit(lane, node, lambda n: self._native(lane, prefix, n))
+
+    def _native(self, lane: str, prefix: str, node: Node) -> Node:
+        if node.op == "get_attr" and node not in self.native[lane]:
+            self.native[lane][node] = self.graph.get_attr(f"{prefix}.{node.target}")
+        return self.native[lane][node]
+
+    def _emit(self, lane: str, node: Node, operand: Callable[[Node], Node]) -> Node:
+        args = torch.fx.map_arg(node.args, operand)
+        kwargs = torch.fx.map_arg(node.kwargs, operand)
+        assert callable(node.target)
+        return self._note(lane, node, self.graph.call_function(node.target, args, kwargs))
+
+    def _note(self, lane: str, node: Node, made: Node) -> Node:
+        self.origin[made.name] = (lane, node)
+        if "val" in node.meta:
+            made.meta["val"] = node.meta["val"]
+        return made
+
+    # --- one region ---------------------------------------------------------------------------------------------
+
+    def _region(self, row: int, region: Region) -> None:
+        x, y = region.claim.before, region.claim.after
+        self._sweep("before", self.plan.before, x)
+        if y in self.dead:
+            return
+        self._sweep("free", self.plan.after, y)
+        b, f = self._native("before", "before", x), self._native("free", "after", y)
+        if not _comparable(x, y):
+            return
+        moved = self._moved(x, y)
+        forced = self._forced(region)
+        r = forced[y]
+        self._call(measure.native, row, b, f, r, moved)
+        if region in self.plan.exact_regions:
+            self.weights = {}
+            xb = self._exact("before", region, {})
+            xa = self._exact("after", region, forced)
+            self._call(measure.exact, row, b, r, xb, xa, moved)
+
+    def _call(self, function: Callable[..., None], row: int, *values: Node | None) -> None:
+        self.graph.call_function(function, (self.slots, row, *values))
+
+    def _moved(self, x: Node, y: Node) -> Node | None:
+        if not self.plan.redraw:
+            return None
+        self._sweep("before_redrawn", self.plan.before, x)
+        self._sweep("free_redrawn", self.plan.after, y)
+        mine = (self._native("before", "before", x), self._native("before_redrawn", "before", x))
+        theirs = (self._native("free", "after", y), self._native("free_redrawn", "after", y))
+        masks = [self.graph.call_function(measure.moved, pair) for pair in (mine, theirs)]
+        return self.graph.call_function(measure.either, tuple(masks))
+
+    def _forced(self, region: Region) -> dict[Node, Node]:
+        """Evaluate after's piece on before's values; return its nodes in the probe graph."""
+        pairs = {q: p for p, q in reversed(region.frontier)}
+        env: dict[Node, Node] = {}
+        keys: dict[Node, Key] = {}
+        for q, p in pairs.items():
+            self._sweep("before", self.plan.before, p) if p.op != "placeholder" else None
+            env[q] = self._as(self._native("before", "before", p), p, q)
+            keys[q] = frozenset([(p, q)])
+        for q in region.loose_after:
+            env[q], keys[q] = self._native("free", "after", q), frozenset()
+        for node in region.after:
+            if node.op == "get_attr":
+                env[node], keys[node] = self._native("free", "after", node), frozenset()
+                continue
+            keys[node] = frozenset().union(*(keys[n] for n in node.all_input_nodes))
+            memo = (node, keys[node])
+            if memo not in self.forced:
+                self.forced[memo] = self._emit("forced", node, env.__getitem__)
+            env[node] = self.forced[memo]
+        return env
+
+    # --- exact lanes --------------------------------------------------------------------------------------------
+
+    def _exact(self, side: str, region: Region, forced: dict[Node, Node]) -> Node:
+        """Evaluate one piece in float64 on before's values; return its last node."""
+        piece: tuple[Node, ...] = getattr(region, side)
+        env: dict[Node, Node] = {}
+        keys: dict[Node, Key] = {}
+        for p, q in reversed(region.frontier):
+            leaf = p if side == "before" else q
+            env[leaf], keys[leaf] = self._lifted(p), frozenset([(p, leaf)])
+        for leaf in region.loose_before if side == "before" else region.loose_after:
+            lane = "before" if side == "before" else "free"
+            env[leaf] = self.graph.call_function(exact.lift, (self.native[lane][leaf],))
+            keys[leaf] = frozenset()
+        for node in piece:
+            if node.op == "get_attr":
+                keys[node] = frozenset()
+                continue
+            keys[node] = frozenset().union(*(keys[n] for n in node.all_input_nodes))
+            memo = (side, node, keys[node])
+            if memo not in self.exact:
+                native = self.native["before"] if side == "before" else forced
+                self.exact[memo] = self._exact_node(side, node, env, native)
+            env[node] = self.exact[memo]
+        return env[region.claim.before if side == "before" else region.claim.after]
+
+    def _exact_node(self, side: str, node: Node, env: dict[Node, Node], native: dict[Node, Node]) -> Node:
+        lane = f"exact_{side}"
+        if exact.takes_native(node) or node.target in self.plan.native_only:
+            return self.graph.call_function(exact.lift, (native[node],))
+        late = exact.lifts_late(node)
+
+        def operand(n: Node) -> Node:
+            if n.op == "get_attr":
+                return self._weight(side, n, raw=n is late)
+            return env[n]
+
+        args = torch.fx.map_arg(node.args, operand)
+        kwargs = torch.fx.map_arg(node.kwargs, operand)
+        if late is not None:
+            assert callable(node.target)
+            made = self._note(lane, node, self.graph.call_function(node.target, args, kwargs))
+            return self.graph.call_function(exact.lift, (made,))
+        target, args, kwargs = exact.lifted_call(node, args, kwargs)
+        return self._note(lane, node, self.graph.call_function(target, args, kwargs))
+
+    def _lifted(self, p: Node) -> Node:
+        if p not in self.lifted:
+            value = self._native("before", "before", p)
+            mine = nodes.tensor_val(p)
+            lifts = mine is None or mine.dtype in exact.LIFTED
+            self.lifted[p] = self.graph.call_function(exact.lift, (value,)) if lifts else value
+        return self.lifted[p]
+
+    def _weight(self, side: str, node: Node, raw: bool) -> Node:
+        if side == "after" and node in self.plan.same_weight:
+            side, node = "before", self.plan.same_weight[node]
+        program = self.plan.before if side == "before" else self.plan.after
+        lane = "before" if side == "before" else "free"
+        read = self._native(lane, side, node)
+        if raw:
+            return read
+        value = program.attribute(node)
+        if not isinstance(value, torch.Tensor):
+            return read
+        if id(value) not in self.weights:
+            self.weights[id(value)] = self.graph.call_function(exact.lift, (read,))
+        return self.weights[id(value)]
+
+
+def _comparable(x: Node, y: Node) -> bool:
+    return nodes.shape(x) == nodes.shape(y) or nodes.tensor_val(x) is None or nodes.tensor_val(y) is None

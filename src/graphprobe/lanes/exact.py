@@ -1,0 +1,193 @@
+"""Exact arithmetic: how one node is evaluated with rounding removed.
+
+Every floating dtype inside is raised to float64 (complex to complex128). Casts among floating dtypes become casts to
+float64; casts to 8-bit-or-smaller and to integer types stay, because there they *are* the computation. Numeric
+constants are never rewritten; defaults that depend on a dtype are filled in from the native one.
+
+A rule takes ``(node, args, kwargs)``, the arguments lifted already, and returns ``(target, args, kwargs)``. The table
+`RULES` is keyed by schema name. `NATIVE` holds what has no float64 meaning: there the native lane's value is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch.fx import Node
+
+from graphprobe import nodes
+
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+Rule = Callable[[Node, tuple[Any, ...], dict[str, Any]], Call]
+
+LIFTED = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+#: Operators on bit patterns: float64 bits are other bits. Their value is taken from the native lane.
+NATIVE = {"aten::view.dtype", "aten::frexp", "aten::nextafter", "aten::_local_scalar_dense", "aten::item"}
+#: Random operators: both sides replay one generator state, natively; lifting would draw other numbers.
+RANDOM = {
+    "aten::rand", "aten::randn", "aten::randint", "aten::randperm", "aten::rand_like", "aten::randn_like",
+    "aten::randint_like", "aten::bernoulli", "aten::dropout", "aten::native_dropout", "aten::multinomial",
+    "aten::normal", "aten::uniform", "aten::exponential", "aten::feature_dropout", "aten::alpha_dropout",
+}  # fmt: skip
+
+
+def lift(value: Any) -> Any:
+    """Raise a floating tensor to float64, a complex one to complex128; 8-bit floats and all else stay."""
+    if isinstance(value, torch.Tensor) and value.dtype in LIFTED:
+        return value.to(LIFTED[value.dtype])
+    return value
+
+
+def lift_dtype(value: Any) -> Any:
+    """Return float64 for a floating dtype wider than 8 bits, anything else unchanged."""
+    return LIFTED.get(value, value) if isinstance(value, torch.dtype) else value
+
+
+def lifted_call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Return what evaluates the node exactly, given its lifted arguments."""
+    rule = RULES.get(nodes.schema_name(node), _plain)
+    assert callable(node.target)
+    return rule(node, args, kwargs)
+
+
+def takes_native(node: Node) -> bool:
+    """Whether the exact lanes take the native lane's value for this node."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        schema = node.target._schema
+        full = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+        return full in NATIVE or schema.name in NATIVE or schema.name in RANDOM
+    return False
+
+
+#: Gathers: only the rows that are read need lifting, not a table of 128,256 rows.
+GATHERS = {"aten::embedding", "aten::index_select", "aten::gather"}
+
+
+def lifts_late(node: Node) -> Node | None:
+    """Return the weight that is gathered before it is lifted, or None."""
+    if nodes.schema_name(node) in GATHERS and isinstance(node.args[0], Node) and node.args[0].op == "get_attr":
+        return node.args[0]
+    return None
+
+
+def is_random(node: Node) -> bool:
+    """Whether the node draws random numbers (dropout outside training does not)."""
+    name = nodes.schema_name(node)
+    if name in ("aten::dropout", "aten::feature_dropout", "aten::alpha_dropout"):
+        return len(node.args) > 2 and node.args[2] is True
+    if name == "aten::native_dropout":
+        return len(node.args) > 2 and node.args[2] is not False
+    return name in RANDOM
+
+
+def _plain(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    assert callable(node.target)
+    args, kwargs = pytree.tree_map(lift_dtype, (args, kwargs), is_leaf=lambda v: isinstance(v, (Node, torch.dtype)))
+    return node.target, tuple(args), kwargs
+
+
+def _factory(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    # without a dtype the default would be float32, and 0.1 would be rounded to it
+    target, args, kwargs = _plain(node, args, kwargs)
+    value = nodes.tensor_val(node)
+    if kwargs.get("dtype") is None and value is not None and value.dtype in LIFTED:
+        kwargs = {**kwargs, "dtype": LIFTED[value.dtype]}
+    return target, args, kwargs
+
+
+def _fill_eps(position: int) -> Rule:
+    def rule(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        target, args, kwargs = _plain(node, args, kwargs)
+        given = args[position] if len(args) > position else kwargs.get("eps")
+        if given is None:
+            kwargs = {**{k: v for k, v in kwargs.items() if k != "eps"}, "eps": _native_eps(node)}
+            args = args[:position]
+        return target, args, kwargs
+
+    return rule
+
+
+def _native_eps(node: Node) -> float:
+    # ATen computes 16-bit norms in float32 and takes that type's epsilon
+    source = node.all_input_nodes[0]
+    value = nodes.tensor_val(source)
+    dtype = value.dtype if value is not None else torch.float32
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+
+
+def _no_half_to_float(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    target, args, kwargs = _plain(node, args, kwargs)
+    return target, (*args[:2], False), {}
+
+
+def _attention(make: Callable[..., Any]) -> Rule:
+    """A fused attention kernel without a float64 form: replaced by its definition."""
+
+    def rule(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return make, args, kwargs
+
+    return rule
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: Any, causal: bool, scale: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(q k^T scale + bias) v and its log-sum-exp, for [batch, heads, tokens, head dim]; repeats shared heads.
+
+    Formula: Vaswani et al. 2017, section 3.2.1. Causal masks are aligned to the upper left, as in ATen.
+    """
+    if key.shape[1] != query.shape[1]:
+        repeat = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+    score = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if causal:
+        keep = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).tril()
+        score = score.masked_fill(~keep, -math.inf)
+    if bias is not None:
+        score = score.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else score + bias
+    return torch.softmax(score, -1) @ value, torch.logsumexp(score, -1)
+
+
+def _flash(q: Any, k: Any, v: Any, dropout: float = 0.0, causal: bool = False, *rest: Any, **kw: Any) -> Any:
+    out, lse = attention(q, k, v, kw.get("attn_mask"), causal, kw.get("scale"))
+    return (out, lse, *(None,) * 7)
+
+
+def _efficient(q: Any, k: Any, v: Any, bias: Any, lse: bool, dropout: float = 0.0, causal: bool = False, **kw: Any) -> Any:
+    out, sums = attention(q, k, v, bias, causal, kw.get("scale"))
+    return (out, sums, None, None)
+
+
+def _cudnn(
+    q: Any, k: Any, v: Any, bias: Any, lse: bool, dropout: float = 0.0, causal: bool = False, *rest: Any, **kw: Any
+) -> Any:
+    out, sums = attention(q, k, v, bias, causal, kw.get("scale"))
+    return (out, sums, *(None,) * 7)
+
+
+_FACTORIES = (
+    "full", "zeros", "ones", "empty", "arange", "linspace", "logspace", "eye", "scalar_tensor", "tensor",
+    "hann_window", "hamming_window", "range",
+)  # fmt: skip
+
+RULES: dict[str, Rule] = {
+    **{f"aten::{name}": _factory for name in _FACTORIES},
+    "aten::rms_norm": _fill_eps(3),
+    "aten::_fused_rms_norm": _fill_eps(3),
+    "aten::_softmax": _no_half_to_float,
+    "aten::_log_softmax": _no_half_to_float,
+    "aten::_safe_softmax": _plain,
+    "aten::_scaled_dot_product_flash_attention": _attention(_flash),
+    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention(_flash),
+    "aten::_scaled_dot_product_efficient_attention": _attention(_efficient),
+    "aten::_scaled_dot_product_cudnn_attention": _attention(_cudnn),
+}

@@ -1,0 +1,198 @@
+"""What is measured where two lanes meet. Every number goes into one row of a device buffer, read once at the end.
+
+Elements of one class compare as a class and stay out of every sum: the same infinity, NaN on both sides, or both beyond
+the *sentinel* bound with equal sign (mask values), else one mask value would swallow any bug. Don't-care elements
+(`care` is False) are left out of everything and counted.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+
+Tensor = torch.Tensor
+
+
+class Column(IntEnum):
+    """The columns of a row; sums are sums of squares in float64 over the elements that count."""
+
+    COUNT = 0
+    LEFT_OUT = 1  # don't-care elements
+    BEFORE = 2  # sum b^2
+    FREE = 3  # sum (f - b)^2
+    FREE_MAX = 4  # max |f - b|
+    FREE_CLASS = 5  # elements of different class (NaN against number, ...)
+    FREE_EQUAL = 6  # 1 where f is bitwise b
+    FORCED = 7  # sum (r - b)^2
+    FORCED_CLASS = 8
+    FORCED_EQUAL = 9
+    BEFORE_NONFINITE = 10
+    FORCED_NONFINITE = 11
+    EXACT_DONE = 12  # 1 where the exact lanes ran
+    EXACT_BEFORE = 13  # sum xb^2
+    EXACT = 14  # sum (xa - xb)^2
+    EXACT_SLICE = 15  # worst relative difference of one slice along any dimension
+    EXACT_CLASS = 16
+    BEFORE_ERROR = 17  # sum (b - xb)^2
+    FORCED_ERROR = 18  # sum (r - xb)^2
+    NATIVE_DONE = 19
+    FORCED_SLICE = 20  # worst ratio, over the slices, of r's distance from exact to b's
+    EXACT_MAX = 21  # max |xa - xb|
+
+
+WIDTH = len(Column)
+
+
+def sentinel_bound(dtype: torch.dtype) -> float:
+    """Return the magnitude from which on equal signs compare as one class.
+
+    A thousandth of the largest number where the type has room to spare (bf16, fp32, fp64); float16's activations reach
+    the hundreds, so there only what is within one percent of the largest number counts as a mask value.
+    """
+    if not dtype.is_floating_point:
+        return float("inf")
+    share = 0.99 if torch.finfo(dtype).max < 1e6 else 1e-3
+    return share * torch.finfo(dtype).max
+
+
+def compared(x: Tensor, y: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (difference with 0 where a class compares, x with 0 there, mask of elements whose class differs)."""
+    finite = torch.isfinite(x) & torch.isfinite(y)
+    masked = (x.abs() >= bound) & (y.abs() >= bound) & (torch.signbit(x) == torch.signbit(y))
+    same = masked | (x == y) | (torch.isnan(x) & torch.isnan(y))
+    counts = finite & ~masked
+    zero = x.new_zeros(())
+    return torch.where(counts, y - x, zero), torch.where(counts, x, zero), ~(finite | same)
+
+
+def work_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return a dtype in which the tensors can be subtracted: float32 for anything up to 32 bits, else float64."""
+    wide = any(t.dtype in (torch.float64, torch.complex128) or not t.dtype.is_floating_point for t in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def real(x: Tensor) -> Tensor:
+    """Show a complex tensor as a real one with a last dimension of 2."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def squares(x: Tensor) -> Tensor:
+    """Return sum x^2 in float64."""
+    return torch.linalg.vector_norm(x.double() if x.dtype == torch.float64 else x, dtype=torch.float64).square()
+
+
+def keep(moved: Tensor | None, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Set don't-care elements to zero in all tensors."""
+    if moved is None or moved.shape != x.shape:
+        return (x, *others)
+    return tuple(torch.where(moved, t.new_zeros(()), t) for t in (x, *others))
+
+
+def native(slots: Tensor, row: int, b: Tensor, f: Tensor | None, r: Tensor | None, moved: Tensor | None = None) -> None:
+    """Measure the free and the forced lane against before."""
+    out = slots[row]
+    out[Column.NATIVE_DONE] = 1
+    out[Column.COUNT] = b.numel()
+    if moved is not None:
+        out[Column.LEFT_OUT] = moved.sum()
+    bound = sentinel_bound(b.dtype)
+    equal_f = _pair(out, b, f, moved, bound, (Column.FREE, Column.FREE_CLASS, Column.FREE_EQUAL), Column.FREE_MAX)
+    equal_r = _pair(out, b, r, moved, bound, (Column.FORCED, Column.FORCED_CLASS, Column.FORCED_EQUAL), None)
+    if not (equal_f and equal_r) and r is not None:
+        out[Column.BEFORE_NONFINITE] = _nonfinite(b, moved)
+        out[Column.FORCED_NONFINITE] = _nonfinite(r, moved)
+
+
+def _pair(
+    out: Tensor, b: Tensor, y: Tensor | None, moved: Tensor | None, bound: float, columns: tuple[int, ...], top: int | None
+) -> bool:
+    if y is None or y.shape != b.shape:
+        return True
+    squared, wrong_class, equal = columns
+    if not b.is_cuda and b.dtype == y.dtype and _bitwise(b, y):
+        out[equal] = 1
+        return True
+    if b.is_cuda and b.dtype == y.dtype:
+        out[equal] = (b == y).all() if not b.dtype.is_floating_point else ((b == y) | (b.isnan() & y.isnan())).all()
+    work = work_dtype(b, y)
+    left, right = keep(moved, real(b).to(work), real(y).to(work))
+    difference, kept, wrong = compared(left, right, bound)
+    out[Column.BEFORE] = squares(kept)
+    out[squared] = squares(difference)
+    out[wrong_class] = wrong.sum()
+    if top is not None and difference.numel():
+        out[top] = difference.abs().amax()
+    return False
+
+
+def _bitwise(x: Tensor, y: Tensor) -> bool:
+    return torch.equal(x, y)
+
+
+def _nonfinite(x: Tensor, moved: Tensor | None) -> Tensor:
+    if not (x.dtype.is_floating_point or x.is_complex()):
+        return torch.zeros((), device=x.device)
+    bad = ~torch.isfinite(x)
+    return (bad if moved is None or moved.shape != bad.shape else bad & ~moved).sum()
+
+
+def exact(
+    slots: Tensor, row: int, b: Tensor, r: Tensor | None, xb: Tensor, xa: Tensor, moved: Tensor | None = None
+) -> None:
+    """Measure the two exact lanes against each other, and both native lanes against the exact before."""
+    out = slots[row]
+    out[Column.EXACT_DONE] = 1
+    if xa.shape != xb.shape:
+        out[Column.EXACT_CLASS] = max(xb.numel(), 1)
+        return
+    bound = sentinel_bound(b.dtype)
+    truth, other = keep(moved, real(xb).double(), real(xa).double())
+    if not b.is_cuda and torch.equal(truth, other):
+        kept = torch.where(torch.isfinite(truth) & (truth.abs() < bound), truth, truth.new_zeros(()))
+    else:
+        difference, kept, wrong = compared(truth, other, bound)
+        out[Column.EXACT] = squares(difference)
+        out[Column.EXACT_CLASS] = wrong.sum()
+        if difference.numel():
+            out[Column.EXACT_MAX] = difference.abs().amax()
+            out[Column.EXACT_SLICE] = worst_slice(difference.square(), kept.square())
+    out[Column.EXACT_BEFORE] = squares(kept)
+    out[Column.BEFORE_ERROR] = _error(truth, b, moved, bound)
+    if r is not None and r.shape == b.shape:
+        equal = not b.is_cuda and r.dtype == b.dtype and torch.equal(r, b)
+        out[Column.FORCED_ERROR] = out[Column.BEFORE_ERROR] if equal else _error(truth, r, moved, bound)
+
+
+def _error(truth: Tensor, value: Tensor, moved: Tensor | None, bound: float) -> Tensor:
+    (given,) = keep(moved, real(value).double())
+    return squares(compared(truth, given, bound)[0])
+
+
+def worst_slice(difference: Tensor, scale: Tensor) -> Tensor:
+    """Return the largest ||d|| / ||x|| over all slices along each dimension; both given as squares.
+
+    A slice whose reference is zero is set against the tensor's mean square, else 1e-300 against 0 would be infinite.
+    """
+    worst = difference.new_zeros(())
+    floor = scale.mean() * 1e-12
+    for dim in range(difference.dim()):
+        if difference.shape[dim] < 2:
+            continue
+        others = [d for d in range(difference.dim()) if d != dim]
+        over = difference.sum(others) if others else difference
+        under = scale.sum(others) if others else scale
+        count = max(difference.numel() // difference.shape[dim], 1)
+        worst = torch.maximum(worst, (over / (under + floor * count + 1e-300)).amax())
+    return worst.sqrt()
+
+
+def moved(x: Tensor, again: Tensor) -> Tensor:
+    """Return where a value changed when padded inputs were drawn anew."""
+    same = (x == again) | (x.isnan() & again.isnan()) if x.is_floating_point() else x == again
+    return ~same
+
+
+def either(x: Tensor, y: Tensor) -> Tensor:
+    """Return the union of two masks."""
+    return x | y

@@ -1,0 +1,185 @@
+"""Regions: the two pieces of graph between a claimed output and the nearest frontier that both sides share.
+
+"The nearest claims above" may differ between the two sides: a fused add+RMSNorm starts at ``x`` and ``residual``, the
+split one at their claimed sum. So both cones grow upwards, the later node first, until the inputs of one are exactly
+the claimed partners of the inputs of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from graphprobe import nodes
+from graphprobe.align.claims import Alignment, Claim
+from graphprobe.program import Program
+
+SMALL = 16  # a region of at most so many value-making operations is called resolved
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """What is judged as one: two pieces with one common frontier."""
+
+    claim: Claim
+    before: tuple[Node, ...]  # the piece of `before` in graph order: weights, views and the claimed node included
+    after: tuple[Node, ...]
+    frontier: tuple[tuple[Node, Node], ...]  # (before, after) pairs both pieces start from
+    loose_before: tuple[Node, ...] = ()  # inputs of the graph that only this side consumes
+    loose_after: tuple[Node, ...] = ()
+
+    def operations(self, side: str) -> list[Node]:
+        """Return the piece's operations without weights."""
+        return [n for n in getattr(self, side) if n.op != "get_attr"]
+
+    def size(self, side: str) -> int:
+        """Count the value-making operations of one piece."""
+        return sum(nodes.makes_values(n) for n in getattr(self, side))
+
+
+class _Cone:
+    """One side's piece while it grows."""
+
+    def __init__(self, top: Node, program: Program) -> None:
+        self.program = program
+        self.piece = {top}
+        self.inputs: dict[Node, None] = {}
+        self._take(top)
+
+    def _take(self, node: Node) -> None:
+        for operand in node.all_input_nodes:
+            if operand in self.piece:
+                continue
+            if operand.op == "get_attr":
+                self.piece.add(operand)
+            else:
+                self.inputs[operand] = None
+
+    def expand(self, node: Node) -> None:
+        """Move an input into the piece; its own operands become inputs."""
+        del self.inputs[node]
+        self.piece.add(node)
+        self._take(node)
+
+    def ordered(self) -> tuple[Node, ...]:
+        return tuple(sorted(self.piece, key=self.program.order.__getitem__))
+
+
+class Regions:
+    """Finds regions under one alignment."""
+
+    def __init__(self, before: Program, after: Program, alignment: Alignment) -> None:
+        self.before, self.after = before, after
+        self._cuts_before: dict[Node, list[Claim]] = {}
+        self._cuts_after: dict[Node, list[Claim]] = {}
+        for claim in alignment.claims:
+            if claim.cut:
+                self._cuts_before.setdefault(claim.before, []).append(claim)
+                self._cuts_after.setdefault(claim.after, []).append(claim)
+        paths = [p for p in before.inputs if p in after.inputs]
+        self._same_input = {before.inputs[p]: after.inputs[p] for p in paths}
+        self._input_of_after = {q: p for p, q in self._same_input.items()}
+
+    def region(self, claim: Claim) -> Region:
+        """Return the region that the claim closes."""
+        left, right = _Cone(claim.before, self.before), _Cone(claim.after, self.after)
+        while True:
+            self._expand_unclaimed(left, self._cuts_before)
+            self._expand_unclaimed(right, self._cuts_after)
+            lone_before = [p for p in left.inputs if not self._matched_before(p, right)]
+            lone_after = [q for q in right.inputs if not self._matched_after(q, left)]
+            lone_before = [p for p in lone_before if p.op != "placeholder"]
+            lone_after = [q for q in lone_after if q.op != "placeholder"]
+            if not lone_before and not lone_after:
+                break
+            # the latest first: what it stands on may turn out to be an input of the other side too
+            top = max(
+                [self.before.order[p] for p in lone_before]
+                + [self._rank_after(q) for q in lone_after]
+            )
+            for p in lone_before:
+                if self.before.order[p] == top:
+                    left.expand(p)
+            for q in lone_after:
+                if self._rank_after(q) == top:
+                    right.expand(q)
+        return self._region(claim, left, right)
+
+    def _region(self, claim: Claim, left: _Cone, right: _Cone) -> Region:
+        frontier = []
+        for q in right.inputs:
+            pair = self._pair_of_after(q, left)
+            if pair is not None:
+                frontier.append((pair, q))
+        # one before node may meet several after nodes; each before input must be named at least once
+        named = {p for p, _ in frontier}
+        for p in left.inputs:
+            if p not in named:
+                q2 = self._pair_of_before(p, right)
+                if q2 is not None:
+                    frontier.append((p, q2))
+        paired_before = {p for p, _ in frontier}
+        paired_after = {q for _, q in frontier}
+        return Region(
+            claim,
+            left.ordered(),
+            right.ordered(),
+            tuple(frontier),
+            tuple(p for p in left.inputs if p not in paired_before),
+            tuple(q for q in right.inputs if q not in paired_after),
+        )
+
+    def _expand_unclaimed(self, cone: _Cone, cuts: dict[Node, list[Claim]]) -> None:
+        while True:
+            bare = [n for n in cone.inputs if n not in cuts and n.op != "placeholder"]
+            if not bare:
+                return
+            for node in bare:
+                cone.expand(node)
+
+    def _pair_of_after(self, q: Node, left: _Cone) -> Node | None:
+        same = self._input_of_after.get(q)
+        if same is not None:
+            return same
+        return next((c.before for c in self._cuts_after.get(q, ()) if c.before in left.inputs), None)
+
+    def _pair_of_before(self, p: Node, right: _Cone) -> Node | None:
+        same = self._same_input.get(p)
+        if same is not None:
+            return same
+        return next((c.after for c in self._cuts_before.get(p, ()) if c.after in right.inputs), None)
+
+    def _matched_before(self, p: Node, right: _Cone) -> bool:
+        return any(c.after in right.inputs for c in self._cuts_before.get(p, ()))
+
+    def _matched_after(self, q: Node, left: _Cone) -> bool:
+        return any(c.before in left.inputs for c in self._cuts_after.get(q, ()))
+
+    def _rank_after(self, q: Node) -> int:
+        return max(self.before.order[c.before] for c in self._cuts_after[q])
+
+
+def regions_of(before: Program, after: Program, alignment: Alignment) -> list[Region]:
+    """Return the region of every claim, in after's order."""
+    finder = Regions(before, after, alignment)
+    return [finder.region(claim) for claim in alignment.claims]
+
+
+def consumers(group: Iterable[Claim], regions: Iterable[Region]) -> list[Region]:
+    """Return the regions that a group of claims feeds, or that hold one of its nodes inside: D of the judge's rule 5."""
+    members = set(group)
+    pairs = {(c.before, c.after) for c in members}
+    inside_before = {c.before for c in members}
+    inside_after = {c.after for c in members}
+    return [
+        r
+        for r in regions
+        if r.claim not in members
+        and (
+            not pairs.isdisjoint(r.frontier)
+            or not inside_before.isdisjoint(r.before)
+            or not inside_after.isdisjoint(r.after)
+        )
+    ]

@@ -1,0 +1,191 @@
+"""A second look: evaluate single regions again, on before's values, with noise or with other values at the frontier.
+
+One forward run of `before` collects the values at the frontiers; then each region is a handful of operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from graphprobe import nodes
+from graphprobe.lanes import exact
+from graphprobe.lanes.build import Plan
+from graphprobe.lanes.regions import Region
+from graphprobe.program import Program
+
+U64 = 2.0**-53
+Values = dict[Node, Any]
+
+
+def run_program(
+    program: Program,
+    inputs: Mapping[str, Any],
+    wanted: Iterable[Node],
+    replace: Mapping[Node, Any] | None = None,
+    skip: frozenset[Node] | set[Node] = frozenset(),
+) -> Values:
+    """Run a program natively and return the values of the wanted nodes; `replace` holds functions of the environment.
+
+    Values die after their last use. Nodes in `skip` are not run.
+    """
+    wanted = set(wanted)
+    last: dict[Node, Node] = {}
+    for node in program.live:
+        for operand in node.all_input_nodes:
+            last[operand] = node
+    env: Values = {node: inputs[path] for path, node in program.inputs.items() if path in inputs}
+    kept: Values = {}
+    with torch.no_grad():
+        for node in program.live:
+            if node in skip:
+                continue
+            if replace and node in replace:
+                env[node] = replace[node](env)
+            elif node.op == "get_attr":
+                env[node] = program.attribute(node)
+            elif node.op == "call_function":
+                env[node] = _call(node, env)
+            if node in wanted:
+                kept[node] = env[node]
+            for operand in node.all_input_nodes:
+                if last[operand] is node and not (replace and operand.op == "placeholder"):
+                    env.pop(operand, None)
+    for node in wanted:
+        if node not in kept and node in env:
+            kept[node] = env[node]
+    return kept
+
+
+def _call(node: Node, env: Mapping[Node, Any]) -> Any:
+    args = torch.fx.map_arg(node.args, env.__getitem__)
+    kwargs = torch.fx.map_arg(node.kwargs, env.__getitem__)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+class Replay:
+    """Evaluates regions natively and exactly on before's values."""
+
+    def __init__(self, plan: Plan, inputs: Mapping[str, Any]) -> None:
+        self.plan, self.inputs = plan, inputs
+        self.values: Values = {}  # before's native values at the frontiers asked for so far
+
+    def fetch(self, wanted: Iterable[Node]) -> None:
+        """Make before's values of these nodes available; runs `before` once if any is missing."""
+        missing = [n for n in wanted if n not in self.values]
+        if missing:
+            self.values.update(run_program(self.plan.before, self.inputs, missing))
+
+    def fetch_frontiers(self, regions: Iterable[Region]) -> None:
+        """Make all frontier values of the regions available."""
+        self.fetch(n for r in regions for n in [*(p for p, _ in r.frontier), *r.loose_before])
+
+    def forget(self) -> None:
+        """Free all fetched values."""
+        self.values.clear()
+
+    def native(self, side: str, region: Region, given: Mapping[Node, torch.Tensor] | None = None) -> Values:
+        """Evaluate one piece natively on before's values (or on `given`, keyed by before's node)."""
+        env = self._leaves(side, region, given)
+        if side == "after":
+            for leaf, value in env.items():
+                env[leaf] = _as_taken(value, leaf)
+        return self._run(side, region, env)
+
+    def exact(
+        self,
+        side: str,
+        region: Region,
+        noise: torch.Generator | None = None,
+        given: Mapping[Node, torch.Tensor] | None = None,
+        cast: bool = False,
+    ) -> torch.Tensor:
+        """Evaluate one piece in float64. With `noise`, every floating result and constant is multiplied by 1 + 2 u64 xi.
+
+        With `cast`, before's values are first rounded to what `after` takes (for the precision rule).
+        """
+        env = self._leaves(side, region, given)
+        if cast:
+            env = {leaf: _as_taken(value, leaf) for leaf, value in env.items()}
+        env = {leaf: exact.lift(value) for leaf, value in env.items()}
+        native: Values = {}
+        if any(self._is_native(n) for n in getattr(region, side)):
+            native = self.native(side, region, given)
+        for node in getattr(region, side):
+            if node.op == "get_attr":
+                continue
+            if self._is_native(node):
+                env[node] = exact.lift(native[node])
+                continue
+            env[node] = self._exact_node(side, node, env, noise)
+        return env[region.claim.before if side == "before" else region.claim.after]
+
+    def _is_native(self, node: Node) -> bool:
+        return exact.takes_native(node) or node.target in self.plan.native_only
+
+    def _exact_node(self, side: str, node: Node, env: Values, noise: torch.Generator | None) -> Any:
+        late = exact.lifts_late(node)
+
+        def operand(n: Node) -> Any:
+            if n.op != "get_attr":
+                return env[n]
+            value = self._weight(side, n)
+            return value if n is late else _jitter(exact.lift(value), noise)
+
+        args = torch.fx.map_arg(node.args, operand)
+        kwargs = torch.fx.map_arg(node.kwargs, operand)
+        target: Any = node.target
+        with torch.no_grad():
+            if late is not None:
+                return _jitter(exact.lift(target(*args, **kwargs)), noise)
+            target, args, kwargs = exact.lifted_call(node, args, kwargs)
+            value = target(*args, **kwargs)
+        if nodes.is_view(node):
+            return value
+        if isinstance(value, (tuple, list)):
+            return tuple(_jitter(v, noise) for v in value)
+        return _jitter(value, noise)
+
+    def _weight(self, side: str, node: Node) -> Any:
+        if side == "after" and node in self.plan.same_weight:
+            return self.plan.before.attribute(self.plan.same_weight[node])
+        return (self.plan.before if side == "before" else self.plan.after).attribute(node)
+
+    def _leaves(self, side: str, region: Region, given: Mapping[Node, torch.Tensor] | None) -> Values:
+        env: Values = {}
+        for p, q in reversed(region.frontier):
+            env[p if side == "before" else q] = given[p] if given and p in given else self.values[p]
+        if side == "before":
+            env.update({p: self.values[p] for p in region.loose_before})
+        else:
+            paths = {n: path for path, n in self.plan.after.inputs.items()}
+            env.update({q: self.inputs[paths[q]] for q in region.loose_after})
+        return env
+
+    def _run(self, side: str, region: Region, env: Values) -> Values:
+        program = self.plan.before if side == "before" else self.plan.after
+        with torch.no_grad():
+            for node in getattr(region, side):
+                env[node] = program.attribute(node) if node.op == "get_attr" else _call(node, env)
+        return env
+
+
+def _as_taken(value: Any, leaf: Node) -> Any:
+    """Cast before's value to the dtype of the node of after that stands in its place."""
+    taken = nodes.tensor_val(leaf)
+    if isinstance(value, torch.Tensor) and taken is not None and taken.dtype != value.dtype:
+        return value.to(taken.dtype)
+    return value
+
+
+def _jitter(value: Any, noise: torch.Generator | None) -> Any:
+    if noise is None or not isinstance(value, torch.Tensor):
+        return value
+    if value.dtype not in (torch.float64, torch.complex128):
+        return value
+    xi = torch.rand(value.shape, generator=noise, dtype=torch.float64, device=value.device) * 2 - 1
+    return value * (1 + 2 * U64 * xi)

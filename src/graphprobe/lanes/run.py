@@ -1,0 +1,101 @@
+"""Run a probe graph. What raises in `after` becomes a structural fact, and the rest is run without it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from graphprobe import provenance
+from graphprobe.errors import OperatorError
+from graphprobe.lanes.build import Plan, Probe, build
+
+Inputs = dict[str, Any]  # path -> value
+
+
+@dataclass
+class Measurements:
+    """The numbers of one run: a row per region, columns as in `measure.Column`."""
+
+    rows: torch.Tensor  # [regions, columns] float64, on the CPU
+    raised: dict[Node, str] = field(default_factory=dict)  # node of after -> what it said
+    native_only: dict[Any, str] = field(default_factory=dict)  # operator without a float64 form -> what it said
+
+
+def measure(plan: Plan, inputs: Inputs, redrawn: Inputs | None = None) -> Measurements:
+    """Build and run the probe graph; synchronises once.
+
+    Raises OperatorError where `before` itself cannot run: there is no reference then.
+    """
+    raised: dict[Node, str] = {}
+    native_only: dict[Any, str] = {}
+    while True:
+        now = dataclasses.replace(
+            plan, broken=plan.broken | set(raised), native_only=plan.native_only | set(native_only)
+        )
+        probe = build(now)
+        try:
+            rows = _execute(probe, inputs, redrawn or {})
+            return Measurements(rows, raised, native_only)
+        except Exception as error:
+            lane, node, reason = _locate(probe, inputs, redrawn or {}, error)
+            if lane.startswith("exact"):
+                if node.target in native_only:
+                    raise
+                native_only[node.target] = reason
+            elif lane in ("free", "forced", "free_redrawn"):
+                if node in raised:
+                    raise
+                raised[node] = reason
+            else:
+                where = provenance.module_path(node) or "the root"
+                raise OperatorError(
+                    f"before cannot be run: {plan.before.label(node)} ({provenance.target_name(node)}) in {where} "
+                    f"raises {reason}. Check that the inputs fit the graph, and that its operators are known here"
+                ) from error
+
+
+def _values(probe: Probe, inputs: Inputs, redrawn: Inputs) -> list[Any]:
+    return [
+        redrawn[p.removeprefix("redrawn:")] if p.startswith("redrawn:") else inputs[p] for p in probe.paths
+    ]
+
+
+def _execute(probe: Probe, inputs: Inputs, redrawn: Inputs) -> torch.Tensor:
+    values = _values(probe, inputs, redrawn)
+    slots = probe.gm.get_buffer("slots")
+    device = next((v.device for v in values if isinstance(v, torch.Tensor)), slots.device)
+    probe.gm.register_buffer("slots", torch.zeros_like(slots, device=device), persistent=False)
+    with torch.no_grad():
+        probe.gm(*values)
+    return probe.gm.get_buffer("slots").cpu()
+
+
+class _Locating(torch.fx.Interpreter):
+    failed: Node | None = None
+
+    def run_node(self, n: Node) -> Any:
+        try:
+            return super().run_node(n)
+        except Exception:
+            self.failed = self.failed or n
+            raise
+
+
+def _locate(probe: Probe, inputs: Inputs, redrawn: Inputs, error: Exception) -> tuple[str, Node, str]:
+    """Run again node by node to learn which node of which lane raised. Raises the error itself if none does."""
+    interpreter = _Locating(probe.gm)
+    interpreter.extra_traceback = False
+    try:
+        with torch.no_grad():
+            interpreter.run(*_values(probe, inputs, redrawn))
+    except Exception as again:
+        if interpreter.failed is not None and interpreter.failed.name in probe.origin:
+            lane, node = probe.origin[interpreter.failed.name]
+            lines = [line for line in str(again).splitlines() if line.strip()]
+            return lane, node, f"{type(again).__name__}: {lines[0][:300] if lines else ''}"
+        raise
+    raise error

@@ -1,0 +1,129 @@
+"""Which regions are the same program on the same tensors, and which weight of `after` stands for which of `before`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from graphprobe import nodes
+from graphprobe.lanes.regions import Region
+from graphprobe.program import Program
+
+
+class Weights:
+    """Compares weights by content, each pair once."""
+
+    def __init__(self, before: Program, after: Program) -> None:
+        self.before, self.after = before, after
+        self._known: dict[tuple[int, int], bool] = {}
+
+    def equal(self, x: Node, y: Node) -> bool:
+        """Whether two ``get_attr`` nodes read the same content in the same dtype."""
+        return self._compare(x, y, cast=False)
+
+    def stands_for(self, x: Node, y: Node) -> bool:
+        """Whether after's weight is bitwise before's, or bitwise its cast to another dtype, in either direction."""
+        return self._compare(x, y, cast=True)
+
+    def _compare(self, x: Node, y: Node, cast: bool) -> bool:
+        mine, theirs = self.before.attribute(x), self.after.attribute(y)
+        if mine is theirs:
+            return True
+        if not isinstance(mine, torch.Tensor) or not isinstance(theirs, torch.Tensor):
+            return False
+        if mine.shape != theirs.shape or (mine.dtype != theirs.dtype and not cast):
+            return False
+        key = (id(mine), id(theirs))
+        if key not in self._known:
+            self._known[key] = _same_content(mine.detach(), theirs.detach())
+        return self._known[key]
+
+
+def _same_content(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+    if mine.dtype == theirs.dtype:
+        same_memory = mine.data_ptr() == theirs.data_ptr() and mine.stride() == theirs.stride()
+        return same_memory or torch.equal(mine, theirs.to(mine.device))
+    if not (mine.dtype.is_floating_point and theirs.dtype.is_floating_point):
+        return False
+    if mine.dtype.itemsize == 1 or theirs.dtype.itemsize == 1:  # a cast to 8 bits is quantisation
+        return False
+    there = theirs.to(mine.device)
+    return torch.equal(mine.to(theirs.dtype), there) or torch.equal(there.to(mine.dtype), mine)
+
+
+def substitutes(regions: list[Region], weights: Weights) -> dict[Node, Node]:
+    """Map each weight of after to the weight of before whose value the exact lanes use in its place."""
+    found: dict[Node, Node] = {}
+    for region in regions:
+        mine = [n for n in region.before if n.op == "get_attr"]
+        for y in region.after:
+            if y.op != "get_attr" or y in found:
+                continue
+            # the same name first: two norms often hold equal weights
+            for x in sorted(mine, key=lambda n: str(n.target) != str(y.target)):
+                if weights.stands_for(x, y):
+                    found[y] = x
+                    break
+    return found
+
+
+def isomorphic(region: Region, weights: Weights) -> bool:
+    """Whether both pieces are one program: equal operators, constants, dtypes and weight content."""
+    return _Matcher(region, weights).match()
+
+
+class _Matcher:
+    def __init__(self, region: Region, weights: Weights) -> None:
+        self.region, self.weights = region, weights
+        self.frontier = set(region.frontier)
+        self.leaves = {p for p, _ in region.frontier} | {q for _, q in region.frontier}
+        self.same: dict[Node, Node] = {}
+
+    def match(self) -> bool:
+        region = self.region
+        if len(region.before) != len(region.after) or region.loose_before or region.loose_after:
+            return False
+        stack = [(region.claim.before, region.claim.after)]
+        while stack:
+            x, y = stack.pop()
+            if x in self.same:
+                if self.same[x] is not y:
+                    return False
+                continue
+            if not self._alike(x, y):
+                return False
+            self.same[x] = y
+            operands = zip(x.all_input_nodes, y.all_input_nodes, strict=True)
+            stack.extend((p, q) for p, q in operands if (p, q) not in self.frontier)
+        return True
+
+    def _alike(self, x: Node, y: Node) -> bool:
+        if x.op != y.op or x in self.leaves or y in self.leaves:
+            return False
+        if x.op == "get_attr":
+            return self.weights.equal(x, y)
+        if x.target is not y.target or len(x.all_input_nodes) != len(y.all_input_nodes):
+            return False
+        mine, theirs = nodes.tensor_val(x), nodes.tensor_val(y)
+        if mine is not None and theirs is not None and mine.dtype != theirs.dtype:
+            return False
+        return same_arguments(x, y)
+
+
+def same_arguments(x: Node, y: Node) -> bool:
+    """Whether all constants agree and operands stand in the same places."""
+    slots_x = {n: i for i, n in enumerate(x.all_input_nodes)}
+    slots_y = {n: i for i, n in enumerate(y.all_input_nodes)}
+    return _shown((x.args, dict(x.kwargs)), slots_x) == _shown((y.args, dict(y.kwargs)), slots_y)
+
+
+def _shown(value: Any, slots: dict[Node, int]) -> Any:
+    if isinstance(value, Node):
+        return ("operand", slots[value])
+    if isinstance(value, (list, tuple)):
+        return [_shown(v, slots) for v in value]
+    if isinstance(value, dict):
+        return {k: _shown(v, slots) for k, v in value.items()}
+    return (type(value).__name__, repr(value))

@@ -1,0 +1,205 @@
+"""A graph made ready for the lanes: functional, flat, its inputs and outputs named by their path.
+
+Lanes must never disturb each other, so a graph that writes into tensors, calls modules or methods, or holds an
+autocast region is exported again and functionalised; names of the user's nodes are carried through as labels.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch.fx import GraphModule, Node
+
+from graphprobe import nodes
+from graphprobe.capturing import register_caches
+from graphprobe.errors import CaptureError
+
+_LABEL = "graphprobe_label"
+
+
+@dataclass(eq=False)
+class Program:
+    """One side of a comparison."""
+
+    gm: GraphModule
+    inputs: dict[str, Node]  # path in the calling convention -> placeholder, tensors and numbers alike
+    outputs: dict[str, Node]  # path -> node; only leaves that are nodes
+    labels: dict[Node, str]  # what the user calls a node
+    live: list[Node] = field(default_factory=list)  # nodes that reach an output, in graph order
+    order: dict[Node, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        alive: set[Node] = set()
+        stack = list(self.outputs.values())
+        while stack:
+            node = stack.pop()
+            if node not in alive:
+                alive.add(node)
+                stack.extend(node.all_input_nodes)
+        self.live = [n for n in self.gm.graph.nodes if n in alive]
+        self.order = {n: i for i, n in enumerate(self.live)}
+
+    def label(self, node: Node) -> str:
+        """Return the user's name for a node."""
+        return self.labels.get(node, node.name)
+
+    def is_leaf(self, node: Node) -> bool:
+        """Whether the node is a weight or constant of the module: part of a region, never an input of it."""
+        return node.op == "get_attr"
+
+    def attribute(self, node: Node) -> Any:
+        """Return what a ``get_attr`` node reads."""
+        return fetch(self.gm, str(node.target))
+
+
+def fetch(root: torch.nn.Module, target: str) -> Any:
+    """Return ``root.a.b.c`` for 'a.b.c'."""
+    value: Any = root
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def program(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    """Make a captured graph ready for the lanes. `args` and `kwargs` are used only if it must be exported again.
+
+    Raises CaptureError where a graph that must be functionalised cannot be.
+    """
+    if any(needs_export(node) for node in gm.graph.nodes):
+        return _functionalised(gm, args, kwargs)
+    return Program(gm, input_paths(gm), output_paths(gm), {})
+
+
+def needs_export(node: Node) -> bool:
+    """Whether lanes cannot run this node as it stands: it mutates, calls a module or method, or switches autocast."""
+    if node.op in ("call_module", "call_method"):
+        return not nodes.returns_nothing(node)
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return "autocast" in node.target.name() or "set_grad" in node.target.name()
+    return nodes.is_mutating(node)
+
+
+def input_paths(gm: GraphModule) -> dict[str, Node]:
+    """Map 'input_ids', 'past.key_cache[0]', ... to placeholders; without a calling convention, their names."""
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    info = getattr(gm.graph._codegen, "pytree_info", None)
+    if info is None or info.in_spec is None:
+        return {str(n.target): n for n in placeholders}
+    paths = spec_paths(info.in_spec, list(info.orig_args))
+    if len(paths) != len(placeholders):
+        return {str(n.target): n for n in placeholders}
+    return dict(zip(paths, placeholders, strict=True))
+
+
+def spec_paths(in_spec: Any, names: list[str]) -> list[str]:
+    """Name every leaf of (args, kwargs): positional ones by the parameter they bind to."""
+    tree = pytree.tree_unflatten(list(range(in_spec.num_leaves)), in_spec)
+    leaves, _ = pytree.tree_flatten_with_path(tree)
+    out = []
+    for path, _leaf in leaves:
+        first = names[path[1].idx] if path[0].idx == 0 else str(path[1].key)
+        out.append(first + _suffix(path[2:]))
+    return out
+
+
+def output_paths(gm: GraphModule) -> dict[str, Node]:
+    """Map 'logits', '[0]', 'past_key_values.layers[0]', ... to the nodes that are returned."""
+    output = next(n for n in gm.graph.nodes if n.op == "output")
+    info = getattr(gm.graph._codegen, "pytree_info", None)
+    returned = output.args[0]
+    flat = list(returned) if isinstance(returned, (list, tuple)) else [returned]
+    if info is not None and info.out_spec is not None and info.out_spec.num_leaves == len(flat):
+        returned = pytree.tree_unflatten(flat, info.out_spec)
+    leaves, _ = pytree.tree_flatten_with_path(returned)
+    return {(_suffix(path).lstrip(".") or "output"): leaf for path, leaf in leaves if isinstance(leaf, Node)}
+
+
+def _suffix(path: tuple[Any, ...]) -> str:
+    out = ""
+    for key in path:
+        name = getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))
+        out += f".{name}" if isinstance(name, str) and name.isidentifier() else f"[{name!r}]"
+    return out
+
+
+def _functionalised(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    marked = _marked(gm)
+    register_caches()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(marked, tuple(args), dict(kwargs), strict=False).run_decompositions({})
+    except Exception as error:
+        raise CaptureError(
+            f"the graph writes into its tensors or calls modules, and could not be made functional: "
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0][:400]}. "
+            "Give the arguments it runs on, or call ExportedProgram.run_decompositions({}) first"
+        ) from error
+    return from_exported(exported)
+
+
+def _marked(gm: GraphModule) -> GraphModule:
+    marked = copy.copy(gm)
+    marked.graph = copy.deepcopy(gm.graph)
+    for old, new in zip(gm.graph.nodes, marked.graph.nodes, strict=True):
+        new.meta["custom"] = {**(new.meta.get("custom") or {}), _LABEL: old.name}
+    marked.recompile()
+    return marked
+
+
+def from_exported(exported: torch.export.ExportedProgram) -> Program:
+    """Turn a functional ExportedProgram into a Program: weights become ``get_attr``, new state becomes an output."""
+    signature = exported.graph_signature
+    gm = GraphModule(exported.graph_module, copy.deepcopy(exported.graph_module.graph))
+    lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    lifted |= signature.inputs_to_lifted_tensor_constants
+    state: dict[str, Any] = {**exported.state_dict, **exported.constants}
+    user: list[Node] = []
+    for node in [n for n in gm.graph.nodes if n.op == "placeholder"]:
+        if str(node.target) not in lifted:
+            user.append(node)
+            continue
+        name = lifted[str(node.target)]
+        attribute = "_state_" + name.replace(".", "_")
+        gm.register_buffer(attribute, state[name], persistent=False)
+        with gm.graph.inserting_before(node):
+            read = gm.graph.get_attr(attribute)
+        read.meta = dict(node.meta)
+        node.replace_all_uses_with(read)
+        gm.graph.erase_node(node)
+    output = next(n for n in gm.graph.nodes if n.op == "output")
+    outputs = _signature_outputs(exported, list(output.args[0]))
+    in_spec = exported.call_spec.in_spec
+    names = spec_paths(in_spec, _positional_names(exported, in_spec))
+    inputs = dict(zip(names, user, strict=True))
+    labels = {n: n.meta["custom"][_LABEL] for n in gm.graph.nodes if _LABEL in (n.meta.get("custom") or {})}
+    return Program(gm, inputs, outputs, labels)
+
+
+def _positional_names(exported: torch.export.ExportedProgram, in_spec: Any) -> list[str]:
+    names = list(getattr(exported, "_forward_arg_names", None) or [])
+    module_spec = exported.module_call_graph[0].signature
+    found = list(getattr(module_spec, "forward_arg_names", None) or []) or names
+    count = len(pytree.tree_unflatten([0] * in_spec.num_leaves, in_spec)[0])
+    return found if len(found) >= count else [f"args{i}" for i in range(count)]
+
+
+def _signature_outputs(exported: torch.export.ExportedProgram, flat: list[Any]) -> dict[str, Node]:
+    user: list[Any] = []
+    state: dict[str, Node] = {}
+    for spec, node in zip(exported.graph_signature.output_specs, flat, strict=True):
+        if spec.kind.name == "USER_OUTPUT":
+            user.append(node)
+        elif isinstance(node, Node):
+            state[f"state:{spec.target}"] = node
+    returned = pytree.tree_unflatten(user, exported.call_spec.out_spec)
+    leaves, _ = pytree.tree_flatten_with_path(returned)
+    named = {(_suffix(path).lstrip(".") or "output"): leaf for path, leaf in leaves if isinstance(leaf, Node)}
+    return {**named, **state}
