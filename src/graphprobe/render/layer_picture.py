@@ -1,0 +1,192 @@
+"""A layer, or a whole graph, as a picture: boxes by operation or module, clusters by module, the stream marked."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from graphprobe.records import GraphView
+from graphprobe.render import labels
+from graphprobe.render.boxes import Canvas, Overlay, arrange, canvas_of, operation_box
+from graphprobe.render.folding import Group, fold
+from graphprobe.render.layers import members, select
+from graphprobe.render.roles import COLOURS, NO_VALUE, SPINE
+from graphprobe.render.scene import Box, Key, Line, Link, Scene, to_dot
+from graphprobe.render.wiring import CALLS, Wiring, layer_prefix, wire
+
+_SHARED = 6  # a source that feeds more boxes than this is drawn at each of them
+
+
+def dot_layer(
+    graph: GraphView, layer: str | int, *, limit: int = 250, depth: int | None = None, overlay: Overlay | None = None
+) -> str:
+    """Return one layer, module or pattern of modules as DOT text.
+
+    More than `limit` operations are folded into their modules, and all that lie more than `depth` modules below the
+    layer are. Raises RenderError where there is no such layer.
+    """
+    wiring = wire(graph)
+    modules = select(wiring, layer)
+    names = members(wiring, modules)
+    floor = None if depth is None else modules[0].count(".") + 1 + depth
+    canvas = canvas_of(wiring, names, fold(wiring, names, limit, floor), overlay)
+    canvas.boxes.extend(operation_box(canvas, group) for group in canvas.groups)
+    _inner_links(canvas)
+    _inputs(canvas)
+    _outputs(canvas)
+    ops = sum(1 for name in names if not wiring.node(name).is_view)
+    kind = wiring.kinds.get(modules[0], "")
+    details = f"{kind + ', ' if kind else ''}{ops} operations and {len(names) - ops} views"
+    heading = [Line(", ".join(modules[:4]), "title"), Line(f"{graph.name + ': ' if graph.name else ''}{details}")]
+    return to_dot(_scene(canvas, modules[0], heading, base=modules[0] if len(modules) == 1 else ""))
+
+
+def dot_graph(graph: GraphView, *, limit: int = 150, depth: int | None = None, overlay: Overlay | None = None) -> str:
+    """Return a whole graph as DOT text in at most about `limit` boxes, modules folded where there are more."""
+    wiring = wire(graph)
+    canvas = canvas_of(wiring, wiring.shown, fold(wiring, wiring.shown, limit, depth), overlay)
+    canvas.boxes.extend(operation_box(canvas, group) for group in canvas.groups)
+    _inner_links(canvas)
+    _split_shared(canvas)
+    calls = [n for n in wiring.shown if wiring.node(n).op in CALLS]
+    ops = sum(1 for name in calls if not wiring.node(name).is_view)
+    heading = [
+        Line(graph.name or "graph", "title"),
+        Line(f"{ops} operations and {len(calls) - ops} views in {len(canvas.groups)} boxes"),
+    ]
+    return to_dot(_scene(canvas, graph.name, heading, base=""))
+
+
+def _scene(canvas: Canvas, name: str, heading: list[Line], base: str) -> Scene:
+    boxes, frames = arrange(canvas, canvas.boxes, base)
+    legend = _legend(canvas)
+    title = [*heading, Line(canvas.overlay.title, "small", "#444444")]
+    return Scene(name, tuple(title), tuple(boxes), tuple(canvas.links), frames, legend)
+
+
+def _inner_links(canvas: Canvas) -> None:
+    drawn: dict[tuple[str, str], Link] = {}
+    for group in canvas.groups:
+        for name in group.members:
+            for source in canvas.wiring.inputs(name):
+                above = canvas.owner.get(source)
+                if above is None or above.id == group.id:
+                    continue
+                thick = source in canvas.spine and name in canvas.spine
+                link = _stream(canvas, above.id, group) if thick else Link(above.id, group.id)
+                key = (above.id, group.id)
+                if key not in drawn or thick:
+                    drawn[key] = link
+    canvas.links.extend(drawn.values())
+
+
+def _stream(canvas: Canvas, tail: str, head: Group) -> Link:
+    """Draw a piece of the residual stream: thick, and past the branch that it goes around."""
+    around = len(head.members) == 1 and len(canvas.wiring.inputs(head.members[0])) > 1
+    return Link(tail, head.id, SPINE, 3.0, weight=8, side="e" if around else "")
+
+
+def _inputs(canvas: Canvas) -> None:
+    """Mark what comes from outside, each source once."""
+    marked: dict[str, Box] = {}
+    for group in canvas.groups:
+        for name in group.members:
+            for source in canvas.wiring.inputs(name):
+                if source in canvas.owner:
+                    continue
+                thick = source in canvas.spine and name in canvas.spine
+                if source not in marked:
+                    marked[source] = _marker(canvas, source, thick=source in canvas.spine)
+                id = marked[source].id
+                link = _stream(canvas, id, group) if thick else Link(id, group.id)
+                if all((link.tail, link.head) != (other.tail, other.head) for other in canvas.links):
+                    canvas.links.append(link)
+    canvas.boxes.extend(marked.values())
+
+
+def _marker(canvas: Canvas, source: str, thick: bool) -> Box:
+    wiring = canvas.wiring
+    node = wiring.node(source)
+    place = layer_prefix(wiring.place[source]) or wiring.place[source]
+    text = "residual stream" if thick else labels.source_name(wiring, source)
+    lines = [Line(f"in: {text}", "title"), Line(f"from {place}" if thick and place else "", "small")]
+    colour = COLOURS["input"]
+    if not node.has_val:
+        canvas.red, colour = True, NO_VALUE
+        lines.append(Line('no meta["val"]', "small"))
+    return Box(
+        f"in {source}",
+        (*lines, Line(labels.shape_line(node))),
+        colour.fill,
+        colour.line,
+        style="filled",
+        tooltip=f"{source}\n{node.target}\n{wiring.place[source]}",
+    )
+
+
+def _outputs(canvas: Canvas) -> None:
+    """Mark what is used outside, and where."""
+    for group in canvas.groups:
+        for name in group.members:
+            outside = [u for u in canvas.wiring.users[name] if u not in canvas.owner and u in canvas.wiring.shown]
+            if not outside:
+                continue
+            places = dict.fromkeys(_destination(canvas.wiring, user) for user in outside)
+            stream = name in canvas.spine
+            colour = COLOURS["output"]
+            more = f" and {len(places) - 2} more" if len(places) > 2 else ""
+            id = f"out {name}"
+            lines = (
+                Line("out: residual stream" if stream else f"out: {name}", "title"),
+                Line(f"to {', '.join(list(places)[:2])}{more}", "small"),
+            )
+            canvas.boxes.append(Box(id, lines, colour.fill, colour.line, style="filled"))
+            canvas.links.append(Link(group.id, id, SPINE, 3.0, weight=8) if stream else Link(group.id, id))
+
+
+def _destination(wiring: Wiring, name: str) -> str:
+    if wiring.node(name).op == "output":
+        return "the outputs"
+    place = wiring.place[name]
+    return layer_prefix(place) or place or name
+
+
+def _split_shared(canvas: Canvas) -> None:
+    """Draw sources that feed very many boxes (cos, sin, a mask) at each of them: long edges make a layout slow."""
+    fed: dict[str, list[Link]] = {}
+    for link in canvas.links:
+        fed.setdefault(link.tail, []).append(link)
+    shared = {tail: links for tail, links in fed.items() if len(links) > _SHARED}
+    if not shared:
+        return
+    places = {box.id: index for index, box in enumerate(canvas.boxes)}
+    groups = {group.id: group for group in canvas.groups}
+    words: dict[str, list[str]] = {}
+    for tail, links in shared.items():
+        for link in links:
+            words.setdefault(link.head, []).extend(_carried(canvas, tail, groups[link.head]))
+        box = canvas.boxes[places[tail]]
+        note = Line(f"goes to {len(links)} boxes, drawn at each", "small", "#555555")
+        canvas.boxes[places[tail]] = dataclasses.replace(box, lines=(*box.lines, note))
+    canvas.links = [link for link in canvas.links if link.tail not in shared]
+    colour = COLOURS["input"]
+    for head, names in words.items():
+        text = Line(", ".join(dict.fromkeys(names)), "small")
+        cluster = canvas.boxes[places[head]].cluster
+        canvas.boxes.append(Box(f"{head} takes", (text,), colour.fill, colour.line, cluster=cluster))
+        canvas.links.append(Link(f"{head} takes", head))
+
+
+def _carried(canvas: Canvas, tail: str, head: Group) -> list[str]:
+    """Name the values that go from one box to another."""
+    wiring = canvas.wiring
+    sources = (s for n in head.members for s in wiring.inputs(n))
+    carried = dict.fromkeys(s for s in sources if s in canvas.owner and canvas.owner[s].id == tail)
+    return [labels.clip(labels.source_name(wiring, s), 24) for s in list(carried)[:3]]
+
+
+def _legend(canvas: Canvas) -> tuple[Key, ...]:
+    used = {canvas.roles[g.id] for g in canvas.groups}
+    keys = [Key(r, c.fill, c.line) for r, c in COLOURS.items() if r in used and r not in ("view", "other", "output")]
+    if canvas.red:
+        keys.append(Key('no meta["val"]', NO_VALUE.fill, NO_VALUE.line))
+    return (*keys, *canvas.overlay.legend)

@@ -1,0 +1,59 @@
+"""The residual stream of a transformer layer, found by dataflow alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphprobe.render.labels import short_op
+from graphprobe.render.wiring import Wiring
+
+
+def spine_of(wiring: Wiring, names: Sequence[str]) -> set[str]:
+    """Return the residual stream: the additions x + f(x) that lead from the last value of `names` up to the first.
+
+    Of an addition's two inputs the stream is the one that the other was computed from.
+    """
+    within = set(names)
+    last = next((n for n in reversed(names) if adds(wiring, n)), None)
+    found: set[str] = set()
+    while last is not None and last in within:
+        found.add(last)
+        last = _stream_input(wiring, last, within)
+    if last is not None:
+        found.add(last)
+    return found if len(found) > 1 else set()
+
+
+def _stream_input(wiring: Wiring, name: str, within: set[str]) -> str | None:
+    node = wiring.node(name)
+    sources = wiring.inputs(name)
+    if not adds(wiring, name):
+        same = [s for s in sources if wiring.node(s).shape == node.shape]
+        return same[0] if len(same) == 1 else None
+    first, second = sources
+    if first not in within or _above(wiring, second, first):
+        return first
+    if second not in within or _above(wiring, first, second):
+        return second
+    return None
+
+
+def adds(wiring: Wiring, name: str) -> bool:
+    """Whether the operation adds two values of one shape."""
+    node = wiring.node(name)
+    sources = wiring.inputs(name)
+    same = all(wiring.node(s).shape == node.shape for s in sources)
+    return short_op(node) == "add" and len(sources) == 2 and same and len(node.shape or ()) >= 2
+
+
+def _above(wiring: Wiring, name: str, wanted: str, limit: int = 400) -> bool:
+    """Whether `wanted` is an ancestor of `name`."""
+    floor, todo, seen = wiring.order[wanted], [name], set[str]()
+    while todo and len(seen) < limit:
+        current = todo.pop()
+        if current == wanted:
+            return True
+        if current not in seen and wiring.order[current] > floor:
+            seen.add(current)
+            todo.extend(wiring.inputs(current))
+    return False
