@@ -35,6 +35,14 @@ class Plan:
     native_only: set[Any] = field(default_factory=set)  # operators that have no float64 form
     tick: Callable[[int], None] | None = None
 
+    def dead(self) -> set[Node]:
+        """Return the nodes of after that cannot be run: those that raise, and all below."""
+        dead = set(self.broken)
+        for node in self.after.live if dead else ():
+            if any(operand in dead for operand in node.all_input_nodes):
+                dead.add(node)
+        return dead
+
 
 @dataclass
 class Probe:
@@ -66,7 +74,7 @@ class _Builder:
         self.lifted: dict[Node, Node] = {}  # native value of before -> its float64 copy
         self.cast: dict[tuple[Node, torch.dtype], Node] = {}
         self.weights: dict[int, Node] = {}  # float64 weights of the region being emitted
-        self.dead = self._descendants(plan.broken)
+        self.dead = plan.dead()
 
     def build(self) -> Probe:
         self._placeholders()
@@ -80,13 +88,6 @@ class _Builder:
         width = len(regions), measure.WIDTH
         self.root.register_buffer("slots", torch.zeros(width, dtype=torch.float64), persistent=False)
         return Probe(GraphModule(self.root, self.graph), self.paths, self.origin)
-
-    def _descendants(self, broken: set[Node]) -> set[Node]:
-        dead = set(broken)
-        for node in self.plan.after.live:
-            if any(operand in dead for operand in node.all_input_nodes):
-                dead.add(node)
-        return dead
 
     # --- inputs -------------------------------------------------------------------------------------------------
 

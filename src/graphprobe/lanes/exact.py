@@ -64,7 +64,7 @@ def takes_native(node: Node) -> bool:
     if isinstance(node.target, torch._ops.OpOverload):
         schema = node.target._schema
         full = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
-        return full in NATIVE or schema.name in NATIVE or schema.name in RANDOM
+        return full in NATIVE or schema.name in NATIVE or is_random(node)
     return False
 
 

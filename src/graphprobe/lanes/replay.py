@@ -5,14 +5,14 @@ One forward run of `before` collects the values at the frontiers; then each regi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.lanes import exact
+from graphprobe.lanes import exact, measure
 from graphprobe.lanes.build import Plan
 from graphprobe.lanes.regions import Region
 from graphprobe.program import Program
@@ -25,14 +25,18 @@ def run_program(
     program: Program,
     inputs: Mapping[str, Any],
     wanted: Iterable[Node],
-    replace: Mapping[Node, Any] | None = None,
-    skip: frozenset[Node] | set[Node] = frozenset(),
+    replace: Mapping[Node, Callable[[Values], Any]] | None = None,
+    hold: Iterable[Node] = (),
+    skip: Iterable[Node] = (),
+    observe: Callable[[Any], Any] | None = None,
 ) -> Values:
-    """Run a program natively and return the values of the wanted nodes; `replace` holds functions of the environment.
+    """Run a program natively and return the values of the wanted nodes.
 
-    Values die after their last use. Nodes in `skip` are not run.
+    A node in `replace` takes what its function makes of the environment; nodes in `hold` are kept alive for that. All
+    other values die after their last use. Nodes in `skip` are not run. With `observe`, what it returns is kept in place
+    of the values.
     """
-    wanted = set(wanted)
+    wanted, skip, held = set(wanted), set(skip), set(hold)
     last: dict[Node, Node] = {}
     for node in program.live:
         for operand in node.all_input_nodes:
@@ -50,13 +54,13 @@ def run_program(
             elif node.op == "call_function":
                 env[node] = _call(node, env)
             if node in wanted:
-                kept[node] = env[node]
+                kept[node] = observe(env[node]) if observe else env[node]
             for operand in node.all_input_nodes:
-                if last[operand] is node and not (replace and operand.op == "placeholder"):
+                if last[operand] is node and operand not in held:
                     env.pop(operand, None)
     for node in wanted:
         if node not in kept and node in env:
-            kept[node] = env[node]
+            kept[node] = observe(env[node]) if observe else env[node]
     return kept
 
 
@@ -70,9 +74,10 @@ def _call(node: Node, env: Mapping[Node, Any]) -> Any:
 class Replay:
     """Evaluates regions natively and exactly on before's values."""
 
-    def __init__(self, plan: Plan, inputs: Mapping[str, Any]) -> None:
-        self.plan, self.inputs = plan, inputs
+    def __init__(self, plan: Plan, inputs: Mapping[str, Any], redrawn: Mapping[str, Any] | None = None) -> None:
+        self.plan, self.inputs, self.redrawn = plan, inputs, redrawn
         self.values: Values = {}  # before's native values at the frontiers asked for so far
+        self._masks: dict[tuple[Node, Node], torch.Tensor] = {}
 
     def fetch(self, wanted: Iterable[Node]) -> None:
         """Make before's values of these nodes available; runs `before` once if any is missing."""
@@ -88,13 +93,33 @@ class Replay:
         """Free all fetched values."""
         self.values.clear()
 
+    def mask(self, x: Node, y: Node) -> torch.Tensor | None:
+        """Return where the values of x and y move when padding is drawn anew: nobody cares about them there."""
+        return self._masks.get((x, y))
+
+    def fetch_masks(self, pairs: Iterable[tuple[Node, Node]]) -> None:
+        """Make the don't-care masks of these pairs available: four forward runs, none where nothing is padded."""
+        if self.redrawn is None:
+            return
+        missing = [pair for pair in pairs if pair not in self._masks]
+        if not missing:
+            return
+        both = []
+        for program, column in ((self.plan.before, 0), (self.plan.after, 1)):
+            wanted = [pair[column] for pair in missing]
+            runs = [run_program(program, i, wanted, skip=self.plan.dead()) for i in (self.inputs, self.redrawn)]
+            both.append({n: measure.moved(runs[0][n], runs[1][n]) for n in wanted if n in runs[0]})
+        for x, y in missing:
+            if x in both[0] and y in both[1] and both[0][x].shape == both[1][y].shape:
+                self._masks[x, y] = both[0][x] | both[1][y]
+
     def native(self, side: str, region: Region, given: Mapping[Node, torch.Tensor] | None = None) -> Values:
         """Evaluate one piece natively on before's values (or on `given`, keyed by before's node)."""
         env = self._leaves(side, region, given)
         if side == "after":
             for leaf, value in env.items():
                 env[leaf] = _as_taken(value, leaf)
-        return self._run(side, region, env)
+        return self.run_piece(side, region, env)
 
     def exact(
         self,
@@ -103,10 +128,12 @@ class Replay:
         noise: torch.Generator | None = None,
         given: Mapping[Node, torch.Tensor] | None = None,
         cast: bool = False,
+        override: Mapping[Node, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Evaluate one piece in float64. With `noise`, every floating result and constant is multiplied by 1 + 2 u64 xi.
 
-        With `cast`, before's values are first rounded to what `after` takes (for the precision rule).
+        With `cast`, before's values are first rounded to what `after` takes (for the precision rule). With `override`,
+        nodes inside the piece take the given values.
         """
         env = self._leaves(side, region, given)
         if cast:
@@ -117,6 +144,9 @@ class Replay:
             native = self.native(side, region, given)
         for node in getattr(region, side):
             if node.op == "get_attr":
+                continue
+            if override and node in override:
+                env[node] = override[node]
                 continue
             if self._is_native(node):
                 env[node] = exact.lift(native[node])
@@ -166,7 +196,8 @@ class Replay:
             env.update({q: self.inputs[paths[q]] for q in region.loose_after})
         return env
 
-    def _run(self, side: str, region: Region, env: Values) -> Values:
+    def run_piece(self, side: str, region: Region, env: Values) -> Values:
+        """Run one piece natively on the leaves in `env`; returns env with the piece's values added."""
         program = self.plan.before if side == "before" else self.plan.after
         with torch.no_grad():
             for node in getattr(region, side):

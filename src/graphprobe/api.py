@@ -1,0 +1,247 @@
+"""The stages wired together: what users call."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphprobe import align, fxfile, graphview, inputs, judge, nodes
+from graphprobe.capturing import Model, capture
+from graphprobe.devices import moved
+from graphprobe.errors import InputError, MismatchError
+from graphprobe.lanes.replay import run_program
+from graphprobe.program import Program, program
+from graphprobe.records import Replacement, Report
+
+Side = Model | str | os.PathLike[str]
+Progress = Callable[[int, int, str], None]
+
+
+def diff(
+    before: Side,
+    after: Side,
+    args: tuple[Any, ...] | list[Any] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    exact: str = "auto",
+    valid: torch.Tensor | None = None,
+    events: Sequence[Replacement] | None = None,
+    accept: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    min_coverage: float = 0.9,
+    progress: Progress | None = None,
+) -> Report:
+    """Compare two versions of a model region by region and say which operation makes them disagree.
+
+    Each side is an nn.Module, an ExportedProgram, a GraphModule or the path of an ``.fx`` file. Without `args` and
+    `kwargs` the inputs stored in ``before.fx`` are taken, else they are drawn from the graph. `exact` is "auto" (exact
+    lanes except where both regions are one program), "always" or "never". `valid` is a [batch, tokens] mask of the
+    positions that count. `events` are the replacements recorded while a transform ran. `accept` holds
+    "NODE:KIND:BOUND" rules for changes that are meant, `allow` kinds that are. Raises GraphprobeError on bad input.
+    """
+    started = time.perf_counter()
+    _check_options(exact, allow, min_coverage)
+    gm_before, gm_after, args, kwargs = _sides(before, after, tuple(args), kwargs)
+    if device is not None:
+        gm_before, gm_after, args, kwargs, valid = _to_device(torch.device(device), gm_before, gm_after, args, kwargs, valid)
+    left, right, bound = _programs(gm_before, gm_after, args, kwargs)
+    notes: list[str] = []
+    redrawn = _redrawn(left, bound, valid, notes)
+    alignment = align.align(left, right, tuple(events or ()))
+    judgement = judge.judge(left, right, alignment, bound, redrawn=redrawn, exact=exact, progress=progress)
+    judgement.notes += notes
+    report = judge.report(judgement, accept=accept, allow=allow, min_coverage=min_coverage)
+    return dataclasses.replace(
+        report,
+        before=graphview.view(gm_before, "before"),
+        after=graphview.view(gm_after, "after"),
+        environment=environment(bound),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check_options(exact: str, allow: Sequence[str], min_coverage: float) -> None:
+    if exact not in ("auto", "always", "never"):
+        raise InputError(f"exact={exact!r}: it must be 'auto', 'always' or 'never'")
+    if not 0 <= min_coverage <= 1:
+        raise InputError(f"min_coverage={min_coverage}: it must lie between 0 and 1")
+
+
+def _sides(
+    before: Side, after: Side, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, tuple[Any, ...], dict[str, Any]]:
+    """Turn both sides into graphs and settle the inputs: given, stored with a file, or drawn."""
+    given = bool(args) or bool(kwargs)
+    if not given:
+        for side in (before, after):
+            stored = fxfile.load_inputs(side) if isinstance(side, (str, os.PathLike)) else None
+            if stored is not None:
+                args, kwargs, given = stored[0], stored[1], True
+                break
+    kwargs = dict(kwargs or {})
+    sides = [fxfile.load(s) if isinstance(s, (str, os.PathLike)) else s for s in (before, after)]
+    if not given:
+        captured = [s for s in sides if not _is_plain_module(s)]
+        if not captured:
+            raise InputError("no inputs were given, and a plain nn.Module has none to draw from: give args= or kwargs=")
+        args, kwargs = inputs.draw(capture(captured[0]))
+    graphs = [capture(s, args, kwargs) for s in sides]
+    return graphs[0], graphs[1], args, kwargs
+
+
+def _is_plain_module(side: Any) -> bool:
+    return isinstance(side, torch.nn.Module) and not isinstance(side, torch.fx.GraphModule)
+
+
+def _to_device(
+    device: torch.device,
+    before: torch.fx.GraphModule,
+    after: torch.fx.GraphModule,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    valid: torch.Tensor | None,
+) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, tuple[Any, ...], dict[str, Any], torch.Tensor | None]:
+    def there(value: Any) -> Any:
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    args, kwargs, valid = torch.utils._pytree.tree_map(there, (args, kwargs, valid))
+    return moved(before, device), moved(after, device), args, kwargs, valid
+
+
+def _programs(
+    gm_before: torch.fx.GraphModule, gm_after: torch.fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Program, Program, inputs.Inputs]:
+    """Make both graphs ready for the lanes and bind the inputs; the calling convention is before's."""
+    bound = inputs.bind(gm_before, args, kwargs, "before")
+    inputs.bind(gm_after, args, kwargs, "after")
+    left = program(gm_before, args, kwargs)
+    right = program(gm_after, args, kwargs)
+    _rename_positional(left, right, gm_before, gm_after, len(args))
+    _check_signatures(left, right)
+    for side, one, gm in (("before", left, gm_before), ("after", right, gm_after)):
+        inputs.check(one, bound, side, inputs.device_of(gm))
+    for one in (left, right):
+        concretise(one, bound)
+    return left, right, bound
+
+
+def _rename_positional(
+    left: Program, right: Program, gm_before: torch.fx.GraphModule, gm_after: torch.fx.GraphModule, count: int
+) -> None:
+    """What the caller gave by position binds to each side's own parameter; the path is called as before calls it."""
+    mine, theirs = inputs.parameter_names(gm_before)[:count], inputs.parameter_names(gm_after)[:count]
+    names = {t: m for m, t in zip(mine, theirs, strict=False)}
+
+    def rename(path: str) -> str:
+        head = next((t for t in sorted(names, key=len, reverse=True) if path == t or path.startswith((t + ".", t + "["))), None)
+        return path if head is None else names[head] + path[len(head) :]
+
+    right.inputs = {rename(path): node for path, node in right.inputs.items()}
+
+
+def _check_signatures(left: Program, right: Program) -> None:
+    used_left = [p for p, n in left.inputs.items() if nodes.tensor_val(n) is not None]
+    used_right = [p for p, n in right.inputs.items() if nodes.tensor_val(n) is not None]
+    if len(used_left) != len(used_right):
+        raise MismatchError(
+            f"before takes {len(used_left)} tensors ({', '.join(used_left)}), after takes {len(used_right)} "
+            f"({', '.join(used_right)}): capture both with the same inputs"
+        )
+    outputs_left = [p for p in left.outputs if not p.startswith("state:")]
+    outputs_right = [p for p in right.outputs if not p.startswith("state:")]
+    if len(outputs_left) != len(outputs_right):
+        raise MismatchError(
+            f"before returns {len(outputs_left)} values ({', '.join(outputs_left)}), after returns "
+            f"{len(outputs_right)} ({', '.join(outputs_right)}): let both return the same"
+        )
+
+
+def concretise(one: Program, bound: inputs.Inputs) -> None:
+    """Where shapes are symbolic or ``meta["val"]`` is missing, run the program once and note what its values are.
+
+    The notes go to a copy of the graph: the caller's nodes are not touched.
+    """
+    if all(_is_concrete(n) for n in one.live):
+        return
+    copied = _copy(one)
+    try:
+        values = run_program(copied, bound, copied.live, observe=_as_meta)
+    except Exception:  # the run itself will say which node raises
+        values = {}
+    for node, value in values.items():
+        node.meta["val"] = value
+    one.__dict__.update(copied.__dict__)
+
+
+def _is_concrete(node: torch.fx.Node) -> bool:
+    value = node.meta.get("val", ...)
+    if value is ... and node.op != "get_attr":
+        return False
+    return not isinstance(value, torch.Tensor) or all(isinstance(d, int) for d in value.shape)
+
+
+def _as_meta(value: Any) -> Any:
+    return torch.utils._pytree.tree_map(
+        lambda v: torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="meta") if isinstance(v, torch.Tensor) else v,
+        value,
+    )
+
+
+def _copy(one: Program) -> Program:
+    graph = torch.fx.Graph()
+    made: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in one.gm.graph.nodes:
+        made[node] = graph.node_copy(node, made.__getitem__)
+        made[node].meta = dict(node.meta)
+    gm = torch.fx.GraphModule(one.gm, graph)
+    labels = {made[n]: one.label(n) for n in made}
+    return Program(
+        gm,
+        {p: made[n] for p, n in one.inputs.items()},
+        {p: made[n] for p, n in one.outputs.items()},
+        labels,
+    )
+
+
+def _redrawn(left: Program, bound: inputs.Inputs, valid: torch.Tensor | None, notes: list[str]) -> inputs.Inputs | None:
+    """Return inputs with fresh padding, if there is padding and if it really is hidden from the valid outputs."""
+    padded = inputs.padding(bound, valid)
+    if padded is None:
+        return None
+    redrawn = inputs.redraw(bound, padded)
+    wanted = list(left.outputs.values())
+    plain, again = run_program(left, bound, wanted), run_program(left, redrawn, wanted)
+    for node in wanted:
+        x, y = plain[node], again[node]
+        if isinstance(x, torch.Tensor) and x.shape[:2] == padded.shape and x.is_floating_point():
+            counts = ~padded.to(x.device)
+            if not torch.equal(torch.nan_to_num(x[counts]), torch.nan_to_num(y[counts])):
+                notes.append("the padded positions reach the valid outputs of before: they are compared like all others")
+                return None
+    notes.append(f"{int(padded.sum())} padded positions are left out of every measure")
+    return redrawn
+
+
+def environment(bound: inputs.Inputs) -> dict[str, str]:
+    """Say where the comparison ran."""
+    device = next((v.device for v in bound.values() if isinstance(v, torch.Tensor)), torch.device("cpu"))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": f"{device.type} ({name})",
+        "platform": platform.system(),
+    }
+
+
+def file_name(side: Side) -> str:
+    """Return the file's name, or the class of what was given."""
+    return Path(side).name if isinstance(side, (str, os.PathLike)) else type(side).__name__

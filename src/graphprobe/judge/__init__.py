@@ -1,0 +1,6 @@
+"""The judge: measurements become kinds, kinds become a report. One file per rule of docs/how-it-works.md."""
+
+from graphprobe.judge.judging import Judgement, judge
+from graphprobe.judge.reporting import report
+
+__all__ = ["Judgement", "judge", "report"]

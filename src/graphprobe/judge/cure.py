@@ -1,0 +1,89 @@
+"""Rule 10: run `after` freely once more, with before's region in place of after's, and see how much error goes.
+
+Before's region runs on the free lane's own inputs; putting before's *value* there would cure everything upstream too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from graphprobe import nodes
+from graphprobe.align.claims import Claim
+from graphprobe.lanes import measure
+from graphprobe.lanes.regions import Region
+from graphprobe.lanes.replay import Replay, Values, run_program
+
+
+class Cures:
+    """Remembers before's outputs and the error of the free lane; asks once per finding."""
+
+    def __init__(self, replay: Replay, outputs: list[Claim]) -> None:
+        self.replay = replay
+        self.outputs = [c for c in outputs if c.after not in replay.plan.dead()]
+        before, after = replay.plan.before, replay.plan.after
+        self.reference = run_program(before, replay.inputs, [c.before for c in self.outputs])
+        replay.fetch_masks([(c.before, c.after) for c in self.outputs])
+        skip = replay.plan.dead()
+        self.error = self._error(run_program(after, replay.inputs, [c.after for c in self.outputs], skip=skip))
+
+    def share(self, region: Region) -> float | None:
+        """Return the share (0..1) of the output error that goes when only this region is replaced; None without error."""
+        if self.error == 0 or not self.outputs:
+            return None
+        pairs = {q: p for p, q in region.frontier}
+        after = self.replay.plan.after
+
+        def replaced(env: Values) -> Any:
+            local: Values = {}
+            for q, p in pairs.items():
+                local[p] = _to(env[q], p)
+            for p in region.loose_before:
+                local[p] = self.replay.values[p]
+            return _to(self.replay.run_piece("before", region, local)[region.claim.before], region.claim.after)
+
+        try:
+            values = run_program(
+                after,
+                self.replay.inputs,
+                [c.after for c in self.outputs],
+                replace={region.claim.after: replaced},
+                hold=pairs,
+                skip=self.replay.plan.dead() - {region.claim.after},
+            )
+        except Exception:  # the replaced value does not fit below: nothing can be said
+            return None
+        left = self._error(values)
+        return max(0.0, min(1.0, 1.0 - left / self.error)) if left == left else 0.0
+
+    def _error(self, values: Values) -> float:
+        """Return the relative L2 errors of all outputs, joined; NaN counts as infinite."""
+        total = 0.0
+        for claim in self.outputs:
+            if claim.after not in values:
+                continue
+            b, f = self.reference[claim.before], values[claim.after]
+            if not isinstance(b, torch.Tensor) or b.shape != f.shape:
+                continue
+            total += relative_error(b, f, self.replay.mask(claim.before, claim.after)) ** 2
+        return total**0.5
+
+
+def relative_error(b: torch.Tensor, f: torch.Tensor, moved: torch.Tensor | None = None) -> float:
+    """Return ||f - b|| / ||b|| over the elements that count; infinite where the classes of elements differ."""
+    work = measure.work_dtype(b, f)
+    x, y = measure.keep(moved, measure.real(b).to(work), measure.real(f).to(work))
+    difference, kept, wrong = measure.compared(x, y, measure.sentinel_bound(b.dtype))
+    if bool(wrong.any()):
+        return float("inf")
+    top, bottom = float(measure.squares(difference)), float(measure.squares(kept))
+    return (top / bottom) ** 0.5 if bottom > 0 else (0.0 if top == 0 else float("inf"))
+
+
+def _to(value: Any, like: Node) -> Any:
+    wanted = nodes.tensor_val(like)
+    if isinstance(value, torch.Tensor) and wanted is not None and wanted.dtype != value.dtype:
+        return value.to(wanted.dtype)
+    return value

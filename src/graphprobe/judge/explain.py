@@ -1,0 +1,86 @@
+"""Two sentences for a newcomer, with the numbers."""
+
+from __future__ import annotations
+
+from graphprobe.records import Finding
+
+
+def number(x: float | None) -> str:
+    """Show a relative error: '3.3e-03', '0', '-' where it was not measured."""
+    if x is None:
+        return "-"
+    return "0" if x == 0 else f"{x:.1e}"
+
+
+def explain(finding: Finding) -> str:
+    """Say what was found and what it means for the finding's kind."""
+    where = f" in {finding.module_path}" if finding.module_path else ""
+    what = f"{finding.op}{where}"
+    return _SENTENCES[finding.kind](finding, what)
+
+
+def _semantic(f: Finding, what: str) -> str:
+    words = (
+        f"{what} computes another function than before: on the same inputs and with rounding removed (float64) the "
+        f"results differ by {number(f.exact)}"
+    )
+    if f.spread is not None and f.spread != float("inf"):
+        words += f", {f.spread:.0e} times the rounding noise of float64 itself"
+    native = f"In the model's own precision this shows as {number(f.introduced)}"
+    if f.floor is not None:
+        native += f", against a rounding error of {number(f.floor)} that is normal here"
+    note = " The difference is masked further down on these inputs, but it is there." if "masked" in f.rule else ""
+    return f"{words}. {native}.{note}"
+
+
+def _precision(f: Finding, what: str) -> str:
+    return (
+        f"{what} computes the same function as before, but too coarsely: it adds {number(f.introduced)}, more than "
+        f"eight times what before's own precision ({number(f.floor)}) or the dtype of its result would explain. "
+        "Raise the dtype in which this operation computes, or accept the loss with --accept."
+    )
+
+
+def _rounding(f: Finding, what: str) -> str:
+    exact = "are the same program" if f.exact in (0.0, None) else f"agree to {number(f.exact)} in exact arithmetic"
+    return (
+        f"{what} rounds differently: it adds {number(f.introduced)}, while both versions {exact}. "
+        "This is not a bug, however large it looks further down."
+    )
+
+
+def _nonfinite(f: Finding, what: str) -> str:
+    return (
+        f"{what} turns finite inputs into NaN or infinity, where before stays finite. "
+        "Look for an overflow of a narrow dtype, a division by zero or a fully masked row here."
+    )
+
+
+def _structural(f: Finding, what: str) -> str:
+    return f"{what} cannot be compared: {f.hint or 'it raises or has another shape'}. The rest was judged as far as it ran."
+
+
+def _quantization(f: Finding, what: str) -> str:
+    return (
+        f"{what} is quantised: it changes its result by {number(f.introduced)}, within what its number of bits explains. "
+        "With the quantised values put into both versions, they compute the same function."
+    )
+
+
+def _unknown(f: Finding, what: str) -> str:
+    return (
+        f"{what} could not be judged: {f.hint or 'there is no exact arithmetic for it'}. "
+        f"It differs from before by {number(f.introduced)} on the same inputs."
+    )
+
+
+_SENTENCES = {
+    "semantic": _semantic,
+    "precision": _precision,
+    "rounding": _rounding,
+    "identical": _rounding,
+    "nonfinite": _nonfinite,
+    "structural": _structural,
+    "quantization": _quantization,
+    "unknown": _unknown,
+}

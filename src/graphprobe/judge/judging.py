@@ -1,0 +1,189 @@
+"""The judge: regions are measured, suspects get a second look, failing claims are settled, every region gets a kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.fx import Node
+
+from graphprobe.align.claims import Alignment, Claim
+from graphprobe.judge import precision
+from graphprobe.judge.rows import Measured, read
+from graphprobe.judge.same import Sameness, same_function
+from graphprobe.judge.withdraw import Settled, Withdrawal
+from graphprobe.lanes import exact as exact_lanes
+from graphprobe.lanes.build import Plan
+from graphprobe.lanes.regions import Region, regions_of
+from graphprobe.lanes.replay import Replay
+from graphprobe.lanes.run import measure
+from graphprobe.lanes.same import Weights, isomorphic, substitutes
+from graphprobe.program import Program
+
+_CHUNK = 64  # suspects whose frontier values are held at once
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """One region with its kind, and the rule that decided."""
+
+    measured: Measured
+    kind: str  # a verdict, or "pardoned"
+    rule: str = ""
+    spread: float | None = None
+    note: str = ""
+    located: bool = True
+    together: tuple[Claim, ...] = ()  # the claims of one finding whose place is not known
+    better: str | None = None
+
+    @property
+    def region(self) -> Region:
+        """The region."""
+        return self.measured.region
+
+
+@dataclass
+class Judgement:
+    """All that the judge found out."""
+
+    judged: list[Judged]
+    alignment: Alignment  # what is left after withdrawals
+    settled: Settled
+    raised: dict[Node, str]
+    native_only: dict[Any, str]
+    replay: Replay
+    weights: Weights
+    notes: list[str] = field(default_factory=list)
+
+
+def judge(
+    before: Program,
+    after: Program,
+    alignment: Alignment,
+    inputs: Mapping[str, Any],
+    *,
+    redrawn: Mapping[str, Any] | None = None,
+    exact: str = "auto",
+    progress: Progress | None = None,
+) -> Judgement:
+    """Run the lanes and judge every region. `exact` is "auto", "always" or "never"."""
+    weights = Weights(before, after)
+    plan, rows, measurements = _measure(before, after, alignment, inputs, redrawn, exact, weights, progress)
+    replay = Replay(plan, inputs, redrawn)
+    answers = _second_look(replay, [r for r in rows if r.suspect], progress)
+    withdrawal = Withdrawal(replay, alignment, [r.region for r in rows], answers)
+    settled = withdrawal.settle()
+    pardoned = [r for r in rows if r.region.claim in settled.pardoned]
+    if pardoned:  # below a pardon the frontiers have changed: measure again on the new ones
+        plan, rows, measurements = _measure(before, after, withdrawal.active, inputs, redrawn, exact, weights, progress)
+        replay = Replay(plan, inputs, redrawn)
+        answers |= _second_look(replay, [r for r in rows if r.suspect and r.region.claim not in answers], progress)
+    judged = [_kind(replay, row, answers, settled) for row in rows]
+    judged += [Judged(row, "pardoned", "5 withdrawal", note=settled.pardoned[row.region.claim]) for row in pardoned]
+    return Judgement(
+        judged, withdrawal.active, settled, measurements.raised, measurements.native_only, replay, weights
+    )
+
+
+def _measure(
+    before: Program,
+    after: Program,
+    alignment: Alignment,
+    inputs: Mapping[str, Any],
+    redrawn: Mapping[str, Any] | None,
+    exact: str,
+    weights: Weights,
+    progress: Progress | None,
+) -> tuple[Plan, list[Measured], Any]:
+    regions = regions_of(before, after, alignment)
+    same = {r for r in regions if isomorphic(r, weights)}
+    chosen = {"always": set(regions), "never": set(), "auto": set(regions) - same}[exact]
+    tick = (lambda row: progress(row, len(regions), "comparing")) if progress else None
+    plan = Plan(before, after, regions, chosen, substitutes(regions, weights), redrawn is not None, tick=tick)
+    found = measure(plan, dict(inputs), dict(redrawn) if redrawn else None)
+    plan = dataclasses.replace(plan, broken=set(found.raised), native_only=set(found.native_only), tick=None)
+    rows = [read(region, row, region in same) for region, row in zip(regions, found.rows, strict=True)]
+    return plan, rows, found
+
+
+def _second_look(replay: Replay, suspects: list[Measured], progress: Progress | None) -> dict[Claim, Sameness]:
+    answers: dict[Claim, Sameness] = {}
+    for start in range(0, len(suspects), _CHUNK):
+        chunk = [s.region for s in suspects[start : start + _CHUNK]]
+        if progress:
+            progress(start, len(suspects), "second look")
+        replay.forget()
+        replay.fetch_frontiers(chunk)
+        replay.fetch_masks((r.claim.before, r.claim.after) for r in chunk)
+        for region in chunk:
+            answer = same_function(replay, region)
+            if answer.same is False and _without_float64(replay, region):
+                answer = Sameness(None, math.nan, reason="an operator here has no float64 form")
+            answers[region.claim] = answer
+    return answers
+
+
+def _without_float64(replay: Replay, region: Region) -> bool:
+    return any(
+        exact_lanes.takes_native(n) or n.target in replay.plan.native_only for n in (*region.before, *region.after)
+    )
+
+
+def _kind(replay: Replay, row: Measured, answers: dict[Claim, Sameness], settled: Settled) -> Judged:
+    """Ask the rules in the order of their gravity."""
+    claim = row.region.claim
+    if row.introduced is None:
+        return Judged(row, "unknown", "9 structural", note="could not be run or has another shape")
+    answer = answers.get(claim)
+    spread = answer.spread if answer else (0.0 if row.exact is not None else None)
+    for group in settled.groups:
+        if claim in group:
+            if claim is not group[0]:
+                return Judged(row, "unknown", "5 withdrawal", spread, "judged together with another")
+            return Judged(row, "semantic", "1 same function", spread, located=False, together=tuple(group))
+    if claim in settled.guilty:
+        note = settled.guilty[claim]
+        return Judged(row, "semantic", "1 same function" + (f" ({note})" if note else ""), spread, _where(answer, note))
+    if claim in settled.unknown and not row.reproduced:
+        return Judged(row, "unknown", "3 no float64 form", None, settled.unknown[claim])
+    found = _nonfinite(row, spread)
+    if found is not None:
+        return found
+    if row.reproduced:
+        kind = "identical" if row.identical else "rounding"
+        return Judged(row, kind, "same program" if row.isomorphic else "1 same function", spread)
+    if row.exact is None:
+        return Judged(row, "unknown", "exact lanes did not run", None)
+    if row.isomorphic:
+        return Judged(row, "rounding", "same program", spread, note="differs from itself: nondeterministic")
+    return _rounding_or_precision(replay, row, spread)
+
+
+def _where(answer: Sameness | None, note: str) -> str:
+    return "; ".join(w for w in (note, f"worst at {answer.where}" if answer and answer.where else "") if w)
+
+
+def _nonfinite(row: Measured, spread: float | None) -> Judged | None:
+    if row.forced_class == 0 or row.forced_nonfinite == row.before_nonfinite:
+        return None
+    if row.forced_nonfinite > row.before_nonfinite:
+        return Judged(row, "nonfinite", "8 non-finite", spread, better="before")
+    return Judged(row, "rounding", "8 non-finite", spread, note="before is not finite here, after is", better="after")
+
+
+def _rounding_or_precision(replay: Replay, row: Measured, spread: float | None) -> Judged:
+    better = None
+    if row.floor is not None and row.forced_floor is not None and row.forced_floor < row.floor / 2:
+        better = "after"
+    if row.precision_ratio <= precision.BOUND:
+        return Judged(row, "rounding", "2 precision", spread, better=better)
+    replay.fetch_frontiers([row.region])
+    replay.fetch_masks([(row.region.claim.before, row.region.claim.after)])
+    ratio = precision.ratio(replay, row)
+    if ratio > precision.BOUND:
+        return Judged(row, "precision", "2 precision", spread, note=f"R = {ratio:.1f}", better="before")
+    return Judged(row, "rounding", "2 precision", spread, note=f"R = {ratio:.1f}", better=better)

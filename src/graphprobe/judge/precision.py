@@ -1,0 +1,40 @@
+"""Rule 2: the same function can be computed too coarsely (softmax, rotary phases, a router in bf16).
+
+``R = rms(forced - t) / max(rms(before - t), u_after rms(t), rms(exact_after(cast(x)) - t))``, with ``t`` the value of
+``exact_before`` and ``cast`` the cast of before's values into what `after` takes. About 1 is rounding; honest lowering
+to bf16 measures at most 1.1, sdpa against eager attention 2.2; above 8 is precision.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from graphprobe.judge.rows import Measured, unit_roundoff
+from graphprobe.judge.same import rms
+from graphprobe.lanes import measure
+from graphprobe.lanes.replay import Replay
+
+BOUND = 8.0
+
+
+def ratio(replay: Replay, measured: Measured) -> float:
+    """Return R with all three denominators. The region's frontier must have been fetched."""
+    region = measured.region
+    truth = replay.exact("before", region)
+    moved = replay.mask(region.claim.before, region.claim.after)
+    bound = measure.sentinel_bound(region.claim.before.meta["val"].dtype)
+
+    def distance(value: torch.Tensor) -> float:
+        x, y = measure.keep(moved, measure.real(truth).double(), measure.real(value).double())
+        return rms(measure.compared(x, y, bound)[0])
+
+    before = replay.native("before", region)[region.claim.before]
+    forced = replay.native("after", region)[region.claim.after]
+    rounded_inputs = replay.exact("after", region, cast=True)
+    floor = max(
+        distance(before),
+        unit_roundoff(region) * distance(torch.zeros_like(truth)),
+        distance(rounded_inputs),
+    )
+    top = distance(forced)
+    return top / floor if floor > 0 else (0.0 if top == 0 else float("inf"))

@@ -1,0 +1,199 @@
+"""Rule 5: a claim that fails may be a wrong claim, or half of a rewrite that compensates elsewhere.
+
+For a failing group ``G`` let ``D`` be the claims and outputs first reached below it, ``W``: all of ``D`` agree with
+``G`` withdrawn, ``K``: all of ``D`` agree with ``G`` forced.
+
+- not W, K: a finding at G.
+- W: noise of random sign is put on G in ``exact_before``. As large as the difference: if that moves D, the two halves
+  really compensate, and G is pardoned. Only as large as the value: a finding, masked on this input. Neither: don't-care.
+- neither W nor K: G grows by the failing claims of D and by those that feed them.
+
+After a pardon everything below is judged again on its new frontier. Outputs are never withdrawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from graphprobe.align.claims import Alignment, Claim
+from graphprobe.judge.same import Sameness, same_function
+from graphprobe.lanes.regions import Region, Regions, consumers
+from graphprobe.lanes.replay import Replay
+
+ROUNDS = 4
+LARGEST_GROUP = 64
+
+
+@dataclass
+class Settled:
+    """What became of the failing claims."""
+
+    guilty: dict[Claim, str] = field(default_factory=dict)  # claim -> note ("", "masked on this input")
+    groups: list[list[Claim]] = field(default_factory=list)  # guilty together, place not known
+    pardoned: dict[Claim, str] = field(default_factory=dict)  # claim -> "compensated", "don't-care"
+    unknown: dict[Claim, str] = field(default_factory=dict)
+
+
+class Withdrawal:
+    """Settles failing claims one after the other, the earliest in after's order first."""
+
+    def __init__(self, replay: Replay, alignment: Alignment, regions: list[Region], answers: dict[Claim, Sameness]) -> None:
+        self.replay = replay
+        self.active = alignment
+        self.regions = {r.claim: r for r in regions}
+        self.failing = {c: s for c, s in answers.items() if s.same is False}
+        self.unclear = {c: s for c, s in answers.items() if s.same is None}
+        self.settled = Settled(unknown={c: s.reason for c, s in self.unclear.items()})
+
+    def settle(self) -> Settled:
+        """Decide every failing claim."""
+        while True:
+            decided = self._decided()
+            waiting = [c for c in self.active.claims if c in self.failing and c not in decided]
+            if not waiting:
+                return self.settled
+            self._decide(waiting[0])
+
+    def _decided(self) -> set[Claim]:
+        s = self.settled
+        return {*s.guilty, *s.pardoned, *s.unknown, *(c for group in s.groups for c in group)}
+
+    def _decide(self, claim: Claim) -> None:
+        if claim.output and not claim.cut:
+            self.settled.guilty[claim] = ""
+            return
+        group = [claim]
+        for _ in range(ROUNDS):
+            below = consumers(group, self.regions.values())
+            withdrawn = self._withdrawn(group, below)
+            if self._blame(group, below, withdrawn):
+                return
+            grown = self._grow(group, below)
+            if len(grown) == len(group) or len(grown) > LARGEST_GROUP:
+                break
+            group = grown
+        self._give_up(group)
+
+    def _blame(self, group: list[Claim], below: list[Region], withdrawn: list[Region] | None) -> bool:
+        """Pardon or convict the group if W or K decides; False where neither holds."""
+        if any(c.output for c in group):
+            withdrawn = None  # an output disagrees: nothing below can make that good
+        if withdrawn is not None:
+            self._pardon(group, withdrawn)
+            return True
+        if not all(r.claim not in self.failing or r.claim in self.settled.pardoned for r in below):
+            if any(c.output for c in group) and len(group) == 1:
+                self.settled.guilty[group[0]] = ""
+                return True
+            return False
+        siblings = self._siblings(group, below)
+        if siblings and not any(c.output for c in [*group, *siblings]):
+            together = [*group, *siblings]
+            joint = self._withdrawn(together, consumers(together, self.regions.values()))
+            if joint is not None:
+                self._pardon(together, joint)
+                return True
+        self._convict(group)
+        return True
+
+    def _convict(self, group: list[Claim]) -> None:
+        if len(group) == 1 or all(c.certain for c in group):
+            self.settled.guilty.update(dict.fromkeys(group, ""))
+        else:
+            self.settled.groups.append(group)
+
+    def _give_up(self, group: list[Claim]) -> None:
+        """Rounds are used up: certain claims are findings each, the others one finding whose place is not known."""
+        certain = [c for c in group if c.certain]
+        self.settled.guilty.update(dict.fromkeys(certain, ""))
+        rest = [c for c in group if not c.certain]
+        if len(rest) == 1:
+            self.settled.guilty[rest[0]] = ""
+        elif rest:
+            self.settled.groups.append(rest)
+
+    def _siblings(self, group: list[Claim], below: list[Region]) -> list[Claim]:
+        """Return the other failing claims that feed the same regions."""
+        feeding = {pair for r in below for pair in r.frontier}
+        decided = self._decided()
+        return [
+            c
+            for c in self.active.claims
+            if c in self.failing and c not in group and c not in decided and (c.before, c.after) in feeding
+        ]
+
+    def _grow(self, group: list[Claim], below: list[Region]) -> list[Claim]:
+        failing_below = [r.claim for r in below if r.claim in self.failing and r.claim not in self._decided()]
+        feeding = self._siblings(group, below)
+        return list(dict.fromkeys([*group, *failing_below, *feeding]))
+
+    # --- W ------------------------------------------------------------------------------------------------------
+
+    def _withdrawn(self, group: list[Claim], below: list[Region]) -> list[Region] | None:
+        """Return D's regions with the group withdrawn if all of them agree, else None."""
+        if any(c.output and not c.cut for c in group):
+            return None
+        finder = Regions(self.replay.plan.before, self.replay.plan.after, self.active.without(set(group)))
+        regions = [finder.region(r.claim) for r in below if r.claim not in group]
+        self.replay.fetch_frontiers(regions)
+        for region in regions:
+            if same_function(self.replay, region).same is not True:
+                return None
+        return regions
+
+    def _pardon(self, group: list[Claim], regions: list[Region]) -> None:
+        """W holds: learn by noise whether the halves compensate, a later operation hides the difference, or neither."""
+        if self._moves(group, regions, as_value=False):
+            self._withdraw(group, "compensated elsewhere")
+        elif self._moves(group, regions, as_value=True):
+            self.settled.guilty.update(dict.fromkeys(group, "masked on this input"))
+        else:
+            self._withdraw(group, "don't-care: nothing below depends on it")
+
+    def _withdraw(self, group: list[Claim], why: str) -> None:
+        self.settled.pardoned.update(dict.fromkeys(group, why))
+        touched = [r.claim for r in consumers(group, self.regions.values())]
+        self.active = self.active.without(set(group))
+        finder = Regions(self.replay.plan.before, self.replay.plan.after, self.active)
+        for c in group:
+            self.regions.pop(c, None)
+        again = [finder.region(c) for c in touched if c in self.regions]
+        self.replay.fetch_frontiers(again)
+        for region in again:
+            self.regions[region.claim] = region
+            if region.claim in self.settled.guilty or region.claim in self.settled.pardoned:
+                continue
+            answer = same_function(self.replay, region)
+            self.failing.pop(region.claim, None)
+            if answer.same is False:
+                self.failing[region.claim] = answer
+            elif answer.same is None:
+                self.settled.unknown[region.claim] = answer.reason
+
+    def _moves(self, group: list[Claim], regions: list[Region], as_value: bool) -> bool:
+        """Whether noise on the group's values in ``exact_before`` moves any region below beyond its own noise."""
+        own = [self.regions[c] for c in group]
+        self.replay.fetch_frontiers([*own, *regions])
+        replaced: dict[torch.fx.Node, torch.Tensor] = {}
+        for region in own:
+            truth, other = self.replay.exact("before", region), self.replay.exact("after", region)
+            if not truth.dtype.is_floating_point or truth.shape != other.shape:
+                return True  # integers: no noise to be put on them; the difference itself is taken as moving
+            sign = torch.randint(0, 2, truth.shape, generator=torch.Generator().manual_seed(7)).to(truth) * 2 - 1
+            size = truth.abs() if as_value else torch.nan_to_num((other - truth).abs())
+            replaced[region.claim.before] = truth + sign * size
+        for region in regions:
+            plain = self.replay.exact("before", region)
+            noisy = self.replay.exact("before", region, override=replaced)
+            if plain.shape != noisy.shape or _differs(plain, noisy):
+                return True
+        return False
+
+
+def _differs(plain: torch.Tensor, noisy: torch.Tensor) -> bool:
+    if not plain.dtype.is_floating_point:
+        return not torch.equal(plain, noisy)
+    change = torch.nan_to_num(noisy - plain)
+    return bool(torch.linalg.vector_norm(change) > 1e-11 * torch.linalg.vector_norm(torch.nan_to_num(plain)))
