@@ -1,0 +1,122 @@
+"""Tensors of a loaded ``.fx`` file: contents are read, storages are made of them, and tensors look into those."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from graphprobe.errors import FxFileError
+from graphprobe.fxfile.archive import Archive, Damage
+from graphprobe.fxfile.shapes import dtype
+from graphprobe.fxfile.weights import digest, extent, open_weights
+
+_MOST_COPIES = 256  # storages of equal content that a file may ask for, as a multiple of its own size
+_ALLOWANCE = 1 << 30
+
+
+class TensorReader:
+    """Rebuilds tensors by number; each storage is read at most once."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        graph: dict[str, Any],
+        device: Callable[[str], torch.device],
+        weights_from: Sequence[str],
+    ) -> None:
+        self._archive, self._device, self._weights_from = archive, device, weights_from
+        self._tensors, self._storages, self._contents, self._files = (
+            _rows(graph, key) for key in ("tensors", "storages", "contents", "files")
+        )
+        self._built: dict[int, torch.Tensor] = {}
+        self._flats: dict[int, torch.Tensor] = {}
+
+    def read(self, wanted: Sequence[int]) -> dict[int, torch.Tensor | None]:
+        """Return the tensors of these numbers; None for those whose values the file does not hold."""
+        rows = {index: _pick(self._tensors, index, "tensor") for index in wanted}
+        storages = {row["storage"] for row in rows.values() if row["storage"] is not None}
+        self._make_storages(sorted(storages))
+        return {index: self._view(index, row) for index, row in rows.items()}
+
+    def description(self, index: int) -> torch.Tensor:
+        """Return the tensor without values: on the meta device."""
+        row = _pick(self._tensors, index, "tensor")
+        return torch.empty_strided(row["shape"], row["stride"], dtype=dtype(row["dtype"]), device="meta")
+
+    def _view(self, index: int, row: dict[str, Any]) -> torch.Tensor | None:
+        if row["storage"] is None:
+            return None
+        if index not in self._built:
+            flat, kind = self._flats[row["storage"]], dtype(row["dtype"])
+            shape, stride, offset = row["shape"], row["stride"], row["offset"]
+            sizes = [*shape, *stride, offset]
+            if len(shape) != len(stride) or not all(type(n) is int and n >= 0 for n in sizes):
+                raise Damage(f"tensor {index} has an impossible shape")
+            if (offset + extent(shape, stride)) * kind.itemsize > flat.numel():
+                raise Damage(f"tensor {index} reaches beyond its memory")
+            device = self._device(row["device"])
+            moved = flat.to(device)
+            self._flats[row["storage"]] = moved
+            empty = torch.empty(0, dtype=kind, device=device)
+            self._built[index] = empty.set_(moved.untyped_storage(), offset, shape, stride)
+        return self._built[index]
+
+    def _make_storages(self, numbers: list[int]) -> None:
+        contents = {number: _pick(self._storages, number, "storage") for number in numbers}
+        rows = {content: _pick(self._contents, content, "content") for content in set(contents.values())}
+        total = sum(rows[content]["bytes"] for content in contents.values() if "file" not in rows[content])
+        if total > _MOST_COPIES * self._archive.size + _ALLOWANCE:
+            raise Damage(f"its tensors claim {total:,} bytes")
+        read = self._archive.tensors({row["key"] for row in rows.values() if "file" not in row})
+        used: set[int] = set()
+        for number, content in contents.items():
+            row = rows[content]
+            flat = read[row["key"]] if "file" not in row else self._fetch(row)
+            if flat.numel() != row["bytes"]:
+                raise Damage(f"the tensor {row['key']!r} has {flat.numel()} bytes instead of {row['bytes']}")
+            self._flats[number] = flat.clone() if content in used and "file" not in row else flat
+            used.add(content)
+
+    def _fetch(self, row: dict[str, Any]) -> torch.Tensor:
+        """Read a content from the safetensors file that the row refers to, as bytes."""
+        key, kind = row["source"], dtype(row["dtype"])
+        path = self._path_of(row["file"])
+        with open_weights(path) as file:
+            if key not in file.keys():  # noqa: SIM118 - it is no dict
+                raise FxFileError(f"{path} has no tensor {key!r}, to which {self._archive.path} refers: {_ELSEWHERE}")
+            flat: torch.Tensor = file.get_tensor(key).to(kind).contiguous().view(-1).clone()
+        if digest(flat) != row["digest"]:
+            raise FxFileError(
+                f"the tensor {key!r} in {path} is not the one that {self._archive.path} was written with: {_ELSEWHERE}"
+            )
+        return flat.view(torch.uint8)
+
+    def _path_of(self, number: int) -> str:
+        written = _pick(self._files, number, "file")
+        name = os.path.basename(written)
+        for path in self._weights_from:
+            if os.path.basename(path) == name or len(self._weights_from) == 1 == len(self._files):
+                return path
+        path = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(self._archive.path)), written))
+        if not os.path.isfile(path):
+            raise FxFileError(f"{self._archive.path} refers to the weights in {path}, which is not there: {_ELSEWHERE}")
+        return path
+
+
+_ELSEWHERE = "give the right file with load(..., weights_from=...), or load without weights (weights=False)"
+
+
+def _rows(graph: dict[str, Any], key: str) -> list[Any]:
+    rows = graph[key]
+    if not isinstance(rows, list):
+        raise Damage(f"{key!r} is no list")
+    return rows
+
+
+def _pick(rows: list[Any], index: Any, what: str) -> Any:
+    if type(index) is not int or not 0 <= index < len(rows):
+        raise Damage(f"there is no {what} number {index!r}")
+    return rows[index]
