@@ -1,0 +1,135 @@
+"""Watch a graph while a transform works on it: what it creates, erases, rewrites, and what it claims to be equal.
+
+The one place that uses FX's private node hooks (``GraphModule._register_{create,erase,replace}_node_hook``, seen in
+torch 2.11 to 2.14). Assignments to ``node.args`` or ``node.target`` fire none, so snapshots are compared too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from graphprobe.errors import PipelineError
+from graphprobe.records import Replacement
+
+
+@dataclass
+class Observation:
+    """What one transform did to a graph, by node name; filled when the watch ends."""
+
+    replacements: tuple[Replacement, ...] = ()
+    created: tuple[str, ...] = ()
+    erased: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()  # kept its place, but has another target or other arguments
+
+
+@dataclass
+class _Record:
+    """The raw events: nodes, not names, because a transform may rename."""
+
+    created: list[Node] = field(default_factory=list)
+    erased: list[Node] = field(default_factory=list)
+    moves: dict[Node, dict[Node, None]] = field(default_factory=dict)  # old -> where its users went, in order
+
+
+@contextmanager
+def watch(gm: GraphModule, transform: str = "") -> Iterator[Observation]:
+    """Observe ``gm.graph`` inside the block; `transform` is the author whose name the claims will bear.
+
+    Raises PipelineError where this torch has no node hooks.
+    """
+    gm.graph.owning_module = gm  # hooks fire on the owner, and a shallow copy of gm may have taken the graph over
+    observation, record = Observation(), _Record()
+    start = {node: (node.name, node.target, node.args, node.kwargs) for node in gm.graph.nodes}
+    with _hooked(gm, _hooks(record, {node.name: node for node in start})):
+        yield observation
+    names = {node: name for node, (name, *_) in start.items()}
+    alive = set(gm.graph.nodes)
+    observation.created = tuple(node.name for node in record.created if node in alive)
+    observation.erased = tuple(names[node] for node in record.erased if node in names)
+    observation.replacements = tuple(_claims(record.moves, names, alive, transform))
+    reached = {old: _reached(old, record.moves) for old in record.moves}
+    observation.rewritten = tuple(
+        node.name
+        for node, (_, target, args, kwargs) in start.items()
+        if node in alive
+        and not (target == node.target and _explained((args, kwargs), (node.args, node.kwargs), reached))
+    )
+
+
+def _hooks(record: _Record, known: dict[str, Node]) -> dict[str, Callable[..., None]]:
+    def on_create(node: Node) -> None:
+        known[node.name] = node
+        record.created.append(node)
+
+    def on_replace(*, old: Node, new: str, user: Node) -> None:
+        target = known.get(new)
+        if target is None or target.name != new:  # renamed since it was made
+            target = next(node for node in user.graph.nodes if node.name == new)
+        record.moves.setdefault(old, {})[target] = None
+
+    return {"create": on_create, "erase": record.erased.append, "replace": on_replace}
+
+
+@contextmanager
+def _hooked(gm: GraphModule, hooks: dict[str, Callable[..., None]]) -> Iterator[None]:
+    missing = [kind for kind in hooks if not hasattr(gm, f"_register_{kind}_node_hook")]
+    if missing:
+        raise PipelineError(
+            f"this torch has no FX hook for {' and '.join(missing)} events, so a transform cannot be watched: "
+            "use torch 2.11 to 2.14, or compare the graphs with graphprobe.diff alone"
+        )
+    for kind, hook in hooks.items():
+        getattr(gm, f"_register_{kind}_node_hook")(hook)
+    try:
+        yield
+    finally:
+        for kind, hook in hooks.items():
+            getattr(gm, f"_unregister_{kind}_node_hook")(hook)
+
+
+def _claims(
+    moves: dict[Node, dict[Node, None]], names: dict[Node, str], alive: set[Node], transform: str
+) -> Iterator[Replacement]:
+    """Yield a claim for each node whose uses have all gone to one other node, and which is left without any."""
+    for old, targets in moves.items():
+        new = next(iter(targets))
+        is_gone = old not in alive or not old.users
+        if len(targets) == 1 and is_gone and new is not old and (new in alive or new in moves):
+            yield Replacement(names.get(old, old.name), new.name, transform)
+
+
+def _reached(old: Node, moves: dict[Node, dict[Node, None]]) -> set[Node]:
+    """Return all nodes at which a user of `old` may have arrived through replacements."""
+    found: set[Node] = set()
+    stack = [old]
+    while stack:
+        fresh = set(moves.get(stack.pop(), ())) - found
+        found |= fresh
+        stack.extend(fresh)
+    return found
+
+
+def _explained(was: Any, now: Any, reached: dict[Node, set[Node]]) -> bool:
+    """Whether arguments are what they were, apart from inputs that were replaced."""
+    if isinstance(was, Node):
+        return now is was or now in reached.get(was, ())
+    if isinstance(was, (list, tuple)):
+        return (
+            isinstance(now, (list, tuple))
+            and len(was) == len(now)
+            and all(_explained(w, n, reached) for w, n in zip(was, now, strict=True))
+        )
+    if isinstance(was, dict):
+        return (
+            isinstance(now, dict) and was.keys() == now.keys() and all(_explained(was[k], now[k], reached) for k in was)
+        )
+    if isinstance(was, slice):
+        return isinstance(now, slice) and _explained(
+            (was.start, was.stop, was.step), (now.start, now.stop, now.step), reached
+        )
+    return type(was) is type(now) and (was == now or was != was)

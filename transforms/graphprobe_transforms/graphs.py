@@ -1,0 +1,189 @@
+"""What the transforms share: asking about nodes, inserting calls with their metadata, replacing, cleaning up."""
+
+from __future__ import annotations
+
+import fnmatch
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, TypeGuard
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from graphprobe.errors import PipelineError
+
+aten = torch.ops.aten
+Target = Callable[..., Any]
+
+#: Where a node came from; what it is (val, tensor_meta) and who it is (custom) are not copied.
+_PLACE = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn")
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+
+def arg(node: Node, index: int) -> Any:
+    """Return a positional argument, None where the call has fewer."""
+    return node.args[index] if index < len(node.args) else None
+
+
+def is_call(value: Any, *targets: Target) -> TypeGuard[Node]:
+    """Whether `value` is a node that calls one of `targets`."""
+    return isinstance(value, Node) and value.op == "call_function" and value.target in targets
+
+
+def is_assertion(node: Node) -> bool:
+    """Whether the node only checks another one and makes no value."""
+    return is_call(node, aten._assert_tensor_metadata.default)
+
+
+def users(node: Node) -> list[Node]:
+    """Return the nodes that use the value, assertions left out."""
+    return [user for user in node.users if not is_assertion(user)]
+
+
+def only_user(node: Node, *targets: Target) -> Node | None:
+    """Return the one user of `node` if it calls one of `targets`, else None."""
+    found = users(node)
+    return found[0] if len(found) == 1 and is_call(found[0], *targets) else None
+
+
+def tensor(node: Any) -> torch.Tensor | None:
+    """Return the fake tensor of a node, or None."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def is_at(path: str, where: str) -> bool:
+    """Whether a module path matches the glob `where`."""
+    return fnmatch.fnmatchcase(path, where)
+
+
+def same_kind(x: torch.Tensor | None, y: torch.Tensor | None) -> bool:
+    """Whether two fake tensors have the same shape and dtype."""
+    return x is not None and y is not None and x.shape == y.shape and x.dtype == y.dtype
+
+
+# --- changes ---------------------------------------------------------------------------------------------------------
+
+
+def insert(
+    place: Node, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *, like: Node
+) -> Node:
+    """Insert a call before `place`; it is said to come from where `like` came from, and knows its ``val``."""
+    with place.graph.inserting_before(place):
+        node = place.graph.call_function(target, args, kwargs or {})
+    node.meta = {key: like.meta[key] for key in _PLACE if key in like.meta}
+    node.meta["val"] = evaluate(node)
+    return node
+
+
+def insert_weight(gm: GraphModule, place: Node, path: str, value: torch.Tensor, *, like: Node) -> Node:
+    """Register a parameter under `path` (numbered on if that is taken) and read it before `place`.
+
+    `like` is the ``get_attr`` node of a weight that went into it.
+    """
+    path = _free_path(gm, path)
+    parent, _, name = path.rpartition(".")
+    owner: torch.nn.Module = gm
+    for part in parent.split(".") if parent else ():
+        if not hasattr(owner, part):
+            owner.add_module(part, torch.nn.Module())
+        owner = getattr(owner, part)
+    parameter = torch.nn.Parameter(value, requires_grad=False)
+    owner.register_parameter(name, parameter)
+    with place.graph.inserting_before(place):
+        node = place.graph.get_attr(path)
+    node.meta = {key: like.meta[key] for key in _PLACE if key in like.meta}
+    fake = tensor(like)
+    if isinstance(fake, FakeTensor):
+        node.meta["val"] = fake.fake_mode.from_tensor(parameter, static_shapes=True)
+    return node
+
+
+def _free_path(gm: GraphModule, path: str) -> str:
+    parent, _, name = path.rpartition(".")
+    taken = {name for name, _ in gm.named_parameters()} | {name for name, _ in gm.named_modules()}
+    candidates = (f"{parent}{'_' + str(i) if i else ''}.{name}" for i in range(len(taken) + 1))
+    return next(c for c in candidates if c not in taken)
+
+
+def weight(gm: GraphModule, node: Node) -> torch.Tensor:
+    """Return the tensor that a ``get_attr`` node reads."""
+    value: Any = gm
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    if not isinstance(value, torch.Tensor):
+        raise PipelineError(f"{node.name} reads {node.target}, which is a {type(value).__name__} and no tensor")
+    return value
+
+
+def replace(old: Node, new: Node) -> None:
+    """Say that `new` equals `old`: move all uses, hand on the id and other marks in ``custom``, erase `old`."""
+    if "custom" in old.meta:
+        new.meta["custom"] = dict(old.meta["custom"])
+    for assertion in [user for user in old.users if is_assertion(user)]:
+        old.graph.erase_node(assertion)
+    old.replace_all_uses_with(new)
+    old.graph.erase_node(old)
+
+
+def erase_unused(nodes: Iterable[Node]) -> None:
+    """Erase those of `nodes` that nothing but assertions uses any more."""
+    left = set(nodes)
+    while unused := [node for node in left if not users(node)]:
+        for node in unused:
+            for assertion in list(node.users):
+                node.graph.erase_node(assertion)
+            node.graph.erase_node(node)
+        left.difference_update(unused)
+
+
+def tidy(gm: GraphModule, touched: Iterable[Node]) -> None:
+    """Finish a transform: drop weights nobody reads, and bring ``val`` up to date below the nodes that are new."""
+    for node in [n for n in gm.graph.nodes if n.op == "get_attr" and not n.users]:
+        gm.graph.erase_node(node)
+    gm.delete_all_unused_submodules()
+    stale = set(touched)
+    for node in gm.graph.nodes:
+        if node.op != "call_function" or not any(source in stale for source in node.all_input_nodes):
+            continue
+        if tensor(node) is not None and _restride(node):
+            stale.add(node)
+
+
+def _restride(node: Node) -> bool:
+    """Compute ``val`` anew; whether it changed."""
+    was, now = tensor(node), evaluate(node)
+    if was is None or not isinstance(now, torch.Tensor):
+        return False
+    if same_kind(was, now) and was.stride() == now.stride():
+        return False
+    node.meta["val"] = now
+    node.meta.pop("tensor_meta", None)
+    return True
+
+
+def evaluate(node: Node) -> Any:
+    """Return what the node's call gives on fake tensors. Raises PipelineError where an input has no ``val``."""
+
+    def fake(source: Node) -> Any:
+        if "val" not in source.meta:
+            raise PipelineError(f"the metadata of {node.name} needs that of {source.name}, which has no meta['val']")
+        return source.meta["val"]
+
+    args: Any = map_arg(node.args, fake)
+    kwargs: Any = map_arg(node.kwargs, fake)
+    if not callable(node.target):
+        raise PipelineError(f"{node.name} does not call a function")
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    mode = next(
+        (v.fake_mode for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, FakeTensor)), None
+    )
+    if mode is None:
+        raise PipelineError(f"no input of {node.name} is a fake tensor: its meta['val'] cannot be computed")
+    with mode, torch.no_grad():
+        return node.target(*args, **kwargs)
