@@ -33,6 +33,7 @@ class TensorReader:
         )
         self._built: dict[int, torch.Tensor] = {}
         self._flats: dict[int, torch.Tensor] = {}
+        self._open: dict[str, Any] = {}
 
     def read(self, wanted: Sequence[int]) -> dict[int, torch.Tensor | None]:
         """Return the tensors of these numbers; None for those whose values the file does not hold."""
@@ -84,10 +85,11 @@ class TensorReader:
         """Read a content from the safetensors file that the row refers to, as bytes."""
         key, kind = row["source"], dtype(row["dtype"])
         path = self._path_of(row["file"])
-        with open_weights(path) as file:
-            if key not in file.keys():  # noqa: SIM118 - it is no dict
-                raise FxFileError(f"{path} has no tensor {key!r}, to which {self._archive.path} refers: {_ELSEWHERE}")
-            flat: torch.Tensor = file.get_tensor(key).to(kind).contiguous().view(-1).clone()
+        if path not in self._open:
+            self._open[path] = open_weights(path)
+        if key not in self._open[path].keys():
+            raise FxFileError(f"{path} has no tensor {key!r}, to which {self._archive.path} refers: {_ELSEWHERE}")
+        flat: torch.Tensor = self._open[path].get_tensor(key).to(kind).contiguous().view(-1).clone()
         if digest(flat) != row["digest"]:
             raise FxFileError(
                 f"the tensor {key!r} in {path} is not the one that {self._archive.path} was written with: {_ELSEWHERE}"

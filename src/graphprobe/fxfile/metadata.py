@@ -20,6 +20,7 @@ from graphprobe.fxfile.values import Unstorable, ValueReader, ValueWriter
 
 _OWN_FORM = {"val", "custom", "nn_module_stack", "stack_trace", "torch_fn", "from_node"}
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_MAX_FRAMES = 256  # modules inside one another
 _MAX_ORIGINS = 10_000  # ancestors of one node; a tampered table could name more than there are atoms
 
 
@@ -45,7 +46,7 @@ class MetaWriter:
     def __init__(self, shapes: ShapeWriter) -> None:
         self._shapes = shapes
         self._plain = ValueWriter(shapes, {})
-        self._tables = {name: Table() for name in ("lineages", "stacks", "traces", "origins")}
+        self._tables = {name: Table() for name in ("lineages", "frames", "traces", "passes", "origins")}
 
     def tables(self) -> dict[str, list[Any]]:
         """Return the tables as they are to be stored."""
@@ -65,7 +66,7 @@ class MetaWriter:
         if isinstance(custom, dict):
             self._put(out, "custom", {key: value for key, value in custom.items() if key != provenance.KEY})
         if isinstance(meta.get("nn_module_stack"), dict):
-            out["stack"] = self._tables["stacks"].add(_stack_rows(meta["nn_module_stack"]))
+            out["stack"] = self._stack(meta["nn_module_stack"])
         if isinstance(meta.get("stack_trace"), str):
             out["trace"] = self._tables["traces"].add(meta["stack_trace"])
         if isinstance(meta.get("torch_fn"), (tuple, list)):
@@ -86,16 +87,16 @@ class MetaWriter:
     def _origin(self, source: dict[str, Any]) -> int:
         earlier = [self._origin(inner) for inner in source.get("from_node") or ()]
         target = _ADDRESS.sub("", str(source["target"]))
-        row = [source["name"], target, source["pass_name"], source["action"], earlier]
-        return self._tables["origins"].add(row)
+        made_by = self._tables["passes"].add([source["pass_name"], source["action"]])
+        return self._tables["origins"].add([source["name"], target, made_by, earlier])
 
-
-def _stack_rows(stack: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    for key, (path, kind) in stack.items():
-        text = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-        rows.append([str(key), str(path), text])
-    return rows
+    def _stack(self, stack: dict[str, Any]) -> int:
+        """Store a module stack as frames that name the frame around them; -1 is the empty stack."""
+        frame = -1
+        for key, (path, kind) in stack.items():
+            text = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+            frame = self._tables["frames"].add([frame, str(key), str(path), text])
+        return frame
 
 
 class MetaReader:
@@ -103,7 +104,13 @@ class MetaReader:
 
     def __init__(self, tables: dict[str, list[Any]], shapes: ShapeReader, values: ValueReader) -> None:
         self._tables, self._shapes, self._values = tables, shapes, values
-        self._origins = _origins(tables["origins"])
+        self._origins = _origins(tables["origins"], tables["passes"])
+        self._stacks: list[dict[str, tuple[str, str]]] = []
+        for frame, key, path, kind in tables["frames"]:
+            around = {} if frame == -1 else _pick(self._stacks, frame, "frames")
+            if len(around) > _MAX_FRAMES:
+                raise Damage("a module stack is too deep")
+            self._stacks.append({**around, clean(key): (clean(path), clean(kind))})
 
     def apply(self, node: Node, data: dict[str, Any]) -> None:
         """Set ``node.meta`` from what `MetaWriter.encode` stored."""
@@ -112,8 +119,8 @@ class MetaReader:
         if "val" in data:
             meta["val"] = self._shapes.val(data["val"])
         if "stack" in data:
-            rows = self._row("stacks", data["stack"])
-            meta["nn_module_stack"] = {clean(key): (clean(path), clean(kind)) for key, path, kind in rows}
+            frame = data["stack"]
+            meta["nn_module_stack"] = {} if frame == -1 else dict(_pick(self._stacks, frame, "frames"))
         if "trace" in data:
             meta["stack_trace"] = clean(self._row("traces", data["trace"]))
         if "torch_fn" in data:
@@ -139,12 +146,13 @@ def _pick(rows: list[Any], index: Any, table: str) -> Any:
     return rows[index]
 
 
-def _origins(rows: list[Any]) -> list[Any]:
+def _origins(rows: list[Any], passes: list[Any]) -> list[Any]:
     """Build the NodeSources; a row may name earlier rows only, so that no origin is its own ancestor."""
     built: list[Any] = []
     ancestors: list[int] = []
-    for name, target, pass_name, action, earlier in rows:
-        plain = {"name": clean(name), "target": clean(target), "pass_name": clean(pass_name), "action": clean(action)}
+    for name, target, made_by, earlier in rows:
+        pass_name, action = (clean(text) for text in _pick(passes, made_by, "passes"))
+        plain = {"name": clean(name), "target": clean(target), "pass_name": pass_name, "action": action}
         source: Any = NodeSource._from_dict({**plain, "graph_id": -1})
         source.from_node = [_pick(built, index, "origins") for index in earlier]
         ancestors.append(1 + sum(ancestors[index] for index in earlier))

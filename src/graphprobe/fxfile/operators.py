@@ -169,10 +169,11 @@ def _registered(shown: str) -> Callable[..., Any] | None:
     parts = shown.split(".")
     if parts[0] == "higher_order":
         return _higher_order(parts[1]) if len(parts) == 2 else None
-    packet: Any = _packet(parts)
+    packet = _packet(parts)
     if packet is None or _refused(shown):
         return None
-    return packet if len(parts) == 2 else _overload(packet, parts[2])
+    found: Callable[..., Any] | None = packet if len(parts) == 2 else _overload(packet, parts[2])
+    return found
 
 
 def _packet(parts: list[str]) -> Any:
