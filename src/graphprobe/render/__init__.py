@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 from graphprobe.render.boxes import Overlay
+from graphprobe.render.divergence import dot_divergence
 from graphprobe.render.engine import draw
+from graphprobe.render.files import write_divergence, write_graph, write_layer
 from graphprobe.render.layer_picture import dot_graph, dot_layer
 from graphprobe.render.layers import layers_of
+from graphprobe.render.wording import coverage_text, findings_table, lint_text, regions_table, taps_text, text
 
-__all__ = ["Overlay", "dot_graph", "dot_layer", "draw", "layers_of"]
+__all__ = [
+    "Overlay",
+    "coverage_text",
+    "dot_divergence",
+    "dot_graph",
+    "dot_layer",
+    "draw",
+    "findings_table",
+    "layers_of",
+    "lint_text",
+    "regions_table",
+    "taps_text",
+    "text",
+    "write_divergence",
+    "write_graph",
+    "write_layer",
+]

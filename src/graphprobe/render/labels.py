@@ -168,15 +168,19 @@ def _is_mask(wiring: Wiring, name: str) -> bool:
     return masks and not todo
 
 
+#: Arguments that the output's dtype and place already tell, and defaults.
+_SILENT = re.compile(
+    r"None|False|\[\]|(torch\.)?((b?float|u?int|complex|bool|e\dm\d)\w*|strided|\w+_format)|(cpu|cuda|meta)(:\d+)?"
+)
 _UNSAID = {"dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "copy"}
 
 
 def constants(node: NodeView) -> list[str]:
     """Return the arguments of an operation that are no values of the graph, numbers to six digits."""
     found = []
-    for word in _split(node.args):
+    for word in _split(re.sub(r"^\((.*)\)$", r"\1", node.args)):
         key, _, value = word.rpartition("=")
-        if _mentions(value, node.inputs) or value in ("None", "False", "[]") or key in _UNSAID or "torch." in value:
+        if _mentions(value, node.inputs) or key in _UNSAID or _SILENT.fullmatch(value):
             continue
         found.append(f"{key}={number(value)}" if key else number(value))
     return found

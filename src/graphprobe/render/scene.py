@@ -11,6 +11,7 @@ from typing import Any
 from graphprobe.errors import RenderError
 
 FONT = "Helvetica"  # one name: engines measure text with the metrics of that very font
+_KEYS = 6  # entries in a row of the legend
 _SIZES = {"title": 12, "plain": 10, "small": 9}
 
 
@@ -125,6 +126,11 @@ def to_dot(scene: Scene) -> str:
     return str(dot.source)
 
 
+def stripes(fill: str) -> str:
+    """Return the fill of a hatched box; its style must be 'striped', the one hatching that all engines know."""
+    return ":".join([fill, "#ffffff"] * 7 + [fill])
+
+
 def _by_cluster(boxes: Iterable[Box]) -> dict[tuple[str, ...], list[Box]]:
     found: dict[tuple[str, ...], list[Box]] = {}
     for box in boxes:
@@ -200,19 +206,21 @@ def _font(line: Line) -> str:
 
 
 def _heading(scene: Scene) -> str:
-    rows = [
-        f'<TR><TD ALIGN="LEFT" COLSPAN="{max(1, 2 * len(scene.legend))}">{_font(line)}</TD></TR>'
-        for line in scene.title
-        if line.text
-    ]
+    rows = [f'<TR><TD ALIGN="LEFT">{_font(line)}</TD></TR>' for line in scene.title if line.text]
+    if scene.legend:
+        inner = "".join(_legend_row(scene.legend[i : i + _KEYS]) for i in range(0, len(scene.legend), _KEYS))
+        rows.append(f'<TR><TD ALIGN="LEFT"><TABLE BORDER="0" CELLBORDER="0" CELLSPACING="3">{inner}</TABLE></TD></TR>')
+    return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="2">{"".join(rows)}</TABLE>>' if rows else ""
+
+
+def _legend_row(keys: Sequence[Key]) -> str:
     cells = []
-    for key in scene.legend:
+    for key in keys:
         mark = "/ / /" if key.hatched else "      "
-        cells.append(f'<TD BGCOLOR="{key.fill}" COLOR="{key.border}" BORDER="1" WIDTH="22">{mark}</TD>')
-        cells.append(f'<TD ALIGN="LEFT"><FONT POINT-SIZE="9">{html.escape(plain(key.text), quote=False)}  </FONT></TD>')
-    if cells:
-        rows.append(f"<TR>{''.join(cells)}</TR>")
-    return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="3">{"".join(rows)}</TABLE>>' if rows else ""
+        text = html.escape(plain(key.text), quote=False)
+        cells.append(f'<TD BGCOLOR="{key.fill}" COLOR="{key.border}" BORDER="1" WIDTH="24">{mark}</TD>')
+        cells.append(f'<TD ALIGN="LEFT"><FONT POINT-SIZE="9">{text}   </FONT></TD>')
+    return f"<TR>{''.join(cells)}</TR>"
 
 
 def plain(text: str) -> str:

@@ -103,16 +103,16 @@ def _weights(graph: GraphView) -> frozenset[str]:
     for node in graph.nodes:
         plain = node.op == "get_attr" or (lifted and node.op == "placeholder" and bool(_LIFTED.match(node.name)))
         derived = (node.is_view or is_cast(node)) and bool(node.inputs) and all(i in found for i in node.inputs)
-        # a weight without a value must stay to be seen in red
-        if plain or (derived and node.has_val):
+        # one without a value must stay to be seen in red
+        if (plain or derived) and node.has_val:
             found.add(node.name)
     return frozenset(found)
 
 
 def _hidden(node: NodeView, used: bool) -> bool:
-    if node.op in ("output", "get_attr"):
-        return node.op == "get_attr"
-    if node.op == "placeholder":
+    if node.op == "output":
+        return False
+    if node.op in ("placeholder", "get_attr"):
         return not used
     return not used and bool(_SILENT.search(node.target))
 

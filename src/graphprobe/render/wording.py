@@ -1,0 +1,253 @@
+"""A report, taps and lint issues as text: at most 100 columns, worst first, and the first line says what matters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from graphprobe.records import VERDICTS, Coverage, Finding, Lint, OutputRow, RegionRow, Report, Tap
+from graphprobe.render.labels import clip, dims, dtype
+from graphprobe.render.numbers import WIDTH, count, error, share, size, statistic, table, wrap
+from graphprobe.render.wiring import layer_prefix
+
+#: What each verdict says of the place it names.
+_SAYS = {
+    "identical": "is bitwise the same",
+    "rounding": "differs by rounding only",
+    "unknown": "could not be judged",
+    "quantization": "is quantised, within the bounds of its codes",
+    "precision": "computes the same function too coarsely",
+    "semantic": "computes another function",
+    "nonfinite": "makes NaN or infinity of finite inputs",
+    "structural": "does not fit: an operation fails or an output is missing",
+}
+_LABEL = 12  # columns of the names of a finding's figures
+
+
+def text(report: Report, *, verbose: bool = False) -> str:
+    """Return the whole report as text of at most 100 columns; `verbose` adds every judged region."""
+    parts = [headline(report)]
+    shown = report.first or (worst(report.findings)[0] if report.findings else None)
+    if shown is not None:
+        parts.append(finding_text(shown))
+    others = [f for f in report.findings if f is not shown]
+    if others:
+        parts.append(f"{count(len(others), 'other finding')}, worst first:\n{findings_table(report, skip=shown)}")
+    parts.append("\n".join(_outputs(report.outputs)))
+    if verbose and report.regions:
+        parts.append(f"{count(len(report.regions), 'region')}, worst first:\n{regions_table(report, None)}")
+    parts.append(coverage_text(report.coverage, report.min_coverage))
+    parts.append("\n".join(line for note in report.notes for line in _hang("note: ", note)))
+    parts.append("\n".join(_provenance(report)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def headline(report: Report) -> str:
+    """Return the one line that says what matters: the verdict, the layer, the module and the operation."""
+    first = report.first
+    if first is not None:
+        return clip_line(f"{report.verdict}: {place(first)} {_SAYS.get(report.verdict, '')}".rstrip())
+    if report.verdict == "identical":
+        return f"identical: all {count(len(report.outputs), 'output')} bitwise equal"
+    if report.verdict == "rounding":
+        errors = [row.error for row in report.outputs if row.error is not None]
+        by = f"; the outputs differ by {error(max(errors))}" if errors else ""
+        return f"rounding: both graphs compute the same function{by}"
+    if report.verdict == "unknown":
+        needed = share(report.min_coverage)
+        return f"unknown: too little could be judged (resolution {share(report.coverage.resolution)}, needed {needed})"
+    return clip_line(f"{report.verdict}: the outputs differ and no single operation was found to be the cause")
+
+
+def place(finding: Finding) -> str:
+    """Return where a finding is: 'layer 17, model.layers.17.self_attn, mul_39 (aten.mul.Tensor)'."""
+    prefix = layer_prefix(finding.module_path)
+    words = [f"layer {prefix.rpartition('.')[2]}" if prefix else "", finding.module_path]
+    operation = finding.culprit or (finding.after or finding.before or ("",))[-1]
+    words.append(f"{operation} ({finding.op})" if operation and finding.op != operation else operation or finding.op)
+    return ", ".join(word for word in words if word)
+
+
+def finding_text(finding: Finding) -> str:
+    """Return one finding in full: its figures with their meaning, its region, and its explanation."""
+    sides = f"{count(len(finding.before), 'operation')} of before, {len(finding.after)} of after"
+    region = f"{sides}; closed by {' = '.join(name for name in finding.outputs if name)}".removesuffix("; closed by ")
+    rows = [
+        ("operation", f"{finding.culprit or '-'}  {finding.op}"),
+        ("module", finding.module_path or "(root)"),
+        ("source", finding.source),
+        ("transform", finding.transform),
+        ("introduced", f"{error(finding.introduced):9} relative L2 error made here, on before's own inputs"),
+        ("total", f"{error(finding.total):9} accumulated up to here"),
+        ("exact", f"{error(finding.exact):9} difference in exact arithmetic"),
+        ("floor", f"{error(finding.floor):9} rounding error of before itself"),
+        ("cures", f"{share(finding.cures):9} of the output error goes when only this region is replaced"),
+        ("region", region),
+        ("opened by", ", ".join(" = ".join(pair) for pair in finding.frontier)),
+        ("nearer", f"{finding.better} is nearer to exact arithmetic" if finding.better else ""),
+        ("rule", finding.rule),
+        ("accepted", finding.accepted),
+    ]
+    lines = [f"{finding.kind}{'' if finding.located else ' (only the region is known, not the operation)'}"]
+    for name, value in rows:
+        if value:
+            lines.extend(_hang(f"  {name:{_LABEL}}", value))
+    for prose in (finding.explanation, finding.hint):
+        if prose:
+            lines.extend(wrap(prose, "  "))
+    return "\n".join(lines)
+
+
+def findings_table(report: Report, skip: Finding | None = None) -> str:
+    """Return the report's findings as a table, worst first; '' where there are none."""
+    rows = [
+        [
+            f.kind + (" (accepted)" if f.accepted else "" if f.causal else " (passed on)"),
+            f.module_path,
+            f.culprit or f.op,
+            error(f.introduced),
+            error(f.total),
+            error(f.exact),
+            error(f.floor),
+            share(f.cures),
+        ]
+        for f in worst(report.findings)
+        if f is not skip
+    ]
+    headers = ["kind", "module", "operation", "introduced", "total", "exact", "floor", "cures"]
+    return table(headers, rows, flexible=(1, 2)) if rows else ""
+
+
+def regions_table(report: Report, limit: int | None = 20) -> str:
+    """Return the judged regions as a table, worst first, at most `limit` of them (None: all)."""
+    ranked = sorted(report.regions, key=_region_rank)
+    rows = [
+        [
+            r.verdict,
+            r.before,
+            r.after,
+            r.module_path,
+            error(r.introduced),
+            error(r.total),
+            error(r.exact),
+            error(r.floor),
+        ]
+        for r in ranked[:limit]
+    ]
+    if not rows:
+        return ""
+    headers = ["verdict", "before", "after", "module", "introduced", "total", "exact", "floor"]
+    lines = table(headers, rows, flexible=(1, 2, 3))
+    hidden = len(ranked) - len(rows)
+    return lines + (f"\n{count(hidden, 'more region')}" if hidden else "")
+
+
+def worst(findings: Sequence[Finding]) -> list[Finding]:
+    """Order findings by gravity, then the causal before the passed-on, then by the error they introduce."""
+    return sorted(findings, key=lambda f: (bool(f.accepted), -_gravity(f.kind), not f.causal, -size(f.introduced)))
+
+
+def coverage_text(coverage: Coverage, min_coverage: float = 0.0) -> str:
+    """Return what was compared and what was not, in a sentence or two."""
+    low = f", below the {share(min_coverage)} asked for" if coverage.resolution < min_coverage else ""
+    first = (
+        f"coverage: {count(coverage.compared, 'operation')} compared ({share(coverage.fraction)} of after's), "
+        f"{coverage.inside:,} inside judged regions; resolution {share(coverage.resolution)}{low}"
+    )
+    left_out = (
+        (coverage.derived, "views"),
+        (coverage.pardoned, "pardoned"),
+        (coverage.unknown, "unknown"),
+        (coverage.unmatched_before, "of before and"),
+        (coverage.unmatched_after, "of after without a partner"),
+    )
+    rest = ", ".join(f"{number:,} {what}" for number, what in left_out).replace("before and,", "before and")
+    lines = _hang("", f"{first}; {rest}.")
+    if coverage.evidence:
+        claims = ", ".join(f"{n:,} by {name}" for name, n in sorted(coverage.evidence.items(), key=lambda kv: -kv[1]))
+        lines += _hang("", f"claims: {claims}.")
+    if coverage.largest:
+        lines += _hang("", f"largest region: {coverage.largest}.")
+    if coverage.dont_care:
+        lines += _hang("", f"left out as padding or fully masked: {count(coverage.dont_care, 'element')}.")
+    if coverage.unmatched:
+        names = ", ".join(coverage.unmatched[:6]) + (" ..." if len(coverage.unmatched) > 6 else "")
+        lines += _hang("", f"in no judged region: {names}.")
+    return "\n".join(lines)
+
+
+def taps_text(taps: Sequence[Tap]) -> str:
+    """Return the taps as a table in graph order; the first line tells where NaN and infinities begin."""
+    measured = [tap for tap in taps if not tap.derived]
+    bad = [tap for tap in measured if tap.nan or tap.inf]
+    first = f"; the first with NaN or infinity is {bad[0].name}, {len(bad)} in all" if bad else ", all finite"
+    lines = _hang("", f"{count(len(measured), 'value')} measured, {len(taps) - len(measured):,} views{first}")
+    if not taps:
+        return lines[0]
+    headers = ["name", "op", "shape", "min", "max", "mean", "rms", "odd"]
+    return "\n".join([*lines, table(headers, [_tap_row(tap) for tap in taps], flexible=(0, 1, 2))])
+
+
+def _tap_row(tap: Tap) -> list[str]:
+    shape = f"{dims(tap.shape)} {dtype(tap.dtype)}"
+    if tap.derived:
+        return [tap.name, tap.op, shape, "", "", "", "", f"view of {clip(tap.of, 20)}"]
+    odd = [f"{n:,} {what}" for n, what in ((tap.nan, "nan"), (tap.inf, "inf"), (tap.zeros, "zero")) if n]
+    figures = [statistic(value) for value in (tap.min, tap.max, tap.mean, tap.rms)]
+    return [tap.name, tap.op, shape, *figures, ", ".join(odd)]
+
+
+def lint_text(issues: Sequence[Lint]) -> str:
+    """Return the defects of a graph, each with its place and its cure; the first line counts them by rule."""
+    if not issues:
+        return "no defects found"
+    rules = ", ".join(f"{n} {rule}" for rule, n in Counter(issue.rule for issue in issues).most_common())
+    lines = _hang("", f"{count(len(issues), 'defect')}: {rules}")
+    for issue in issues:
+        where = ", ".join(word for word in (issue.module_path, issue.source) if word)
+        made = f", made by transform {issue.transform}" if issue.transform else ""
+        target = f" ({issue.target})" if issue.target else ""
+        lines += ["", *_hang("", f"{issue.rule}: {issue.node}{target}{' at ' + where if where else ''}{made}")]
+        lines += wrap(issue.message, "  ")
+        lines += _hang("  mend: ", issue.fix)
+    return "\n".join(lines)
+
+
+def clip_line(line: str) -> str:
+    """Shorten a line to the width of a text in its middle."""
+    return clip(line, WIDTH)
+
+
+def _outputs(rows: Sequence[OutputRow]) -> list[str]:
+    ranked = sorted(rows, key=lambda row: -size(row.error))
+    lines = []
+    for row in ranked[:8]:
+        how = "bitwise equal" if row.identical else f"relative L2 {error(row.error)}, largest {error(row.max_abs)}"
+        lines += _hang("", f"output {row.path or '(only)'} {dims(row.shape)} {dtype(row.dtype)}: {how}")
+    if len(ranked) > 8:
+        equal = sum(1 for row in ranked[8:] if row.identical)
+        lines.append(f"{count(len(ranked) - 8, 'more output')}, {equal} of them bitwise equal")
+    return lines
+
+
+def _provenance(report: Report) -> list[str]:
+    lines = _hang("reproduce: ", report.command) if report.command else []
+    if report.environment:
+        said = ", ".join(f"{key} {value}" for key, value in report.environment.items())
+        lines += _hang("environment: ", said)
+    return lines
+
+
+def _hang(head: str, body: str) -> list[str]:
+    """Break a text into lines that stand behind its head."""
+    pad = " " * (len(head) or 2)
+    lines = wrap(body, pad)
+    return [head + lines[0].removeprefix(pad), *lines[1:]]
+
+
+def _gravity(kind: str) -> int:
+    return VERDICTS.index(kind) if kind in VERDICTS else len(VERDICTS)
+
+
+def _region_rank(row: RegionRow) -> tuple[int, float]:
+    return (-_gravity(row.verdict), -size(row.introduced))
