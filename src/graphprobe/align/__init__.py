@@ -16,7 +16,7 @@ from graphprobe.records import Replacement
 __all__ = ["Alignment", "Claim", "align"]
 
 #: Strongest first. Each takes the two programs and what is claimed already, and adds to it.
-EVIDENCE = (identity.claim, occurrence.claim, structure.claim)
+EVIDENCE = (identity.claim, occurrence.claim, structure.claim, structure.claim_slots)
 
 
 def align(before: Program, after: Program, events: Sequence[Replacement] = ()) -> Alignment:

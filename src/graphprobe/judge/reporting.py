@@ -74,8 +74,28 @@ def _findings(judgement: Judgement, judged: list[Judged], accept: Sequence[str])
         found = [(j, _finding(judgement, j)) for j in judged if any(j is c for c in chosen)]
     order = judgement.replay.plan.after.order
     found.sort(key=lambda pair: order.get(pair[0].region.claim.after, 0) if pair[0] else 0)
-    found = _with_cures(judgement, found)
+    found = _with_cures(judgement, _merged(found))
     return [_accepted(finding, accept) for _, finding in found]
+
+
+def _merged(found: list[tuple[Judged | None, Finding]]) -> list[tuple[Judged | None, Finding]]:
+    """Join findings that name one culprit: an operation that nothing claims shows in every region it feeds."""
+    first: dict[tuple[str, str], int] = {}
+    out: list[tuple[Judged | None, Finding]] = []
+    also: dict[int, list[str]] = {}
+    for j, finding in found:
+        key = (finding.kind, finding.culprit)
+        if j is not None and finding.kind != "rounding" and finding.culprit and key in first:
+            also.setdefault(first[key], []).append(finding.outputs[1])
+            continue
+        first.setdefault(key, len(out))
+        out.append((j, finding))
+    for place, names in also.items():
+        j, finding = out[place]
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        hint = "; ".join(h for h in (finding.hint, f"the same operation also shows in {shown}") if h)
+        out[place] = (j, dataclasses.replace(finding, hint=hint))
+    return out
 
 
 def _finding(judgement: Judgement, j: Judged) -> Finding:

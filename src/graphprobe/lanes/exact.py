@@ -10,7 +10,6 @@ A rule takes ``(node, args, kwargs)``, the arguments lifted already, and returns
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch.utils._pytree as pytree
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.lanes import references
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 Rule = Callable[[Node, tuple[Any, ...], dict[str, Any]], Call]
@@ -116,6 +116,11 @@ def _fill_eps(position: int) -> Rule:
     return rule
 
 
+def _fused_rms_norm(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    _, args, kwargs = _fill_eps(3)(node, args, kwargs)
+    return references.fused_rms_norm, args, kwargs
+
+
 def _native_eps(node: Node) -> float:
     # ATen computes 16-bit norms in float32 and takes that type's epsilon
     source = node.all_input_nodes[0]
@@ -129,49 +134,13 @@ def _no_half_to_float(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any])
     return target, (*args[:2], False), {}
 
 
-def _attention(make: Callable[..., Any]) -> Rule:
-    """A fused attention kernel without a float64 form: replaced by its definition."""
+def _reference(make: Callable[..., Any]) -> Rule:
+    """A kernel without a float64 form: replaced by its definition."""
 
     def rule(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return make, args, kwargs
 
     return rule
-
-
-def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: Any, causal: bool, scale: float | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(q k^T scale + bias) v and its log-sum-exp, for [batch, heads, tokens, head dim]; repeats shared heads.
-
-    Formula: Vaswani et al. 2017, section 3.2.1. Causal masks are aligned to the upper left, as in ATen.
-    """
-    if key.shape[1] != query.shape[1]:
-        repeat = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-    score = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    if causal:
-        keep = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).tril()
-        score = score.masked_fill(~keep, -math.inf)
-    if bias is not None:
-        score = score.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else score + bias
-    return torch.softmax(score, -1) @ value, torch.logsumexp(score, -1)
-
-
-def _flash(q: Any, k: Any, v: Any, dropout: float = 0.0, causal: bool = False, *rest: Any, **kw: Any) -> Any:
-    out, lse = attention(q, k, v, kw.get("attn_mask"), causal, kw.get("scale"))
-    return (out, lse, *(None,) * 7)
-
-
-def _efficient(q: Any, k: Any, v: Any, bias: Any, lse: bool, dropout: float = 0.0, causal: bool = False, **kw: Any) -> Any:
-    out, sums = attention(q, k, v, bias, causal, kw.get("scale"))
-    return (out, sums, None, None)
-
-
-def _cudnn(
-    q: Any, k: Any, v: Any, bias: Any, lse: bool, dropout: float = 0.0, causal: bool = False, *rest: Any, **kw: Any
-) -> Any:
-    out, sums = attention(q, k, v, bias, causal, kw.get("scale"))
-    return (out, sums, *(None,) * 7)
 
 
 _FACTORIES = (
@@ -182,12 +151,16 @@ _FACTORIES = (
 RULES: dict[str, Rule] = {
     **{f"aten::{name}": _factory for name in _FACTORIES},
     "aten::rms_norm": _fill_eps(3),
-    "aten::_fused_rms_norm": _fill_eps(3),
+    "aten::_fused_rms_norm": _fused_rms_norm,
     "aten::_softmax": _no_half_to_float,
     "aten::_log_softmax": _no_half_to_float,
     "aten::_safe_softmax": _plain,
-    "aten::_scaled_dot_product_flash_attention": _attention(_flash),
-    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention(_flash),
-    "aten::_scaled_dot_product_efficient_attention": _attention(_efficient),
-    "aten::_scaled_dot_product_cudnn_attention": _attention(_cudnn),
+    "aten::_scaled_dot_product_flash_attention": _reference(references.flash),
+    "aten::_scaled_dot_product_flash_attention_for_cpu": _reference(references.flash),
+    "aten::_scaled_dot_product_efficient_attention": _reference(references.efficient),
+    "aten::_scaled_dot_product_cudnn_attention": _reference(references.cudnn),
+    "aten::_grouped_mm": _reference(references.grouped_mm),
+    "aten::_scaled_mm": _reference(references.scaled_mm),
+    "aten::_int_mm": _reference(references.int_mm),
+    "aten::_weight_int8pack_mm": _reference(references.weight_int8pack_mm),
 }

@@ -1,0 +1,104 @@
+"""float64 references for operators whose kernels have no float64 form, each by its definition."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T scale + bias) v and its log-sum-exp, for [batch, heads, tokens, head dim]; repeats shared heads.
+
+    Formula: Vaswani et al. 2017, section 3.2.1. Causal masks are aligned to the upper left, as in ATen.
+    """
+    if key.shape[1] != query.shape[1]:
+        repeat = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+    score = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if causal:
+        keep = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).tril()
+        score = score.masked_fill(~keep, -math.inf)
+    if bias is not None:
+        score = score.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else score + bias
+    return torch.softmax(score, -1) @ value, torch.logsumexp(score, -1)
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, causal: bool = False, *rest: Any, **kw: Any) -> Any:
+    """aten::_scaled_dot_product_flash_attention, also for_cpu: (output, logsumexp, ...)."""
+    out, sums = attention(q, k, v, kw.get("attn_mask"), causal, kw.get("scale"))
+    return (out, sums, *(None,) * 7)
+
+
+def efficient(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lse: bool, dropout: float = 0.0, causal: bool = False, **kw: Any
+) -> Any:
+    """aten::_scaled_dot_product_efficient_attention: (output, logsumexp, ...)."""
+    out, sums = attention(q, k, v, bias, causal, kw.get("scale"))
+    return (out, sums, None, None)
+
+
+def cudnn(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lse: bool, dropout: float = 0.0, causal: bool = False,
+    *rest: Any, **kw: Any,
+) -> Any:  # fmt: skip
+    """aten::_scaled_dot_product_cudnn_attention: (output, logsumexp, ...)."""
+    out, sums = attention(q, k, v, bias, causal, kw.get("scale"))
+    return (out, sums, *(None,) * 7)
+
+
+def grouped_mm(
+    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: Any = None
+) -> Tensor:
+    """aten::_grouped_mm: one matrix product per group; `offs` holds the end of each group.
+
+    Shapes: [M, K] x [G, K, N] groups of rows; [G, M, K] x [K, N] groups of columns; [M, K] x [K, N] groups of the
+    contraction; [G, M, K] x [G, K, N] a plain batch.
+    """
+    if offs is None:
+        return a @ b if bias is None else a @ b + bias
+    ends = offs.tolist()
+    starts = [0, *ends[:-1]]
+    if a.dim() == 2 and b.dim() == 3:
+        out = a.new_zeros(a.shape[0], b.shape[-1])
+        for g, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            out[start:end] = a[start:end] @ b[g]
+    elif a.dim() == 3 and b.dim() == 2:
+        out = a.new_zeros(a.shape[1], b.shape[-1])
+        for g, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            out[:, start:end] = a[g] @ b[:, start:end]
+    else:
+        out = torch.stack([a[:, s:e] @ b[s:e] for s, e in zip(starts, ends, strict=True)])
+    return out if bias is None else out + bias
+
+
+def scaled_mm(
+    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor | None = None, scale_result: Tensor | None = None,
+    out_dtype: Any = None, use_fast_accum: bool = False,
+) -> Tensor:  # fmt: skip
+    """aten::_scaled_mm: (scale_a a) @ (scale_b b) + bias on fp8 codes; scales per tensor, row or column."""
+    left, right = a.double() * scale_a.double(), b.double() * scale_b.double()
+    out = left @ right
+    return out if bias is None else out + bias.double()
+
+
+def int_mm(a: Tensor, b: Tensor) -> Tensor:
+    """aten::_int_mm: int8 x int8 -> int32, exact."""
+    return (a.double() @ b.double()).to(torch.int32)
+
+
+def weight_int8pack_mm(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    """aten::_weight_int8pack_mm: x @ (scales weight)^T with int8 rows."""
+    return x @ (weight.double() * scales.double().unsqueeze(-1)).t()
+
+
+def fused_rms_norm(x: Tensor, shape: list[int], weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """aten::_fused_rms_norm: (x / rms(x)) weight and 1 / rms. Formula: Zhang and Sennrich 2019, equation 4."""
+    dims = list(range(-len(shape), 0))
+    inverse = torch.rsqrt(x.square().mean(dims, keepdim=True) + eps)
+    return (x * inverse if weight is None else x * inverse * weight), inverse
