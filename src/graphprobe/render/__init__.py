@@ -8,6 +8,7 @@ from graphprobe.render.engine import draw
 from graphprobe.render.files import write_divergence, write_graph, write_layer
 from graphprobe.render.layer_picture import dot_graph, dot_layer
 from graphprobe.render.layers import layers_of
+from graphprobe.render.overlays import overlay_report, overlay_taps
 from graphprobe.render.wording import coverage_text, findings_table, lint_text, regions_table, taps_text, text
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "findings_table",
     "layers_of",
     "lint_text",
+    "overlay_report",
+    "overlay_taps",
     "regions_table",
     "taps_text",
     "text",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from graphprobe.render import labels
 from graphprobe.render.folding import Group, group_of
+from graphprobe.render.numbers import count
 from graphprobe.render.roles import COLOURS, NO_VALUE, SPINE, module_role, role_of, rotary_nodes
 from graphprobe.render.scene import Box, Frame, Key, Line, Link
 from graphprobe.render.spine import adds, spine_of
@@ -53,7 +54,7 @@ def group_roles(wiring: Wiring, groups: Sequence[Group]) -> dict[str, str]:
     roles = {}
     for group in groups:
         if group.kind == "module":
-            roles[group.id] = module_role(group.path, wiring.kinds.get(group.path, "")) or "other"
+            roles[group.id] = module_role(wiring, group.path) or "other"
         elif group.kind == "run":
             roles[group.id] = "other"
         else:
@@ -97,11 +98,13 @@ def operation_box(canvas: Canvas, group: Group) -> Box:
 def _words(wiring: Wiring, group: Group, role: str, stream: bool) -> list[Line]:
     last = wiring.node(group.members[-1])
     if group.kind in ("module", "run"):
-        leaf = group.path.rsplit(".", 1)[-1] or "model"
-        kind = wiring.kinds.get(group.path, "")
-        what = _numbered(group.path) if group.kind == "module" else f"{leaf}: operations of its own"
-        count = sum(1 for n in group.members if not wiring.node(n).is_view)
-        return [Line(what, "title"), Line(kind, "plain"), Line(f"{count} operations", "small", "#555555")]
+        amount = count(sum(1 for n in group.members if not wiring.node(n).is_view), "operation")
+        if group.kind == "module":
+            kind = Line(wiring.kinds.get(group.path, ""))
+            return [Line(_numbered(group.path), "title"), kind, Line(amount, "small", "#555555")]
+        of = f" of {_numbered(group.path)}" if group.path else ""
+        span = f"{group.members[0]} to {group.members[-1]}"
+        return [Line(amount + of, "title"), Line(labels.clip(span), "small", "#555555")]
     shape = labels.shape_line(last)
     if role == "view":
         ops = " · ".join(labels.short_op(wiring.node(n)) for n in group.members)

@@ -124,6 +124,14 @@ def heat(introduced: float | None) -> str:
     return next((fill for bound, fill in SCALE if introduced < bound), GRAVE)
 
 
+def scale_keys(used: set[str]) -> list[Key]:
+    """Return the legend of the colours for introduced errors that are in use."""
+    bounds = [f"{bound:g}" for bound, _ in SCALE]
+    spans = [f"below {bounds[0]}", *(f"{low} to {high}" for low, high in pairwise(bounds)), "1 and more"]
+    fills = [*(fill for _, fill in SCALE), GRAVE]
+    return [Key(f"introduced {span}", fill) for span, fill in zip(spans, fills, strict=True) if fill in used]
+
+
 def _cone(wiring: Wiring, name: str, stops: set[str]) -> frozenset[str]:
     """Return `name` and what lies above it, down from the next claimed operations."""
     found, todo = set[str](), [name]
@@ -343,10 +351,7 @@ def _frames(sides: Sequence[Side], focus: Focus) -> dict[tuple[str, ...], Frame]
 
 def _legend(boxes: Sequence[Box], claims: bool) -> tuple[Key, ...]:
     used = {box.fill for box in boxes}
-    bounds = [f"{bound:g}" for bound, _ in SCALE]
-    spans = [f"below {bounds[0]}", *(f"{low} to {high}" for low, high in pairwise(bounds)), "1 and more"]
-    fills = [*(fill for _, fill in SCALE), GRAVE]
-    keys = [Key(f"introduced {span}", fill) for span, fill in zip(spans, fills, strict=True) if fill in used]
+    keys = scale_keys(used)
     keys += [Key("part of the region", PART, "#b57a00")] if PART in used else []
     keys += [Key("agrees", AGREED)] if AGREED in used else []
     keys += [Key("error passed on", "#d5d5d5", hatched=True)] if any(box.style == "striped" for box in boxes) else []

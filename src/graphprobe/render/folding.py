@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from graphprobe.render.wiring import Wiring
 
-_RUN = 64  # operations of one module that are unfolded together
+_RUN = 64  # operations of one module that are folded together at least
+_LOOSE = 6  # so few operations beside a module's parts (residual additions) are worth seeing at once
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,14 @@ def fold(wiring: Wiring, names: Sequence[str], limit: int, depth: int | None = N
     Modules that differ in their numbers only (the layers of a model) are unfolded together or not at all.
     Linear in the number of operations times the depth of the module tree.
     """
-    levels = [_top(wiring, names)]
+    levels = [_top(wiring, names, limit)]
     total = len(levels[0])
     final: list[Group | _Module] = []
     while levels:
         level = levels.pop(0)
         below: list[Group | _Module] = []
         for items in _alike(level):
-            opened = [part for item in items for part in _open(wiring, item)]
+            opened = [part for item in items for part in _open(wiring, item, limit)]
             if all(isinstance(item, Group) and item.kind != "run" for item in items):
                 final.extend(items)
             elif total - len(items) + len(opened) <= limit and _within(items, depth):
@@ -67,7 +69,7 @@ def fold(wiring: Wiring, names: Sequence[str], limit: int, depth: int | None = N
     return _chain_views(wiring, sorted(groups, key=lambda g: order[g.members[0]]))
 
 
-def _top(wiring: Wiring, names: Sequence[str]) -> list[Group | _Module]:
+def _top(wiring: Wiring, names: Sequence[str], limit: int) -> list[Group | _Module]:
     root = _Module("")
     for name in names:
         here = root
@@ -79,23 +81,18 @@ def _top(wiring: Wiring, names: Sequence[str]) -> list[Group | _Module]:
     # a common prefix such as 'model' says nothing: start below it
     while len(root.parts) == 1 and not root.own:
         root = next(iter(root.parts.values()))
-    return _open(wiring, root)
+    return _open(wiring, root, limit)
 
 
-def _open(wiring: Wiring, item: Group | _Module) -> list[Group | _Module]:
+def _open(wiring: Wiring, item: Group | _Module, limit: int) -> list[Group | _Module]:
     if isinstance(item, Group):
-        if item.kind != "run":
-            return [item]
-        if len(item.members) <= _RUN:
-            return [_op(wiring, name) for name in item.members]
-        return _runs(item.members, item.path)
+        return [_op(wiring, name) for name in item.members]
     parts = [_skip(part) for part in item.parts.values()]
-    inputs = [name for name in item.own if wiring.node(name).op in ("placeholder", "output")]
+    ends = [name for name in item.own if wiring.node(name).op in ("placeholder", "output")]
     own = [name for name in item.own if wiring.node(name).op not in ("placeholder", "output")]
-    # a handful of operations beside the parts (residual additions) is worth seeing at once
-    loose: list[Group | _Module] = [_op(wiring, name) for name in (own if len(own) <= 6 else [])]
-    runs: list[Group | _Module] = _runs(own, item.path) if len(own) > 6 else []
-    return [*(_op(wiring, name) for name in inputs), *loose, *runs, *parts]
+    loose: list[Group | _Module] = [_op(wiring, name) for name in (*ends, *(own if len(own) <= _LOOSE else ()))]
+    runs = _runs(own, item.path, limit) if len(own) > _LOOSE else []
+    return [*loose, *runs, *parts]
 
 
 def _skip(module: _Module) -> Group | _Module:
@@ -105,10 +102,8 @@ def _skip(module: _Module) -> Group | _Module:
     return module
 
 
-def _runs(names: Sequence[str], path: str) -> list[Group | _Module]:
-    size = _RUN
-    while len(names) / size > 24:
-        size *= 24
+def _runs(names: Sequence[str], path: str, limit: int) -> list[Group]:
+    size = max(_RUN, math.ceil(len(names) / max(1, limit // 4)))
     chunks = [tuple(names[i : i + size]) for i in range(0, len(names), size)]
     return [Group(f"run {chunk[0]}", "run", chunk, path) for chunk in chunks]
 

@@ -27,6 +27,7 @@ _TITLES = {
     "layer_norm": "LayerNorm",
     "native_layer_norm": "LayerNorm",
     "rms_norm": "RMSNorm",
+    "_fused_rms_norm": "RMSNorm",
     "batch_norm": "BatchNorm",
     "group_norm": "GroupNorm",
     "scaled_dot_product_attention": "attention (sdpa)",
@@ -44,6 +45,7 @@ _PLAIN = {"view", "reshape", "expand", "_unsafe_view", "to", "_to_copy", "unsque
 _ALONG = {"softmax", "_softmax", "log_softmax", "mean", "sum", "cat", "stack", "amax", "argmax", "cumsum"}
 _MAX = 2**63 - 1  # what torch writes for 'to the end'
 _TIMES = "\u00d7"
+_WEIGHTS = 4  # weights listed in a box
 _WIDEST = 34  # characters of a line in a box
 
 
@@ -64,6 +66,9 @@ def title(wiring: Wiring, name: str) -> str:
         return node.target
     op = short_op(node)
     text = _TITLES.get(op, op)
+    if op == "getitem" and wiring.inputs(name):
+        source = short_op(wiring.node(wiring.inputs(name)[0]))
+        return clip(f"{_TITLES.get(source, source)} [{', '.join(constants(node))}]")
     if is_cast(node):
         return clip(f"{text} {dtype(node.dtype)}".strip())
     owner = _owner(wiring, name)
@@ -78,12 +83,12 @@ def _owner(wiring: Wiring, name: str) -> str:
     node = wiring.node(name)
     path = wiring.place[name]
     matrices = [w for w in wiring.weight_inputs(name) if len(wiring.node(w).shape or ()) >= 2]
-    if matrices:
+    if len(matrices) == 1:
         leaf = path.rsplit(".", 1)[-1]
         if leaf and not leaf.isdigit():
             return leaf
         return weight_module(_origin(wiring, matrices[0]).target).rsplit(".", 1)[-1]
-    if re.search(r"Activation|SiLU|GELU|ReLU|Tanh|Sigmoid", node.module_type):
+    if path in wiring.lone and re.search(r"Activation|SiLU|GELU|ReLU|Tanh|Sigmoid", node.module_type):
         return path.rsplit(".", 1)[-1]
     return ""
 
@@ -100,12 +105,10 @@ def weight_lines(wiring: Wiring, name: str) -> list[str]:
     words = []
     for weight in wiring.weight_inputs(name):
         origin = _origin(wiring, weight)
-        leaf = re.sub(r"^[pbc]_", "", origin.target).rsplit(".", 1)[-1]
-        if origin.op == "placeholder" or leaf == origin.target:
-            leaf = leaf.rsplit("_", 1)[-1]
+        leaf = re.sub(r"^\w*_(?=(weight|bias)$)", "", origin.target.rsplit(".", 1)[-1])
         leaf = {"weight": "W", "bias": "b"}.get(leaf, leaf)
         words.append(clip(f"{leaf}{dims(origin.shape)}" if origin.shape is not None else leaf))
-    return words
+    return words if len(words) <= _WEIGHTS else [*words[: _WEIGHTS - 1], f"and {len(words) - _WEIGHTS + 1} more"]
 
 
 def shape_line(node: NodeView) -> str:
@@ -205,6 +208,8 @@ def _said(node: NodeView) -> str:
     if op == "slice":
         start, stop = (*words[1:3], "", "")[:2]
         return f"dim {words[0]} [{start}:{'' if stop == 'end' else stop}]"
+    if "norm" in op:
+        return ", ".join(w for w in words if not w.startswith("["))
     if op in _ALONG:
         return f"dim {words[0].strip('[]')}"
     return ", ".join(words)

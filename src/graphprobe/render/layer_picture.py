@@ -33,6 +33,7 @@ def dot_layer(
     _inner_links(canvas)
     _inputs(canvas)
     _outputs(canvas)
+    _split_shared(canvas)
     ops = sum(1 for name in names if not wiring.node(name).is_view)
     kind = wiring.kinds.get(modules[0], "")
     details = f"{kind + ', ' if kind else ''}{ops} operations and {len(names) - ops} views"
@@ -136,7 +137,7 @@ def _outputs(canvas: Canvas) -> None:
             more = f" and {len(places) - 2} more" if len(places) > 2 else ""
             id = f"out {name}"
             lines = (
-                Line("out: residual stream" if stream else f"out: {name}", "title"),
+                Line("out: residual stream" if stream else f"out: {labels.title(canvas.wiring, name)}", "title"),
                 Line(f"to {', '.join(list(places)[:2])}{more}", "small"),
             )
             canvas.boxes.append(Box(id, lines, colour.fill, colour.line, style="filled"))
@@ -151,37 +152,47 @@ def _destination(wiring: Wiring, name: str) -> str:
 
 
 def _split_shared(canvas: Canvas) -> None:
-    """Draw sources that feed very many boxes (cos, sin, a mask) at each of them: long edges make a layout slow."""
-    fed: dict[str, list[Link]] = {}
-    for link in canvas.links:
-        fed.setdefault(link.tail, []).append(link)
-    shared = {tail: links for tail, links in fed.items() if len(links) > _SHARED}
-    if not shared:
-        return
-    places = {box.id: index for index, box in enumerate(canvas.boxes)}
+    """Draw sources that feed very many boxes elsewhere (cos, sin, a mask) at each of them.
+
+    Long edges, not many nodes, are what makes a layout slow.
+    """
     groups = {group.id: group for group in canvas.groups}
+    places = {box.id: index for index, box in enumerate(canvas.boxes)}
+    shared: dict[str, list[Link]] = {}
+    for link in canvas.links:
+        if link.head in groups and _leaves(groups.get(link.tail), groups[link.head]):
+            shared.setdefault(link.tail, []).append(link)
     words: dict[str, list[str]] = {}
+    split: set[Link] = set()
     for tail, links in shared.items():
+        if len(links) <= _SHARED:
+            continue
+        split.update(links)
         for link in links:
             words.setdefault(link.head, []).extend(_carried(canvas, tail, groups[link.head]))
         box = canvas.boxes[places[tail]]
         note = Line(f"goes to {len(links)} boxes, drawn at each", "small", "#555555")
         canvas.boxes[places[tail]] = dataclasses.replace(box, lines=(*box.lines, note))
-    canvas.links = [link for link in canvas.links if link.tail not in shared]
+    canvas.links = [link for link in canvas.links if link not in split]
     colour = COLOURS["input"]
     for head, names in words.items():
-        text = Line(", ".join(dict.fromkeys(names)), "small")
+        text = Line(labels.clip(", ".join(dict.fromkeys(names)), 60), "small")
         cluster = canvas.boxes[places[head]].cluster
         canvas.boxes.append(Box(f"{head} takes", (text,), colour.fill, colour.line, cluster=cluster))
         canvas.links.append(Link(f"{head} takes", head))
 
 
+def _leaves(tail: Group | None, head: Group) -> bool:
+    """Whether a link leaves the layer of its tail; what comes from outside the picture does."""
+    return tail is None or layer_prefix(tail.path) != layer_prefix(head.path)
+
+
 def _carried(canvas: Canvas, tail: str, head: Group) -> list[str]:
-    """Name the values that go from one box to another."""
+    """Name the values that go from one box, or from a marked input, to another box."""
     wiring = canvas.wiring
-    sources = (s for n in head.members for s in wiring.inputs(n))
-    carried = dict.fromkeys(s for s in sources if s in canvas.owner and canvas.owner[s].id == tail)
-    return [labels.clip(labels.source_name(wiring, s), 24) for s in list(carried)[:3]]
+    sources = dict.fromkeys(s for n in head.members for s in wiring.inputs(n))
+    carried = [s for s in sources if (canvas.owner[s].id if s in canvas.owner else f"in {s}") == tail]
+    return [labels.clip(labels.source_name(wiring, s), 24) for s in carried[:3]]
 
 
 def _legend(canvas: Canvas) -> tuple[Key, ...]:

@@ -62,7 +62,7 @@ RULES = (
     Rule("rotary", module=r"rotary|rope"),
     Rule("MoE", module=r"expert|moe|router"),
     Rule("attention", module=r"attn|attention"),
-    Rule("MLP", module=r"mlp|ffn|feed_?forward|(^|\.)fc_?\d*$|intermediate|swiglu|act_fn"),
+    Rule("MLP", module=r"mlp|ffn|feed_?forward|(^|\.)fc_?\d*$|intermediate|swiglu|(Bert|Roberta|Electra|ViT)Output$"),
 )
 _RULES = tuple((rule.role, re.compile(rule.target or rule.module, re.I), bool(rule.target)) for rule in RULES)
 
@@ -77,19 +77,20 @@ def role_of(wiring: Wiring, name: str) -> str:
     by_target = _matching(node.target, targets=True)
     if by_target == "quantisation":
         return by_target
-    if node.is_view:
+    if node.is_view or (node.target == "operator.getitem" and any(wiring.node(i).is_view for i in wiring.inputs(name))):
         return "view"
     if is_cast(node):
         return "cast"
-    return by_target or module_role(wiring.place[name], node.module_type) or "other"
+    return by_target or module_role(wiring, wiring.place[name]) or "other"
 
 
-def module_role(path: str, kind: str = "") -> str:
-    """Return the role that a module's own names give it, the innermost name first; '' where they say nothing."""
+def module_role(wiring: Wiring, path: str) -> str:
+    """Return the role that the names and classes of a module and those around it give; '' where they say nothing."""
     parts = path.split(".")
-    for last in (kind, *reversed(parts)):
-        found = _matching(last, targets=False)
+    for end in range(len(parts), 0, -1):
         # BERT calls everything around self-attention 'attention', its dense output and norm included: inner names win
+        words = (wiring.kinds.get(".".join(parts[:end]), ""), parts[end - 1])
+        found = next((role for word in words if (role := _matching(word, targets=False))), "")
         if found:
             return found
     return ""
@@ -106,7 +107,7 @@ def rotary_nodes(wiring: Wiring, names: list[str]) -> set[str]:
     """
     within = set(names)
     scaled = [n for n in names if _short(wiring.node(n)) == "mul"]
-    products = {n for n in scaled if any(table_of(wiring, i) for i in wiring.node(n).inputs)}
+    products = {n for n in scaled if any(table_of(wiring, i) for i in (*wiring.inputs(n), *wiring.weight_inputs(n)))}
     found = set(products)
     for product in products:
         for source in wiring.inputs(product):

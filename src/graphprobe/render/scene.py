@@ -216,9 +216,10 @@ def _heading(scene: Scene) -> str:
 def _legend_row(keys: Sequence[Key]) -> str:
     cells = []
     for key in keys:
-        mark = "/ / /" if key.hatched else "      "
+        mark = "/ / /" if key.hatched else " "
         text = html.escape(plain(key.text), quote=False)
-        cells.append(f'<TD BGCOLOR="{key.fill}" COLOR="{key.border}" BORDER="1" WIDTH="24">{mark}</TD>')
+        look = f'BGCOLOR="{key.fill}" COLOR="{key.border}" BORDER="1" FIXEDSIZE="TRUE" WIDTH="28" HEIGHT="15"'
+        cells.append(f"<TD {look}>{mark}</TD>")
         cells.append(f'<TD ALIGN="LEFT"><FONT POINT-SIZE="9">{text}   </FONT></TD>')
     return f"<TR>{''.join(cells)}</TR>"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class Wiring:
     place: dict[str, str]  # node -> module path, guessed from weights and inputs where the graph does not say
     kinds: dict[str, str]  # module path -> class name, where a node says so
     weights: frozenset[str]  # parameters, buffers, constants, and views and casts of nothing but these
+    lone: frozenset[str]  # modules that hold a single operation
     shown: tuple[str, ...]  # what a picture shows: everything but weights, checks and dead inputs
 
     def node(self, name: str) -> NodeView:
@@ -58,13 +60,16 @@ def wire(graph: GraphView) -> Wiring:
     for node in graph.nodes:
         if node.module_type:
             kinds.setdefault(node.module_path, node.module_type)
+    place = _places(graph, weights)
+    crowd = Counter(place[name] for name in shown if graph.by_name[name].op in CALLS)
     return Wiring(
         graph,
         {name: tuple(found) for name, found in users.items()},
         {node.name: index for index, node in enumerate(graph.nodes)},
-        _places(graph, weights),
+        place,
         kinds,
         weights,
+        frozenset(module for module, number in crowd.items() if number == 1),
         shown,
     )
 
