@@ -17,17 +17,19 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
+from graphprobe import records
 from graphprobe.errors import FxFileError, GraphprobeError, OperatorError
 from graphprobe.fxfile import nnmodules, operators, trees
 from graphprobe.fxfile.archive import Archive, Damage
 from graphprobe.fxfile.memory import TensorReader
 from graphprobe.fxfile.metadata import MetaReader, clean
+from graphprobe.fxfile.placement import Devices
 from graphprobe.fxfile.shapes import ShapeReader
 from graphprobe.fxfile.values import ValueReader
 
 _OPS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
 _ATTRIBUTE = re.compile(r"[\w \-+@:/]+", re.ASCII)
-NOTES, MISSING = "graphprobe_notes", "graphprobe_missing_weights"
+EVENTS, NOTES, MISSING = "graphprobe_events", "graphprobe_notes", "graphprobe_missing_weights"
 
 Paths = str | os.PathLike[str]
 
@@ -77,34 +79,6 @@ def _opened(path: Paths) -> Iterator[Archive]:
         raise FxFileError(f"{name} is damaged or was changed by hand ({text})") from error
 
 
-class _Devices:
-    """Where the devices that a file names are found on this machine."""
-
-    def __init__(self, wanted: str | torch.device | None, notes: list[str]) -> None:
-        self._wanted = None if wanted is None else torch.device(wanted)
-        self._notes = notes
-        self._known: dict[str, torch.device] = {}
-
-    def __call__(self, name: str) -> torch.device:
-        if name not in self._known:
-            recorded = torch.device(name)
-            found = recorded if recorded.type == "meta" else self._wanted or _available(recorded)
-            if self._wanted is None and found != recorded:
-                self._notes.append(f"saved on {recorded}, which this machine does not have; loaded on {found}")
-            self._known[name] = found
-        return self._known[name]
-
-
-def _available(device: torch.device) -> torch.device:
-    if device.type == "cpu":
-        return device
-    module: Any = getattr(torch, device.type, None)
-    count = module.device_count() if hasattr(module, "is_available") and module.is_available() else 0
-    if not count:
-        return torch.device("cpu")
-    return device if (device.index or 0) < count else torch.device(device.type)
-
-
 class _Reader:
     """Builds one GraphModule, with the graphs nested in it, from JSON."""
 
@@ -117,7 +91,7 @@ class _Reader:
     ) -> None:
         self.data = data = archive.graph()
         self.notes: list[str] = []
-        self.device = _Devices(device, self.notes)
+        self.device = Devices(device, self.notes)
         self.extra = extra
         self.tensors = TensorReader(archive, data, self.device, weights_from)
         self.shapes = ShapeReader(data["symbols"], data["vals"], self.device)
@@ -145,6 +119,8 @@ class _Reader:
             self._fill(gm, path, rows[path])
         for key, value in self.data["meta"]:
             root.meta[self.plain.decode(key)] = self.plain.decode(value)
+        if self.data["events"]:
+            root.meta[EVENTS] = tuple(_event(row) for row in self.data["events"])
         root.meta[NOTES] = list(dict.fromkeys(self.notes))
         if missing:
             root.meta[MISSING] = missing
@@ -288,6 +264,13 @@ class _Reader:
 
 def _is_name(text: Any) -> bool:
     return isinstance(text, str) and text.isidentifier() and not keyword.iskeyword(text)
+
+
+def _event(row: dict[str, Any]) -> records.Replacement:
+    event = records.from_data(records.Replacement, row)
+    if not all(isinstance(text, str) for text in (event.old, event.new, event.transform)):
+        raise Damage("a replacement event is malformed")
+    return event
 
 
 def _set_tensor(home: torch.nn.Module, name: str, tensor: torch.Tensor, kind: str) -> None:

@@ -87,7 +87,7 @@ class TensorReader:
         path = self._path_of(row["file"])
         if path not in self._open:
             self._open[path] = open_weights(path)
-        if key not in self._open[path].keys():
+        if key not in self._open[path].keys():  # noqa: SIM118 - it is no dict
             raise FxFileError(f"{path} has no tensor {key!r}, to which {self._archive.path} refers: {_ELSEWHERE}")
         flat: torch.Tensor = self._open[path].get_tensor(key).to(kind).contiguous().view(-1).clone()
         if digest(flat) != row["digest"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import GraphModule, Node
 
-from graphprobe import __version__, nodes, provenance, records
+from graphprobe import __version__, provenance, records
 from graphprobe.errors import FxFileError
 from graphprobe.fxfile import archive, nnmodules, operators, trees, weights
 from graphprobe.fxfile.metadata import MetaWriter
@@ -36,7 +37,8 @@ def save(
 
     `weights`: "store" puts every tensor of the graph into the file, once by content; "reference" refers to the
     safetensors files `weights_from` (by relative path, key and SHA-256) and stores only what is not found there; None
-    leaves the values out, and the loaded graph can be shown and aligned but not run. `args` and `kwargs` may hold
+    leaves the values out, and the loaded graph can be shown and aligned but not run. The replacements recorded in
+    ``gm.meta["graphprobe_events"]`` (records.Replacement) are kept. `args` and `kwargs` may hold
     tensors of any shape and dtype, numbers, strings, None, and containers that torch's pytrees know.
     Raises FxFileError where something cannot be stored: a tensor subclass, an input of an unknown class.
     """
@@ -105,6 +107,7 @@ class _Writer:
             "modules": self.modules,
             "state": self.state,
             "meta": self._meta(),
+            "events": [records.to_data(event) for event in self.gm.meta.get(EVENTS, ())],
             "symbols": self.shapes.symbols,
             "vals": self.shapes.vals,
             **self.meta.tables(),
@@ -187,11 +190,9 @@ class _Writer:
     def _meta(self) -> list[list[Any]]:
         rows = []
         for key, value in self.gm.meta.items():
-            try:
-                rows.append([self.plain.encode(key), self.plain.encode(value)])
-            except Unstorable:
-                if key == EVENTS:
-                    rows.append([key, self.plain.encode(records.to_data(value))])
+            if key != EVENTS:
+                with contextlib.suppress(Unstorable):
+                    rows.append([self.plain.encode(key), self.plain.encode(value)])
         return rows
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -227,8 +228,3 @@ def _shown(value: Any, values: ValueWriter) -> Any:
         if isinstance(value, (list, tuple)):
             return [_shown(part, values) for part in value]
         return _ADDRESS.sub("", str(value))[:200]
-
-
-def is_guard(node: Node) -> bool:
-    """Whether the node is a call of export's guards, which are not stored."""
-    return node.op == "call_module" and nodes.returns_nothing(node)
