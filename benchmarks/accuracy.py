@@ -69,7 +69,7 @@ def lifted_run(p, bound):
     return [env[n] for n in p.outputs.values()]
 
 
-def classify(report, mutant, has_effect) -> str:
+def classify(report, mutant, changed, has_effect) -> str:
     grave = [f for f in report.findings if f.kind not in ("rounding", "identical")]
     if mutant.benign:
         return "unknown" if report.verdict == "unknown" else "false alarm" if grave else "fine"
@@ -77,7 +77,7 @@ def classify(report, mutant, has_effect) -> str:
         if report.verdict == "unknown":
             return "unknown"
         return "missed" if has_effect else "silent"
-    hit = [f for f in grave if {*mutant.nodes} & {*f.before, *f.after, f.culprit}]
+    hit = [f for f in grave if changed & {*f.before, *f.after, f.culprit}]
     size = 99
     if hit:
         row = next((r for r in report.regions if (r.before, r.after) == hit[0].outputs), None)
@@ -117,12 +117,12 @@ def main() -> int:
         if mutant is None:
             continue
         after = mutations.strip(mutant.gm, level)
-        if level == "values":  # names were stripped from after: look the changed node up by before's name
-            pass
+        renamed = dict(zip((n.name for n in mutant.gm.graph.nodes), (n.name for n in after.graph.nodes), strict=True))
+        changed = {*mutant.nodes, *(renamed.get(n, n) for n in mutant.nodes)}
         try:
             report = graphprobe.diff(gm, after, args, kwargs)
             has = True if mutant.benign else effect(gm, mutant.gm, kwargs, args)
-            result = classify(report, mutant, has)
+            result = classify(report, mutant, changed, has)
         except Exception as error:
             result = f"error {type(error).__name__}"
             if options.show:

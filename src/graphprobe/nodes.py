@@ -26,6 +26,12 @@ _COPIES = {
     "aten::dropout_",
     "prims::device_put",
 }
+#: Operators that draw random numbers.
+_RANDOM = {
+    "aten::rand", "aten::randn", "aten::randint", "aten::randperm", "aten::rand_like", "aten::randn_like",
+    "aten::randint_like", "aten::bernoulli", "aten::dropout", "aten::native_dropout", "aten::multinomial",
+    "aten::normal", "aten::uniform", "aten::exponential", "aten::feature_dropout", "aten::alpha_dropout",
+}  # fmt: skip
 _COPY_SUFFIX = ("_copy",)  # view_copy, permute_copy, ...: views written out
 _CHECKS = ("_assert", "sym_constrain", "_functional_assert", "_guards_fn", "_print", "_async_assert", "_functional_sym")
 
@@ -114,6 +120,19 @@ def makes_values(node: Node) -> bool:
 
 def _may_be_tensor(node: Node) -> bool:
     return "val" not in node.meta or isinstance(node.meta["val"], torch.Tensor)
+
+
+def is_random(node: Node) -> bool:
+    """Whether the node draws random numbers (dropout outside training does not)."""
+    name = schema_name(node)
+    if name in ("aten::dropout", "aten::feature_dropout", "aten::alpha_dropout"):
+        return len(node.args) > 2 and node.args[2] is True
+    if name == "aten::scaled_dot_product_attention":
+        chance = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
+        return chance != 0.0
+    if name == "aten::native_dropout":
+        return len(node.args) > 2 and node.args[2] is not False
+    return name in _RANDOM
 
 
 def shape(node: Node) -> tuple[int | str, ...] | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +34,7 @@ class Program:
     labels: dict[Node, str]  # what the user calls a node
     live: list[Node] = field(default_factory=list)  # nodes that reach an output, in graph order
     order: dict[Node, int] = field(default_factory=dict)
+    seeds: dict[Node, int] = field(default_factory=dict)  # random operations: the k-th of its kind and shape draws alike
 
     def __post_init__(self) -> None:
         alive: set[Node] = set()
@@ -43,6 +46,12 @@ class Program:
                 stack.extend(node.all_input_nodes)
         self.live = [n for n in self.gm.graph.nodes if n in alive]
         self.order = {n: i for i, n in enumerate(self.live)}
+        met: Counter[object] = Counter()
+        for node in self.live:
+            if nodes.is_random(node):
+                kind = (nodes.schema_name(node), nodes.shape(node))
+                self.seeds[node] = zlib.crc32(repr((kind, met[kind])).encode())
+                met[kind] += 1
 
     def label(self, node: Node) -> str:
         """Return the user's name for a node."""

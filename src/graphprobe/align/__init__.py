@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align import events as events_
-from graphprobe.align import identity, occurrence, structure
+from graphprobe.align import anchors, identity, occurrence, structure
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.program import Program
 from graphprobe.records import Replacement
@@ -16,7 +16,9 @@ from graphprobe.records import Replacement
 __all__ = ["Alignment", "Claim", "align"]
 
 #: Strongest first. Each takes the two programs and what is claimed already, and adds to it.
-EVIDENCE = (identity.claim, occurrence.claim, structure.claim, structure.claim_slots)
+EVIDENCE = (identity.claim, occurrence.claim)
+#: These grow from what is claimed, so they are asked in turn until none adds anything.
+GROWING = (structure.claim, structure.claim_slots, anchors.claim)
 
 
 def align(before: Program, after: Program, events: Sequence[Replacement] = ()) -> Alignment:
@@ -25,9 +27,22 @@ def align(before: Program, after: Program, events: Sequence[Replacement] = ()) -
     events_.claim(before, after, alignment, events)
     for evidence in EVIDENCE:
         evidence(before, after, alignment)
+    _grow(before, after, alignment)
     _claim_outputs(before, after, alignment)
     alignment.sort(after.order)
     return alignment
+
+
+def _grow(before: Program, after: Program, alignment: Alignment) -> None:
+    """Ask the growing kinds of evidence in turn; after each success the strongest has the word again."""
+    while True:
+        for evidence in GROWING:
+            known = len(alignment.claims)
+            evidence(before, after, alignment)
+            if len(alignment.claims) > known:
+                break
+        else:
+            return
 
 
 def _claim_outputs(before: Program, after: Program, alignment: Alignment) -> None:

@@ -42,47 +42,69 @@ def claim(before: Program, after: Program, alignment: Alignment) -> None:
 def claim_slots(before: Program, after: Program, alignment: Alignment) -> None:
     """Claim what stands alone in its place: the only unclaimed node of its shape on the same partnered operands.
 
-    The operator or a constant may differ: that is how a wrong operator is met in its place instead of in all that
-    consumes it.
+    First places are told apart by weights too, then by operator; then only by what feeds them, so that a wrong operator
+    or a wrong weight is met in its place instead of in all that consumes it.
     """
-    left = _by_slot(before, alignment.of_before, lambda n: n)
-    partner = {c.after: c.before for c in alignment.claims}
-    paths = {after.inputs[p]: x for p, x in before.inputs.items() if p in after.inputs}
-    right = _by_slot(after, alignment.of_after, lambda n: partner.get(n, paths.get(n)))
-    for slot, ys in right.items():
-        xs = left.get(slot, [])
-        if len(xs) == len(ys) == 1:
-            alignment.add(Claim(xs[0], ys[0], "slot", certain=False))
+    for slot in (_slot_by_weight, _slot_by_operator, _slot_by_feeds):
+        partner = {c.after: c.before for c in alignment.claims}
+        paths = {after.inputs[p]: x for p, x in before.inputs.items() if p in after.inputs}
+        left = _by_slot(before, alignment.of_before, slot, lambda n: n)
+        right = _by_slot(after, alignment.of_after, slot, lambda n: partner.get(n, paths.get(n)))  # noqa: B023
+        known = len(alignment.claims)
+        for place, ys in right.items():
+            xs = left.get(place, [])
+            if len(xs) == len(ys) == 1:
+                alignment.add(Claim(xs[0], ys[0], "slot", certain=False))
+        if len(alignment.claims) > known:
+            return
+
+
+Partner = Callable[[Node], Node | None]
 
 
 def _by_slot(
-    program: Program, claimed: dict[Node, list[Claim]], stands_for: Callable[[Node], Node | None]
+    program: Program,
+    claimed: dict[Node, list[Claim]],
+    slot: Callable[[Node, list[str], list[str]], Print],
+    stands_for: Partner,
 ) -> dict[Print, list[Node]]:
     found: dict[Print, list[Node]] = defaultdict(list)
     for node in program.live:
         if not nodes.makes_values(node) or claimed.get(node):
             continue
-        slot = _slot(node, stands_for)
-        if slot is not None:
-            found[slot].append(node)
+        feeds = _feeds(node, stands_for)
+        if feeds is not None and feeds[0]:
+            found[slot(node, *feeds)].append(node)
     return found
 
 
-def _slot(node: Node, stands_for: Callable[[Node], Node | None]) -> Print | None:
-    """Name a place: shape, and what feeds it: partnered operands and weights, seen through views."""
-    feeds = []
+def _feeds(node: Node, stands_for: Partner) -> tuple[list[str], list[str]] | None:
+    """Name what feeds a node, seen through views: (partnered operands, weights); None where one has no partner."""
+    operands, weights = [], []
     for operand in node.all_input_nodes:
         source = operand
         while nodes.is_view(source) and source.all_input_nodes:
             source = source.all_input_nodes[0]
         if source.op == "get_attr":
-            feeds.append(("weight", str(source.target)))
+            weights.append(str(source.target))
             continue
         known = stands_for(source)
         if known is None:
             return None
-        feeds.append(("node", str(id(known))))
-    return (nodes.shape(node), tuple(sorted(feeds))) if feeds else None
+        operands.append(str(id(known)))
+    return sorted(operands), sorted(weights)
+
+
+def _slot_by_weight(node: Node, operands: list[str], weights: list[str]) -> Print:
+    return (nodes.shape(node), *operands, "|", *weights)
+
+
+def _slot_by_operator(node: Node, operands: list[str], weights: list[str]) -> Print:
+    return (nodes.shape(node), provenance.target_name(node), *operands)
+
+
+def _slot_by_feeds(node: Node, operands: list[str], weights: list[str]) -> Print:
+    return (nodes.shape(node), *operands)
 
 
 def _print(node: Node, program: Program, names: dict[Node, Any]) -> Print:

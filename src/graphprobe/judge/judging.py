@@ -81,6 +81,7 @@ def judge(
     if pardoned:  # below a pardon the frontiers have changed: measure again on the new ones
         plan, rows, measurements = _measure(before, after, withdrawal.active, inputs, redrawn, exact, weights, progress)
         replay = Replay(plan, inputs, redrawn)
+        answers = {c: a for c, a in answers.items() if c in settled.guilty}
         answers |= _second_look(replay, [r for r in rows if r.suspect and r.region.claim not in answers], progress)
     judged = [_kind(replay, row, answers, settled) for row in rows]
     judged += [Judged(row, "pardoned", "5 withdrawal", note=settled.pardoned[row.region.claim]) for row in pardoned]

@@ -141,7 +141,12 @@ class _Builder:
         args = torch.fx.map_arg(node.args, operand)
         kwargs = torch.fx.map_arg(node.kwargs, operand)
         assert callable(node.target)
-        return self._note(lane, node, self.graph.call_function(node.target, args, kwargs))
+        program = self.plan.before if lane.startswith("before") else self.plan.after
+        if node in program.seeds:
+            made = self.graph.call_function(exact.replayed, (program.seeds[node], node.target, args, kwargs))
+        else:
+            made = self.graph.call_function(node.target, args, kwargs)
+        return self._note(lane, node, made)
 
     def _note(self, lane: str, node: Node, made: Node) -> Node:
         self.origin[made.name] = (lane, node)

@@ -32,14 +32,6 @@ LIFTED = {
 }
 #: Operators on bit patterns: float64 bits are other bits. Their value is taken from the native lane.
 NATIVE = {"aten::view.dtype", "aten::frexp", "aten::nextafter", "aten::_local_scalar_dense", "aten::item"}
-#: Random operators: both sides replay one generator state, natively; lifting would draw other numbers.
-RANDOM = {
-    "aten::rand", "aten::randn", "aten::randint", "aten::randperm", "aten::rand_like", "aten::randn_like",
-    "aten::randint_like", "aten::bernoulli", "aten::dropout", "aten::native_dropout", "aten::multinomial",
-    "aten::normal", "aten::uniform", "aten::exponential", "aten::feature_dropout", "aten::alpha_dropout",
-}  # fmt: skip
-
-
 def lift(value: Any) -> Any:
     """Raise a floating tensor to float64, a complex one to complex128; 8-bit floats and all else stay."""
     if isinstance(value, torch.Tensor) and value.dtype in LIFTED:
@@ -64,7 +56,7 @@ def takes_native(node: Node) -> bool:
     if isinstance(node.target, torch._ops.OpOverload):
         schema = node.target._schema
         full = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
-        return full in NATIVE or schema.name in NATIVE or is_random(node)
+        return full in NATIVE or schema.name in NATIVE or nodes.is_random(node)
     return False
 
 
@@ -79,14 +71,12 @@ def lifts_late(node: Node) -> Node | None:
     return None
 
 
-def is_random(node: Node) -> bool:
-    """Whether the node draws random numbers (dropout outside training does not)."""
-    name = nodes.schema_name(node)
-    if name in ("aten::dropout", "aten::feature_dropout", "aten::alpha_dropout"):
-        return len(node.args) > 2 and node.args[2] is True
-    if name == "aten::native_dropout":
-        return len(node.args) > 2 and node.args[2] is not False
-    return name in RANDOM
+def replayed(seed: int, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a random operator from a given generator state, and leave the global one as it was."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        return target(*args, **kwargs)
 
 
 def _plain(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -52,7 +52,7 @@ def run_program(
             elif node.op == "get_attr":
                 env[node] = program.attribute(node)
             elif node.op == "call_function":
-                env[node] = _call(node, env)
+                env[node] = _call(program, node, env)
             if node in wanted:
                 kept[node] = observe(env[node]) if observe else env[node]
             for operand in node.all_input_nodes:
@@ -64,10 +64,12 @@ def run_program(
     return kept
 
 
-def _call(node: Node, env: Mapping[Node, Any]) -> Any:
+def _call(program: Program, node: Node, env: Mapping[Node, Any]) -> Any:
     args = torch.fx.map_arg(node.args, env.__getitem__)
     kwargs = torch.fx.map_arg(node.kwargs, env.__getitem__)
     assert callable(node.target)
+    if node in program.seeds:
+        return exact.replayed(program.seeds[node], node.target, args, kwargs)
     return node.target(*args, **kwargs)
 
 
@@ -129,8 +131,9 @@ class Replay:
         given: Mapping[Node, torch.Tensor] | None = None,
         cast: bool = False,
         override: Mapping[Node, torch.Tensor] | None = None,
+        size: float = 2 * U64,
     ) -> torch.Tensor:
-        """Evaluate one piece in float64. With `noise`, every floating result and constant is multiplied by 1 + 2 u64 xi.
+        """Evaluate one piece in float64. With `noise`, every floating result and constant is multiplied by 1 + size xi.
 
         With `cast`, before's values are first rounded to what `after` takes (for the precision rule). With `override`,
         nodes inside the piece take the given values.
@@ -151,34 +154,36 @@ class Replay:
             if self._is_native(node):
                 env[node] = exact.lift(native[node])
                 continue
-            env[node] = self._exact_node(side, node, env, noise)
+            env[node] = self._exact_node(side, node, env, noise, size)
         return env[region.claim.before if side == "before" else region.claim.after]
 
     def _is_native(self, node: Node) -> bool:
         return exact.takes_native(node) or node.target in self.plan.native_only
 
-    def _exact_node(self, side: str, node: Node, env: Values, noise: torch.Generator | None) -> Any:
+    def _exact_node(
+        self, side: str, node: Node, env: Values, noise: torch.Generator | None, size: float
+    ) -> Any:
         late = exact.lifts_late(node)
 
         def operand(n: Node) -> Any:
             if n.op != "get_attr":
                 return env[n]
             value = self._weight(side, n)
-            return value if n is late else _jitter(exact.lift(value), noise)
+            return value if n is late else _jitter(exact.lift(value), noise, size)
 
         args = torch.fx.map_arg(node.args, operand)
         kwargs = torch.fx.map_arg(node.kwargs, operand)
         target: Any = node.target
         with torch.no_grad():
             if late is not None:
-                return _jitter(exact.lift(target(*args, **kwargs)), noise)
+                return _jitter(exact.lift(target(*args, **kwargs)), noise, size)
             target, args, kwargs = exact.lifted_call(node, args, kwargs)
             value = target(*args, **kwargs)
         if nodes.is_view(node):
             return value
         if isinstance(value, (tuple, list)):
-            return tuple(_jitter(v, noise) for v in value)
-        return _jitter(value, noise)
+            return tuple(_jitter(v, noise, size) for v in value)
+        return _jitter(value, noise, size)
 
     def _weight(self, side: str, node: Node) -> Any:
         if side == "after" and node in self.plan.same_weight:
@@ -201,7 +206,7 @@ class Replay:
         program = self.plan.before if side == "before" else self.plan.after
         with torch.no_grad():
             for node in getattr(region, side):
-                env[node] = program.attribute(node) if node.op == "get_attr" else _call(node, env)
+                env[node] = program.attribute(node) if node.op == "get_attr" else _call(program, node, env)
         return env
 
 
@@ -213,10 +218,10 @@ def _as_taken(value: Any, leaf: Node) -> Any:
     return value
 
 
-def _jitter(value: Any, noise: torch.Generator | None) -> Any:
+def _jitter(value: Any, noise: torch.Generator | None, size: float) -> Any:
     if noise is None or not isinstance(value, torch.Tensor):
         return value
     if value.dtype not in (torch.float64, torch.complex128):
         return value
     xi = torch.rand(value.shape, generator=noise, dtype=torch.float64, device=value.device) * 2 - 1
-    return value * (1 + 2 * U64 * xi)
+    return value * (1 + size * xi)
