@@ -16,7 +16,7 @@ from graphprobe import align, fxfile, graphview, inputs, judge, nodes
 from graphprobe.capturing import Model, capture
 from graphprobe.devices import moved
 from graphprobe.errors import InputError, MismatchError
-from graphprobe.lanes.replay import run_program
+from graphprobe.execute import run_program
 from graphprobe.program import Program, program
 from graphprobe.records import Replacement, Report
 
@@ -51,11 +51,13 @@ def diff(
     _check_options(exact, allow, min_coverage)
     gm_before, gm_after, args, kwargs = _sides(before, after, tuple(args), kwargs)
     if device is not None:
-        gm_before, gm_after, args, kwargs, valid = _to_device(torch.device(device), gm_before, gm_after, args, kwargs, valid)
+        gm_before, gm_after, args, kwargs, valid = _to_device(
+            torch.device(device), gm_before, gm_after, args, kwargs, valid
+        )
     left, right, bound = _programs(gm_before, gm_after, args, kwargs)
     notes: list[str] = []
     redrawn = _redrawn(left, bound, valid, notes)
-    alignment = align.align(left, right, tuple(events or ()))
+    alignment = align.align(left, right, tuple(events or ()), bound)
     judgement = judge.judge(left, right, alignment, bound, redrawn=redrawn, exact=exact, progress=progress)
     judgement.notes += notes
     report = judge.report(judgement, accept=accept, allow=allow, min_coverage=min_coverage)
@@ -141,7 +143,9 @@ def _rename_positional(
     names = {t: m for m, t in zip(mine, theirs, strict=False)}
 
     def rename(path: str) -> str:
-        head = next((t for t in sorted(names, key=len, reverse=True) if path == t or path.startswith((t + ".", t + "["))), None)
+        head = next(
+            (t for t in sorted(names, key=len, reverse=True) if path == t or path.startswith((t + ".", t + "["))), None
+        )
         return path if head is None else names[head] + path[len(head) :]
 
     right.inputs = {rename(path): node for path, node in right.inputs.items()}
@@ -190,7 +194,9 @@ def _is_concrete(node: torch.fx.Node) -> bool:
 
 def _as_meta(value: Any) -> Any:
     return torch.utils._pytree.tree_map(
-        lambda v: torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="meta") if isinstance(v, torch.Tensor) else v,
+        lambda v: (
+            torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="meta") if isinstance(v, torch.Tensor) else v
+        ),
         value,
     )
 
@@ -224,7 +230,9 @@ def _redrawn(left: Program, bound: inputs.Inputs, valid: torch.Tensor | None, no
         if isinstance(x, torch.Tensor) and x.shape[:2] == padded.shape and x.is_floating_point():
             counts = ~padded.to(x.device)
             if not torch.equal(torch.nan_to_num(x[counts]), torch.nan_to_num(y[counts])):
-                notes.append("the padded positions reach the valid outputs of before: they are compared like all others")
+                notes.append(
+                    "the padded positions reach the valid outputs of before: they are compared like all others"
+                )
                 return None
     notes.append(f"{int(padded.sum())} padded positions are left out of every measure")
     return redrawn

@@ -18,7 +18,9 @@ def moved(gm: torch.fx.GraphModule, device: torch.device) -> torch.fx.GraphModul
 
     for node in there.graph.nodes:
         leaves = (torch.fx.Node, torch.device)
-        node.args, node.kwargs = pytree.tree_map(swap, (node.args, dict(node.kwargs)), is_leaf=lambda v: isinstance(v, leaves))
+        node.args, node.kwargs = pytree.tree_map(
+            swap, (node.args, dict(node.kwargs)), is_leaf=lambda v: isinstance(v, leaves)
+        )
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor):
             node.meta["val"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")

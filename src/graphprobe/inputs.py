@@ -28,7 +28,9 @@ def bind(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], side: s
     """Map every leaf of the call to its path: 'input_ids', 'past.layers[0].keys'. Raises InputError."""
     names = parameter_names(gm)
     if len(args) > len(names):
-        raise InputError(f"{side} takes {len(names)} inputs ({', '.join(names)}), but {len(args)} were given by position")
+        raise InputError(
+            f"{side} takes {len(names)} inputs ({', '.join(names)}), but {len(args)} were given by position"
+        )
     call = {**dict(zip(names, args, strict=False))}
     for name, value in kwargs.items():
         if name in call:
@@ -175,7 +177,12 @@ def redraw(bound: Inputs, padded: torch.Tensor) -> Inputs:
     generator = torch.Generator().manual_seed(_SEED)
     out = dict(bound)
     for path, value in bound.items():
-        if not isinstance(value, torch.Tensor) or value.shape[:2] != padded.shape or "mask" in path or "position" in path:
+        if (
+            not isinstance(value, torch.Tensor)
+            or value.shape[:2] != padded.shape
+            or "mask" in path
+            or "position" in path
+        ):
             continue
         where = padded.to(value.device)
         if value.dtype.is_floating_point:

@@ -72,8 +72,10 @@ def is_mutating(node: Node) -> bool:
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     name = getattr(node.target, "__name__", "")
-    return node.target is operator.setitem or node.target in (operator.iadd, operator.imul, operator.isub) or (
-        node.op == "call_function" and name.endswith("_") and not name.endswith("__")
+    return (
+        node.target is operator.setitem
+        or node.target in (operator.iadd, operator.imul, operator.isub)
+        or (node.op == "call_function" and name.endswith("_") and not name.endswith("__"))
     )
 
 

@@ -34,7 +34,9 @@ class Program:
     labels: dict[Node, str]  # what the user calls a node
     live: list[Node] = field(default_factory=list)  # nodes that reach an output, in graph order
     order: dict[Node, int] = field(default_factory=dict)
-    seeds: dict[Node, int] = field(default_factory=dict)  # random operations: the k-th of its kind and shape draws alike
+    seeds: dict[Node, int] = field(
+        default_factory=dict
+    )  # random operations: the k-th of its kind and shape draws alike
 
     def __post_init__(self) -> None:
         alive: set[Node] = set()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.align import anchors, identity, occurrence, structure, values
 from graphprobe.align import events as events_
-from graphprobe.align import anchors, identity, occurrence, structure
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.program import Program
 from graphprobe.records import Replacement
@@ -21,13 +22,21 @@ EVIDENCE = (identity.claim, occurrence.claim)
 GROWING = (structure.claim, structure.claim_slots, anchors.claim)
 
 
-def align(before: Program, after: Program, events: Sequence[Replacement] = ()) -> Alignment:
-    """Claim all that evidence allows; graph outputs are always claimed."""
+def align(
+    before: Program,
+    after: Program,
+    events: Sequence[Replacement] = (),
+    bound: Mapping[str, Any] | None = None,
+) -> Alignment:
+    """Claim all that evidence allows; graph outputs are always claimed. Without `bound` inputs nothing is run."""
     alignment = Alignment()
     events_.claim(before, after, alignment, events)
     for evidence in EVIDENCE:
         evidence(before, after, alignment)
     _grow(before, after, alignment)
+    if bound is not None:
+        values.claim(before, after, alignment, bound)
+        _grow(before, after, alignment)
     _claim_outputs(before, after, alignment)
     alignment.sort(after.order)
     return alignment
@@ -69,6 +78,4 @@ def output_pairs(before: Program, after: Program) -> list[tuple[str, Node, Node]
 
 
 def _is_computed(node: Node) -> bool:
-    return node.op not in ("placeholder", "get_attr") and (
-        nodes.tensor_val(node) is not None or "val" not in node.meta
-    )
+    return node.op not in ("placeholder", "get_attr") and (nodes.tensor_val(node) is not None or "val" not in node.meta)

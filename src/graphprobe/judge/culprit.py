@@ -48,9 +48,7 @@ def _partners(region: Region) -> list[tuple[Node, Node]]:
 def _other_weights(x: Node, y: Node, weights: Weights) -> bool:
     mine = [n for n in x.all_input_nodes if n.op == "get_attr"]
     theirs = [n for n in y.all_input_nodes if n.op == "get_attr"]
-    return len(mine) != len(theirs) or not all(
-        weights.stands_for(p, q) for p, q in zip(mine, theirs, strict=True)
-    )
+    return len(mine) != len(theirs) or not all(weights.stands_for(p, q) for p, q in zip(mine, theirs, strict=True))
 
 
 def _other_operands(x: Node, y: Node, back: dict[Node, Node], region: Region) -> bool:

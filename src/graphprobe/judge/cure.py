@@ -12,9 +12,10 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.claims import Claim
+from graphprobe.execute import Values, run_program
 from graphprobe.lanes import measure
 from graphprobe.lanes.regions import Region
-from graphprobe.lanes.replay import Replay, Values, run_program
+from graphprobe.lanes.replay import Replay
 
 
 class Cures:

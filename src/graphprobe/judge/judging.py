@@ -85,9 +85,7 @@ def judge(
         answers |= _second_look(replay, [r for r in rows if r.suspect and r.region.claim not in answers], progress)
     judged = [_kind(replay, row, answers, settled) for row in rows]
     judged += [Judged(row, "pardoned", "5 withdrawal", note=settled.pardoned[row.region.claim]) for row in pardoned]
-    return Judgement(
-        judged, withdrawal.active, settled, measurements.raised, measurements.native_only, replay, weights
-    )
+    return Judgement(judged, withdrawal.active, settled, measurements.raised, measurements.native_only, replay, weights)
 
 
 def _measure(

@@ -12,8 +12,8 @@ from torch.fx import Node
 from graphprobe import nodes, provenance
 from graphprobe.align.claims import Claim
 from graphprobe.errors import InputError
-from graphprobe.judge.cure import Cures
 from graphprobe.judge.culprit import culprit
+from graphprobe.judge.cure import Cures
 from graphprobe.judge.explain import explain
 from graphprobe.judge.judging import Judged, Judgement
 from graphprobe.lanes.regions import SMALL, Region
@@ -25,7 +25,9 @@ _MOST_CURES = 16  # each costs one forward run of after
 _MOST_ROUNDING = 10  # where nothing graver stands, so many of the largest roundings are listed
 
 
-def report(judgement: Judgement, *, accept: Sequence[str] = (), allow: Sequence[str] = (), min_coverage: float) -> Report:
+def report(
+    judgement: Judgement, *, accept: Sequence[str] = (), allow: Sequence[str] = (), min_coverage: float
+) -> Report:
     """Make the report of one run."""
     before, after = judgement.replay.plan.before, judgement.replay.plan.after
     judged = sorted(judgement.judged, key=lambda j: after.order.get(j.region.claim.after, -1))

@@ -39,7 +39,9 @@ class Settled:
 class Withdrawal:
     """Settles failing claims one after the other, the earliest in after's order first."""
 
-    def __init__(self, replay: Replay, alignment: Alignment, regions: list[Region], answers: dict[Claim, Sameness]) -> None:
+    def __init__(
+        self, replay: Replay, alignment: Alignment, regions: list[Region], answers: dict[Claim, Sameness]
+    ) -> None:
         self.replay = replay
         self.active = alignment
         self.regions = {r.claim: r for r in regions}

@@ -14,6 +14,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from graphprobe import nodes
+from graphprobe.execute import replayed
 from graphprobe.lanes import exact, measure
 from graphprobe.lanes.regions import Region
 from graphprobe.program import Program
@@ -143,7 +144,7 @@ class _Builder:
         assert callable(node.target)
         program = self.plan.before if lane.startswith("before") else self.plan.after
         if node in program.seeds:
-            made = self.graph.call_function(exact.replayed, (program.seeds[node], node.target, args, kwargs))
+            made = self.graph.call_function(replayed, (program.seeds[node], node.target, args, kwargs))
         else:
             made = self.graph.call_function(node.target, args, kwargs)
         return self._note(lane, node, made)

@@ -32,6 +32,8 @@ LIFTED = {
 }
 #: Operators on bit patterns: float64 bits are other bits. Their value is taken from the native lane.
 NATIVE = {"aten::view.dtype", "aten::frexp", "aten::nextafter", "aten::_local_scalar_dense", "aten::item"}
+
+
 def lift(value: Any) -> Any:
     """Raise a floating tensor to float64, a complex one to complex128; 8-bit floats and all else stay."""
     if isinstance(value, torch.Tensor) and value.dtype in LIFTED:
@@ -69,14 +71,6 @@ def lifts_late(node: Node) -> Node | None:
     if nodes.schema_name(node) in GATHERS and isinstance(node.args[0], Node) and node.args[0].op == "get_attr":
         return node.args[0]
     return None
-
-
-def replayed(seed: int, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a random operator from a given generator state, and leave the global one as it was."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        return target(*args, **kwargs)
 
 
 def _plain(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -105,7 +105,13 @@ def native(slots: Tensor, row: int, b: Tensor, f: Tensor | None, r: Tensor | Non
 
 
 def _pair(
-    out: Tensor, b: Tensor, y: Tensor | None, moved: Tensor | None, bound: float, columns: tuple[int, ...], top: int | None
+    out: Tensor,
+    b: Tensor,
+    y: Tensor | None,
+    moved: Tensor | None,
+    bound: float,
+    columns: tuple[int, ...],
+    top: int | None,
 ) -> bool:
     if y is None or y.shape != b.shape:
         return True

@@ -36,7 +36,14 @@ def flash(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, causal: bool = 
 
 
 def efficient(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lse: bool, dropout: float = 0.0, causal: bool = False, **kw: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    lse: bool,
+    dropout: float = 0.0,
+    causal: bool = False,
+    **kw: Any,
 ) -> Any:
     """aten::_scaled_dot_product_efficient_attention: (output, logsumexp, ...)."""
     out, sums = attention(q, k, v, bias, causal, kw.get("scale"))

@@ -95,10 +95,7 @@ class Regions:
             if not lone_before and not lone_after:
                 break
             # the latest first: what it stands on may turn out to be an input of the other side too
-            top = max(
-                [self.before.order[p] for p in lone_before]
-                + [self._rank_after(q) for q in lone_after]
-            )
+            top = max([self.before.order[p] for p in lone_before] + [self._rank_after(q) for q in lone_after])
             for p in lone_before:
                 if self.before.order[p] == top:
                     left.expand(p)

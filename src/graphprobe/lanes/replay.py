@@ -5,72 +5,19 @@ One forward run of `before` collects the values at the frontiers; then each regi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.execute import Values, call, run_program
 from graphprobe.lanes import exact, measure
 from graphprobe.lanes.build import Plan
 from graphprobe.lanes.regions import Region
-from graphprobe.program import Program
 
 U64 = 2.0**-53
-Values = dict[Node, Any]
-
-
-def run_program(
-    program: Program,
-    inputs: Mapping[str, Any],
-    wanted: Iterable[Node],
-    replace: Mapping[Node, Callable[[Values], Any]] | None = None,
-    hold: Iterable[Node] = (),
-    skip: Iterable[Node] = (),
-    observe: Callable[[Any], Any] | None = None,
-) -> Values:
-    """Run a program natively and return the values of the wanted nodes.
-
-    A node in `replace` takes what its function makes of the environment; nodes in `hold` are kept alive for that. All
-    other values die after their last use. Nodes in `skip` are not run. With `observe`, what it returns is kept in place
-    of the values.
-    """
-    wanted, skip, held = set(wanted), set(skip), set(hold)
-    last: dict[Node, Node] = {}
-    for node in program.live:
-        for operand in node.all_input_nodes:
-            last[operand] = node
-    env: Values = {node: inputs[path] for path, node in program.inputs.items() if path in inputs}
-    kept: Values = {}
-    with torch.no_grad():
-        for node in program.live:
-            if node in skip:
-                continue
-            if replace and node in replace:
-                env[node] = replace[node](env)
-            elif node.op == "get_attr":
-                env[node] = program.attribute(node)
-            elif node.op == "call_function":
-                env[node] = _call(program, node, env)
-            if node in wanted:
-                kept[node] = observe(env[node]) if observe else env[node]
-            for operand in node.all_input_nodes:
-                if last[operand] is node and operand not in held:
-                    env.pop(operand, None)
-    for node in wanted:
-        if node not in kept and node in env:
-            kept[node] = observe(env[node]) if observe else env[node]
-    return kept
-
-
-def _call(program: Program, node: Node, env: Mapping[Node, Any]) -> Any:
-    args = torch.fx.map_arg(node.args, env.__getitem__)
-    kwargs = torch.fx.map_arg(node.kwargs, env.__getitem__)
-    assert callable(node.target)
-    if node in program.seeds:
-        return exact.replayed(program.seeds[node], node.target, args, kwargs)
-    return node.target(*args, **kwargs)
 
 
 class Replay:
@@ -160,9 +107,7 @@ class Replay:
     def _is_native(self, node: Node) -> bool:
         return exact.takes_native(node) or node.target in self.plan.native_only
 
-    def _exact_node(
-        self, side: str, node: Node, env: Values, noise: torch.Generator | None, size: float
-    ) -> Any:
+    def _exact_node(self, side: str, node: Node, env: Values, noise: torch.Generator | None, size: float) -> Any:
         late = exact.lifts_late(node)
 
         def operand(n: Node) -> Any:
@@ -206,7 +151,7 @@ class Replay:
         program = self.plan.before if side == "before" else self.plan.after
         with torch.no_grad():
             for node in getattr(region, side):
-                env[node] = program.attribute(node) if node.op == "get_attr" else _call(program, node, env)
+                env[node] = program.attribute(node) if node.op == "get_attr" else call(program, node, env)
         return env
 
 

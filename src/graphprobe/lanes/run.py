@@ -59,9 +59,7 @@ def measure(plan: Plan, inputs: Inputs, redrawn: Inputs | None = None) -> Measur
 
 
 def _values(probe: Probe, inputs: Inputs, redrawn: Inputs) -> list[Any]:
-    return [
-        redrawn[p.removeprefix("redrawn:")] if p.startswith("redrawn:") else inputs[p] for p in probe.paths
-    ]
+    return [redrawn[p.removeprefix("redrawn:")] if p.startswith("redrawn:") else inputs[p] for p in probe.paths]
 
 
 def _execute(probe: Probe, inputs: Inputs, redrawn: Inputs) -> torch.Tensor:

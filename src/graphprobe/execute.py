@@ -1,0 +1,74 @@
+"""Run a program node by node: values die at their last use, random operators replay their generator state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from graphprobe.program import Program
+
+Values = dict[Node, Any]
+
+
+def run_program(
+    program: Program,
+    inputs: Mapping[str, Any],
+    wanted: Iterable[Node],
+    replace: Mapping[Node, Callable[[Values], Any]] | None = None,
+    hold: Iterable[Node] = (),
+    skip: Iterable[Node] = (),
+    observe: Callable[[Any], Any] | None = None,
+) -> Values:
+    """Run a program natively and return the values of the wanted nodes.
+
+    A node in `replace` takes what its function makes of the environment; nodes in `hold` are kept alive for that. All
+    other values die after their last use. Nodes in `skip` are not run. With `observe`, what it returns is kept in place
+    of the values.
+    """
+    wanted, skip, held = set(wanted), set(skip), set(hold)
+    last: dict[Node, Node] = {}
+    for node in program.live:
+        for operand in node.all_input_nodes:
+            last[operand] = node
+    env: Values = {node: inputs[path] for path, node in program.inputs.items() if path in inputs}
+    kept: Values = {}
+    with torch.no_grad():
+        for node in program.live:
+            if node in skip:
+                continue
+            if replace and node in replace:
+                env[node] = replace[node](env)
+            elif node.op == "get_attr":
+                env[node] = program.attribute(node)
+            elif node.op == "call_function":
+                env[node] = call(program, node, env)
+            if node in wanted:
+                kept[node] = observe(env[node]) if observe else env[node]
+            for operand in node.all_input_nodes:
+                if last[operand] is node and operand not in held:
+                    env.pop(operand, None)
+    for node in wanted:
+        if node not in kept and node in env:
+            kept[node] = observe(env[node]) if observe else env[node]
+    return kept
+
+
+def call(program: Program, node: Node, env: Mapping[Node, Any]) -> Any:
+    """Evaluate one node natively; random operators draw from their own generator state."""
+    args = torch.fx.map_arg(node.args, env.__getitem__)
+    kwargs = torch.fx.map_arg(node.kwargs, env.__getitem__)
+    assert callable(node.target)
+    if node in program.seeds:
+        return replayed(program.seeds[node], node.target, args, kwargs)
+    return node.target(*args, **kwargs)
+
+
+def replayed(seed: int, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a random operator from a given generator state, and leave the global one as it was."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        return target(*args, **kwargs)
