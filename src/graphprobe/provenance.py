@@ -48,6 +48,12 @@ def module_stack(node: Node) -> list[tuple[str, str]]:
     return out
 
 
+def module_calls(node: Node) -> list[tuple[str, str]]:
+    """Return [(key, module path)] from the root inwards; the key is one call: a module called again has another one."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [(str(key), _clean_path(path)) for key, (path, _kind) in stack.items()]
+
+
 def _clean_path(path: str) -> str:
     # Dynamo writes L['self'].layer.0 or _export_root.x; a call counter may be appended as "@1"
     path = path.split("@")[0]
@@ -84,7 +90,7 @@ def target_name(node: Node) -> str:
     if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         return str(target)
     if isinstance(target, torch._ops.HigherOrderOperator):
-        return f"higher_order.{target.name()}"
+        return f"higher_order.{target._name}"
     module = getattr(target, "__module__", None) or ""
     name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None) or repr(target)
     module = {"_operator": "operator", "builtins": ""}.get(module, module)

@@ -1,0 +1,30 @@
+"""The memory a tensor occupies, with everything forgotten that statistics do not depend on."""
+
+from __future__ import annotations
+
+import torch
+
+
+def collapse(value: torch.Tensor) -> tuple[list[int], list[int], int]:
+    """Return (sizes, strides, repeat): the fewest dimensions that visit each element of `value` once.
+
+    Order is lost, and dimensions of stride 0 (an ``expand``) are left out: every element then counts `repeat` times.
+    A dense tensor comes back as one dimension of stride 1, however it is permuted.
+    """
+    repeat = 1
+    dims: list[tuple[int, int]] = []
+    for size, stride in zip(value.shape, value.stride(), strict=True):
+        if stride == 0:
+            repeat *= size
+        elif size != 1:
+            dims.append((stride, size))
+    sizes: list[int] = []
+    strides: list[int] = []
+    for stride, size in sorted(dims, reverse=True):
+        if strides and strides[-1] == stride * size:
+            sizes[-1] *= size
+            strides[-1] = stride
+        else:
+            sizes.append(size)
+            strides.append(stride)
+    return sizes or [1], strides or [1], repeat
