@@ -22,7 +22,7 @@ from torch.fx import GraphModule
 
 from graphprobe import observe
 from graphprobe.errors import PipelineError, nearest
-from graphprobe.records import Replacement
+from graphprobe.records import Replacement, Report
 
 ENTRY_POINTS = "graphprobe.transforms"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -85,6 +85,21 @@ class Run:
     def events(self) -> tuple[Replacement, ...]:
         """All replacements of all steps, in order: what `graphprobe.diff` takes as ``events=``."""
         return tuple(event for step in self.steps for event in step.observation.replacements)
+
+    def author(self, node: str) -> str:
+        """Return the text form of the transform that last made or rewrote the node, '' where none did."""
+        for step in reversed(self.steps):
+            if node in step.observation.created or node in step.observation.rewritten:
+                return step.transform
+        return ""
+
+    def attributed(self, report: Report) -> Report:
+        """Return the report of a diff against `gm` in which each finding names the transform that made its culprit."""
+        findings = tuple(
+            dataclasses.replace(finding, transform=self.author(finding.culprit) or finding.transform)
+            for finding in report.findings
+        )
+        return dataclasses.replace(report, findings=findings)
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ class FuseQkv:
             bias = torch.cat([graphs.weight(gm, b).detach() for b in biases])
             args.append(graphs.insert_weight(gm, first, f"{path}.bias", bias, like=biases[0]))
         sizes = [int(graphs.weight(gm, w).shape[0]) for w in sources]
-        linear = graphs.insert(first, aten.linear.default, tuple(args), like=first)
-        split = graphs.insert(first, aten.split_with_sizes.default, (linear, sizes, -1), like=first)
+        linear = graphs.insert(first, aten.linear.default, tuple(args), like=first, outer=True)
+        split = graphs.insert(first, aten.split_with_sizes.default, (linear, sizes, -1), like=first, outer=True)
         parts = [graphs.insert(first, operator.getitem, (split, i), like=node) for i, node in enumerate(group)]
         for node, part in zip(group, parts, strict=True):
             graphs.replace(node, part)

@@ -70,12 +70,23 @@ def same_kind(x: torch.Tensor | None, y: torch.Tensor | None) -> bool:
 
 
 def insert(
-    place: Node, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *, like: Node
+    place: Node,
+    target: Target,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    *,
+    like: Node,
+    outer: bool = False,
 ) -> Node:
-    """Insert a call before `place`; it is said to come from where `like` came from, and knows its ``val``."""
+    """Insert a call before `place`; it is said to come from where `like` came from, and knows its ``val``.
+
+    With `outer` it belongs to the module around that of `like`: what serves several modules at once.
+    """
     with place.graph.inserting_before(place):
         node = place.graph.call_function(target, args, kwargs or {})
     node.meta = {key: like.meta[key] for key in _PLACE if key in like.meta}
+    if outer and "nn_module_stack" in node.meta:
+        node.meta["nn_module_stack"] = dict(list(node.meta["nn_module_stack"].items())[:-1])
     node.meta["val"] = evaluate(node)
     return node
 

@@ -130,3 +130,20 @@ def _read_fx(path: str) -> Inputs:
     if stored is None:
         raise InputError(f"{path} holds no inputs: save it with graphprobe.save(gm, path, args=..., kwargs=...)")
     return stored
+
+
+def on_device(gm: torch.fx.GraphModule, args: Any, kwargs: Any, device: str) -> tuple[torch.fx.GraphModule, Any, Any]:
+    """Return the graph and its inputs on another device. Raises InputError where this machine has none such."""
+    from graphprobe.devices import moved
+
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+    def there(value: Any) -> Any:
+        return value.to(where) if isinstance(value, torch.Tensor) else value
+
+    args, kwargs = torch.utils._pytree.tree_map(there, (args, kwargs))
+    return moved(gm, where), args, kwargs
