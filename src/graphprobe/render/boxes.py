@@ -127,7 +127,7 @@ def _tooltip(wiring: Wiring, group: Group) -> str:
     if group.kind in ("module", "run"):
         return f"{group.path or 'root'}: {group.members[0]} to {group.members[-1]}"
     node = wiring.node(group.members[-1])
-    words = [", ".join(group.members), node.target, f"({node.args})" if node.args else "", wiring.place[node.name]]
+    words = [", ".join(group.members), node.target, node.args, wiring.place[node.name]]
     return "\n".join(w for w in [*words, node.source] if w)
 
 

@@ -20,7 +20,7 @@ ABOVE, BELOW = 2, 1  # levels of context
 #: introduced error -> fill, light to dark; the figure itself stands in the box.
 SCALE = ((1e-6, "#fff7bc"), (1e-4, "#fee391"), (1e-2, "#fec44f"), (1e-1, "#fe9929"), (1.0, "#ec7014"))
 GRAVE = "#cc4c02"  # an error of one and more, NaN and infinity
-AGREED, PART, ALONE = "#e6e6e6", "#fff9e8", "#ffffff"
+AGREED, PART, ALONE, HATCH = "#e6e6e6", "#fff9e8", "#ffffff", "#dddddd"
 EDGE, CLAIM = "#7f2704", "#1f65ad"
 PASSED_ON = 3.0  # below a finding, a total this many times what an operation introduced came from above
 
@@ -74,9 +74,7 @@ def dot_divergence(report: Report, finding: Finding | None = None, *, limit: int
     claims, level = _claims(sides, focus)
     title = [Line(headline(report), "title"), *(Line(text) for text in focus.lines)]
     legend = _legend(boxes, bool(claims))
-    return to_dot(
-        Scene("divergence", tuple(title), tuple(boxes), (*links, *claims), _frames(sides, focus), legend, level)
-    )
+    return to_dot(Scene(tuple(title), tuple(boxes), (*links, *claims), _frames(sides, focus), legend, level))
 
 
 def focus_of(report: Report, finding: Finding | None, before: Wiring, after: Wiring) -> Focus:
@@ -219,7 +217,7 @@ def _box(side: Side, group: Group, focus: Focus) -> Box:
     lines += _figures(side, row, focus.introduced if closes else None)
     if culprit and side.name == ("after" if focus.culprit in focus.after else "before"):
         lines.insert(0, Line("the first operation that differs", "small", EDGE))
-    if closes and inside:
+    if style == "striped" or (closes and inside):
         lines = [replace(line, colour="#000000") for line in lines]
     missing = any(not wiring.node(n).has_val for n in group.members)
     if missing:
@@ -257,7 +255,7 @@ def _fill(side: Side, group: Group, inside: bool, introduced: float | None, row:
     if row is not None and row.verdict not in ("identical", "rounding"):
         return (heat(row.introduced), "rounded,filled")
     if _was_passed_on(side, row):
-        return (stripes("#d5d5d5"), "striped")
+        return (stripes(HATCH), "striped")
     if group.kind in ("module", "run") or any(n in side.partners for n in group.members):
         return (AGREED, "rounded,filled")
     view = side.wiring.node(group.members[-1]).is_view or side.wiring.node(group.members[0]).op not in CALLS
@@ -354,7 +352,7 @@ def _legend(boxes: Sequence[Box], claims: bool) -> tuple[Key, ...]:
     keys = scale_keys(used)
     keys += [Key("part of the region", PART, "#b57a00")] if PART in used else []
     keys += [Key("agrees", AGREED)] if AGREED in used else []
-    keys += [Key("error passed on", "#d5d5d5", hatched=True)] if any(box.style == "striped" for box in boxes) else []
+    keys += [Key("error passed on", HATCH, hatched=True)] if any(box.style == "striped" for box in boxes) else []
     keys += [Key("no claim", ALONE)] if ALONE in used else []
     keys += [Key('no meta["val"]', NO_VALUE.fill, NO_VALUE.line)] if NO_VALUE.fill in used else []
     keys += [Key("dashed line: claimed to be equal", "#ffffff", CLAIM)] if claims else []

@@ -38,7 +38,7 @@ def dot_layer(
     kind = wiring.kinds.get(modules[0], "")
     details = f"{kind + ', ' if kind else ''}{ops} operations and {len(names) - ops} views"
     heading = [Line(", ".join(modules[:4]), "title"), Line(f"{graph.name + ': ' if graph.name else ''}{details}")]
-    return to_dot(_scene(canvas, modules[0], heading, base=modules[0] if len(modules) == 1 else ""))
+    return to_dot(_scene(canvas, heading, base=modules[0] if len(modules) == 1 else ""))
 
 
 def dot_graph(graph: GraphView, *, limit: int = 150, depth: int | None = None, overlay: Overlay | None = None) -> str:
@@ -54,14 +54,14 @@ def dot_graph(graph: GraphView, *, limit: int = 150, depth: int | None = None, o
         Line(graph.name or "graph", "title"),
         Line(f"{ops} operations and {len(calls) - ops} views in {len(canvas.groups)} boxes"),
     ]
-    return to_dot(_scene(canvas, graph.name, heading, base=""))
+    return to_dot(_scene(canvas, heading, base=""))
 
 
-def _scene(canvas: Canvas, name: str, heading: list[Line], base: str) -> Scene:
+def _scene(canvas: Canvas, heading: list[Line], base: str) -> Scene:
     boxes, frames = arrange(canvas, canvas.boxes, base)
     legend = _legend(canvas)
     title = [*heading, Line(canvas.overlay.title, "small", "#444444")]
-    return Scene(name, tuple(title), tuple(boxes), tuple(canvas.links), frames, legend)
+    return Scene(tuple(title), tuple(boxes), tuple(canvas.links), frames, legend)
 
 
 def _inner_links(canvas: Canvas) -> None:

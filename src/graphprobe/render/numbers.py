@@ -49,9 +49,18 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def flat(text: str) -> str:
+    """Return the text on one line, without characters that a terminal would obey."""
+    return " ".join(_printable(text).split())
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def wrap(text: str, indent: str = "", width: int = WIDTH) -> list[str]:
     """Break a text into lines of at most `width` columns, each behind `indent`."""
-    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent) or [indent.rstrip()]
+    return textwrap.wrap(_printable(text), width, initial_indent=indent, subsequent_indent=indent) or [indent.rstrip()]
 
 
 def table(
@@ -63,7 +72,7 @@ def table(
     """
     from tabulate import tabulate
 
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[flat(cell) for cell in row] for row in rows]
     # tabulate pads every header by two columns
     narrowest = [len(header) + 2 for header in headers]
     widths = [max(narrowest[i], *(len(row[i]) for row in cells), 0) for i in range(len(headers))]

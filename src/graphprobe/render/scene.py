@@ -81,7 +81,6 @@ class Key:
 class Scene:
     """A whole picture; `level` holds sets of boxes that are drawn at one height."""
 
-    name: str
     title: tuple[Line, ...]
     boxes: tuple[Box, ...]
     links: tuple[Link, ...]
@@ -98,7 +97,7 @@ def to_dot(scene: Scene) -> str:
         raise RenderError(
             "writing DOT needs the Python package graphviz: pip install 'graphprobe[pictures]'"
         ) from error
-    dot = graphviz.Digraph(scene.name or "graphprobe")
+    dot = graphviz.Digraph("graphprobe")
     dot.attr(
         "graph",
         rankdir="TB",
@@ -122,7 +121,7 @@ def to_dot(scene: Scene) -> str:
         with dot.subgraph() as same:
             same.attr(rank="same")
             for id in ids:
-                same.node(id)
+                same.node(plain(id))
     return str(dot.source)
 
 
@@ -144,7 +143,7 @@ def _fill(dot: Any, scene: Scene, path: tuple[str, ...], boxes: dict[tuple[str, 
     below = dict.fromkeys(p[: len(path) + 1] for p in boxes if len(p) > len(path) and p[: len(path)] == path)
     for inner in below:
         frame = scene.frames.get(inner, Frame(()))
-        with dot.subgraph(name="cluster_" + "/".join(inner)) as cluster:
+        with dot.subgraph(name="cluster_" + plain("/".join(inner))) as cluster:
             cluster.attr(
                 label=_label(frame.title) if frame.title else "",
                 style=frame.style,
@@ -161,7 +160,7 @@ def _fill(dot: Any, scene: Scene, path: tuple[str, ...], boxes: dict[tuple[str, 
 def _box(dot: Any, box: Box) -> None:
     extra = {"group": box.column} if box.column else {}
     dot.node(
-        box.id,
+        plain(box.id),
         label=_label(box.lines),
         shape=box.shape,
         style=box.style,
@@ -189,7 +188,7 @@ def _link(dot: Any, link: Link) -> None:
         attributes["tooltip"] = plain(link.tooltip)
     if link.side:
         attributes["headport"] = link.side
-    dot.edge(link.tail, link.head, **attributes)
+    dot.edge(plain(link.tail), plain(link.head), **attributes)
 
 
 def _label(lines: Sequence[Line]) -> str:
@@ -216,7 +215,7 @@ def _heading(scene: Scene) -> str:
 def _legend_row(keys: Sequence[Key]) -> str:
     cells = []
     for key in keys:
-        mark = "/ / /" if key.hatched else " "
+        mark = '<FONT POINT-SIZE="7">///</FONT>' if key.hatched else ""
         text = html.escape(plain(key.text), quote=False)
         look = f'BGCOLOR="{key.fill}" COLOR="{key.border}" BORDER="1" FIXEDSIZE="TRUE" WIDTH="28" HEIGHT="15"'
         cells.append(f"<TD {look}>{mark}</TD>")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from graphprobe.records import VERDICTS, Coverage, Finding, Lint, OutputRow, RegionRow, Report, Tap
 from graphprobe.render.labels import clip, dims, dtype
-from graphprobe.render.numbers import WIDTH, count, error, share, size, statistic, table, wrap
+from graphprobe.render.numbers import WIDTH, count, error, flat, share, size, statistic, table, wrap
 from graphprobe.render.wiring import layer_prefix
 
 #: What each verdict says of the place it names.
@@ -88,7 +88,7 @@ def finding_text(finding: Finding) -> str:
         ("rule", finding.rule),
         ("accepted", finding.accepted),
     ]
-    lines = [f"{finding.kind}{'' if finding.located else ' (only the region is known, not the operation)'}"]
+    lines = [f"{flat(finding.kind)}{'' if finding.located else ' (only the region is known, not the operation)'}"]
     for name, value in rows:
         if value:
             lines.extend(_hang(f"  {name:{_LABEL}}", value))
@@ -181,7 +181,7 @@ def taps_text(taps: Sequence[Tap]) -> str:
     measured = [tap for tap in taps if not tap.derived]
     bad = [tap for tap in measured if tap.nan or tap.inf]
     first = f"; the first with NaN or infinity is {bad[0].name}, {len(bad)} in all" if bad else ", all finite"
-    lines = _hang("", f"{count(len(measured), 'value')} measured, {len(taps) - len(measured):,} views{first}")
+    lines = _hang("", f"{count(len(measured), 'value')} measured, {count(len(taps) - len(measured), 'view')}{first}")
     if not taps:
         return lines[0]
     headers = ["name", "op", "shape", "min", "max", "mean", "rms", "odd"]
@@ -215,7 +215,7 @@ def lint_text(issues: Sequence[Lint]) -> str:
 
 def clip_line(line: str) -> str:
     """Shorten a line to the width of a text in its middle."""
-    return clip(line, WIDTH)
+    return clip(flat(line), WIDTH)
 
 
 def _outputs(rows: Sequence[OutputRow]) -> list[str]:
