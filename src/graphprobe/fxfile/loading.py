@@ -24,12 +24,12 @@ from graphprobe.fxfile.archive import Archive, Damage
 from graphprobe.fxfile.memory import TensorReader
 from graphprobe.fxfile.metadata import MetaReader, clean
 from graphprobe.fxfile.placement import Devices
+from graphprobe.fxfile.saving import EVENTS, MISSING, NOTES
 from graphprobe.fxfile.shapes import ShapeReader
 from graphprobe.fxfile.values import ValueReader
 
 _OPS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
 _ATTRIBUTE = re.compile(r"[\w \-+@:/]+", re.ASCII)
-EVENTS, NOTES, MISSING = "graphprobe_events", "graphprobe_notes", "graphprobe_missing_weights"
 
 Paths = str | os.PathLike[str]
 
@@ -73,10 +73,16 @@ def _opened(path: Paths) -> Iterator[Archive]:
     except GraphprobeError:
         raise
     except Damage as error:
-        raise FxFileError(f"{name} is damaged or was changed by hand: {error}") from error
+        raise FxFileError(f"{name} is damaged or was changed by hand: {_one_line(error)}") from error
+    except KeyError as error:
+        raise FxFileError(f"{name} is damaged or was changed by hand: the entry {error} is missing") from error
     except Exception as error:  # whatever a file's content makes Python, zlib or torch raise
-        text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        text = f"{type(error).__name__}: {_one_line(error)}"
         raise FxFileError(f"{name} is damaged or was changed by hand ({text})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 class _Reader:

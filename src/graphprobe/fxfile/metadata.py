@@ -115,7 +115,8 @@ class MetaReader:
     def apply(self, node: Node, data: dict[str, Any]) -> None:
         """Set ``node.meta`` from what `MetaWriter.encode` stored."""
         meta = node.meta
-        meta.update(self._pairs(data.get("meta", [])))
+        plain = self._pairs(data.get("meta", []))
+        meta.update({key: value for key, value in plain.items() if key not in _OWN_FORM})
         if "val" in data:
             meta["val"] = self._shapes.val(data["val"])
         if "stack" in data:
@@ -128,7 +129,8 @@ class MetaReader:
         if "from" in data:
             meta["from_node"] = [_pick(self._origins, index, "origins") for index in data["from"]]
         if "custom" in data:
-            meta["custom"] = self._pairs(data["custom"])
+            custom = self._pairs(data["custom"])
+            meta["custom"] = {key: value for key, value in custom.items() if key != provenance.KEY}
         if "id" in data:
             lineage, index = data["id"]
             provenance.set_id(node, (clean(self._row("lineages", lineage)), int(index)))

@@ -19,7 +19,8 @@ from graphprobe.fxfile.shapes import ShapeWriter
 from graphprobe.fxfile.values import Unstorable, ValueWriter
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-EVENTS = "graphprobe_events"
+#: Keys of ``gm.meta``: the replacements recorded, what loading had to replace, the weights loaded without values.
+EVENTS, NOTES, MISSING = "graphprobe_events", "graphprobe_notes", "graphprobe_missing_weights"
 
 Paths = str | os.PathLike[str]
 
@@ -190,7 +191,7 @@ class _Writer:
     def _meta(self) -> list[list[Any]]:
         rows = []
         for key, value in self.gm.meta.items():
-            if key != EVENTS:
+            if key not in (EVENTS, NOTES, MISSING):
                 with contextlib.suppress(Unstorable):
                     rows.append([self.plain.encode(key), self.plain.encode(value)])
         return rows

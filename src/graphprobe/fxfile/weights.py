@@ -168,6 +168,8 @@ _Offsets = dict[int, tuple[int, list[int]]]
 def _flatten(members: dict[int, torch.Tensor], span: _Span) -> list[tuple[torch.Tensor, _Offsets]]:
     """Turn a span into flat tensors, each with {tensor number: (offset in elements of its dtype, stride)}."""
     first = next(iter(members.values()))
+    if span.begin == span.end:  # no elements, and maybe no memory
+        return [(t.new_empty(0), {i: (0, list(t.stride()))}) for i, t in members.items()]
     storage = first.untyped_storage()
     used = sum(t.numel() * t.element_size() for t in members.values())
     shared = all(t.untyped_storage().data_ptr() == storage.data_ptr() for t in members.values())

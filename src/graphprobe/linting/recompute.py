@@ -45,9 +45,9 @@ class _Copies:
             raise KeyError(f"{node.name} has no recorded value")
         return self._reader.val(self._writer.val(value))
 
-    def of_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a fake tensor like a real one."""
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    def of_tensor(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Return a fake tensor on `device`, else like a real one."""
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 
 def recompute(gm: GraphModule) -> Recomputed:
@@ -76,7 +76,7 @@ def _evaluate(gm: GraphModule, node: Node, values: dict[Node, Any], copies: _Cop
     if node.op == "placeholder":
         return copies.of(node)
     if node.op == "get_attr":
-        return _read(gm, str(node.target), copies)
+        return _read(gm, node, copies)
     args = map_arg(node.args, values.__getitem__)
     kwargs = map_arg(node.kwargs, values.__getitem__)
     if node.op == "call_function":
@@ -88,16 +88,21 @@ def _evaluate(gm: GraphModule, node: Node, values: dict[Node, Any], copies: _Cop
     return None
 
 
-def _read(gm: GraphModule, target: str, copies: _Copies) -> Any:
+def _read(gm: GraphModule, node: Node, copies: _Copies) -> Any:
     found: Any = gm
-    for part in target.split("."):
+    for part in str(node.target).split("."):
         found = getattr(found, part)
-    return copies.of_tensor(found) if isinstance(found, torch.Tensor) else found
+    if not isinstance(found, torch.Tensor):
+        return found
+    recorded = node.meta.get("val")
+    # a weight that was loaded without its values lies on the meta device, whatever the graph computes on
+    unplaced = found.device.type == "meta" and isinstance(recorded, torch.Tensor)
+    return copies.of_tensor(found, recorded.device if unplaced else found.device)
 
 
 def _call_module(module: torch.nn.Module, args: Any, kwargs: Any, copies: _Copies) -> Any:
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    fakes = {name: copies.of_tensor(tensor) for name, tensor in state.items()}
+    fakes = {name: copies.of_tensor(tensor, tensor.device) for name, tensor in state.items()}
     return torch.func.functional_call(module, fakes, args, kwargs)
 
 

@@ -16,6 +16,13 @@ from graphprobe.graphview import lacks_val
 from graphprobe.linting.scope import Scope, attribute
 from graphprobe.records import Lint
 
+#: A recipe that works on any graph with recorded inputs; a test runs it.
+_PROPAGATE = (
+    "mode = inputs[0].fake_mode; mode.allow_non_fake_inputs = True; "
+    "FakeTensorProp(gm, mode).propagate_dont_convert_inputs(*inputs), "
+    'where inputs = [p.meta["val"] for p in gm.graph.find_nodes(op="placeholder")]'
+)
+
 
 def missing_val(scope: Scope) -> Iterator[Lint]:
     """Nodes that make a value and have no ``meta["val"]``."""
@@ -30,21 +37,18 @@ def missing_val(scope: Scope) -> Iterator[Lint]:
 
 def _how_to_set(scope: Scope, node: Node) -> str:
     if node.op == "placeholder":
-        return 'node.meta["val"] = fake_mode.from_tensor(example), with the fake mode of the other inputs'
+        return 'node.meta["val"] = fake_mode.from_tensor(example), in the fake mode of the other inputs'
     if node.op == "get_attr":
-        return f'node.meta["val"] = fake_mode.from_tensor(gm.get_parameter({str(node.target)!r}))'
+        return f'node.meta["val"] = fake_mode.from_tensor(gm.{node.target}), in the fake mode of the inputs'
     why = scope.recomputed.failed.get(node, "")
     if "fake impl" in why or "UnsupportedOperator" in why or "DynamicOutputShape" in why:
         name = nodes.schema_name(node) or provenance.target_name(node)
-        return (
-            f'give the operator a shape function, @torch.library.register_fake("{name}"), then set meta["val"] from it'
-        )
+        return f'give the operator a shape function with @torch.library.register_fake("{name}"), then {_PROPAGATE}'
     if scope.recomputed.values.get(node) is None:
         return 'mend its inputs first, then run the node on their meta["val"] under fake_mode'
     return (
-        'in the transform: with fake_mode: node.meta["val"] = node.target(*args, **kwargs), the arguments being the '
-        'meta["val"] of the inputs; or for the whole graph FakeTensorProp(gm, fake_mode).'
-        'propagate_dont_convert_inputs(*[p.meta["val"] for p in placeholders])'
+        'set it where the transform makes the node, by running node.target on the meta["val"] of its inputs; or, for '
+        f"the whole graph, {_PROPAGATE}"
     )
 
 
@@ -56,11 +60,8 @@ def stale_val(scope: Scope) -> Iterator[Lint]:
         if node in again.roots:
             more = f"; {followers} nodes after it follow from such values" if followers else ""
             message = f'meta["val"] says {describe(node.meta["val"])}, but it is {describe(again.values[node])}{more}'
-            fix = 'set meta["val"] whenever a transform changes target, args or weights: ' + _PROPAGATE
+            fix = f"set it whenever a transform changes target, args or weights; or, for the whole graph, {_PROPAGATE}"
             yield scope.issue("stale-val", node, message, fix)
-
-
-_PROPAGATE = 'FakeTensorProp(gm, fake_mode).propagate_dont_convert_inputs(*[p.meta["val"] for p in placeholders]) sets all of them'
 
 
 def python_closure(scope: Scope) -> Iterator[Lint]:
