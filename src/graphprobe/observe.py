@@ -43,10 +43,13 @@ def watch(gm: GraphModule, transform: str = "") -> Iterator[Observation]:
     Raises PipelineError where this torch has no node hooks.
     """
     gm.graph.owning_module = gm  # hooks fire on the owner, and a shallow copy of gm may have taken the graph over
-    observation, record = Observation(), _Record()
+    observation, record, graph = Observation(), _Record(), gm.graph
     start = {node: (node.name, node.target, node.args, node.kwargs) for node in gm.graph.nodes}
     with _hooked(gm, _hooks(record, {node.name: node for node in start})):
         yield observation
+    if gm.graph is not graph:  # the transform put another graph in its place: names are all that is left
+        _by_name(observation, {name: rest for name, *rest in start.values()}, gm)
+        return
     names = {node: name for node, (name, *_) in start.items()}
     alive = set(gm.graph.nodes)
     observation.created = tuple(node.name for node in record.created if node in alive)
@@ -61,6 +64,18 @@ def watch(gm: GraphModule, transform: str = "") -> Iterator[Observation]:
     )
 
 
+def _by_name(observation: Observation, was: dict[str, list[Any]], gm: GraphModule) -> None:
+    now = {node.name: node for node in gm.graph.nodes}
+    observation.created = tuple(name for name in now if name not in was)
+    observation.erased = tuple(name for name in was if name not in now)
+    observation.rewritten = tuple(
+        name
+        for name, (target, args, kwargs) in was.items()
+        if name in now
+        and (target != now[name].target or str((args, kwargs)) != str((now[name].args, now[name].kwargs)))
+    )
+
+
 def _hooks(record: _Record, known: dict[str, Node]) -> dict[str, Callable[..., None]]:
     def on_create(node: Node) -> None:
         known[node.name] = node
@@ -69,7 +84,9 @@ def _hooks(record: _Record, known: dict[str, Node]) -> dict[str, Callable[..., N
     def on_replace(*, old: Node, new: str, user: Node) -> None:
         target = known.get(new)
         if target is None or target.name != new:  # renamed since it was made
-            target = next(node for node in user.graph.nodes if node.name == new)
+            target = next((node for node in user.graph.nodes if node.name == new), None)
+        if target is None:  # not a replacement: FX fires this hook for a rename, too
+            return
         record.moves.setdefault(old, {})[target] = None
 
     return {"create": on_create, "erase": record.erased.append, "replace": on_replace}

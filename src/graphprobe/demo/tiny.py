@@ -124,6 +124,6 @@ def learn(text: str, steps: int = 80) -> TinyLlama:
             logits = model(tokens[:, :-1])["logits"]
             loss = F.cross_entropy(logits[0], tokens[0, 1:])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
     return model.eval().requires_grad_(False)
