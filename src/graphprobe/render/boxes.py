@@ -88,7 +88,7 @@ def operation_box(canvas: Canvas, group: Group) -> Box:
         width=2.0 if stream or missing else 1.0,
         shape="box",
         style="rounded" if small else ("rounded,filled,dashed" if role == "cast" else "rounded,filled"),
-        tooltip=_tooltip(wiring, group),
+        tooltip=tooltip(wiring, group),
         cluster=_cluster(group),
         # the modules of a stack stand below one another; inside a layer the stream runs beside its branches
         column="spine" if stream and group.kind == "module" else "",
@@ -123,7 +123,8 @@ def _numbered(path: str) -> str:
     return ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
 
 
-def _tooltip(wiring: Wiring, group: Group) -> str:
+def tooltip(wiring: Wiring, group: Group) -> str:
+    """Return what hovering over a box tells: its operations, the call, module and source line."""
     if group.kind in ("module", "run"):
         return f"{group.path or 'root'}: {group.members[0]} to {group.members[-1]}"
     node = wiring.node(group.members[-1])

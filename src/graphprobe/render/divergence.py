@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from graphprobe.records import Finding, RegionRow, Report
 from graphprobe.render import labels
+from graphprobe.render.boxes import tooltip
 from graphprobe.render.folding import Group, fold, group_of, singles
 from graphprobe.render.numbers import error, share, size
 from graphprobe.render.roles import NO_VALUE
@@ -229,7 +230,7 @@ def _box(side: Side, group: Group, focus: Focus) -> Box:
         border=EDGE if culprit else NO_VALUE.line if missing else "#b57a00" if inside else "#888888",
         width=3.0 if culprit else 1.5 if inside else 1.0,
         style="rounded,filled" if missing else style,
-        tooltip="\n".join([", ".join(group.members), wiring.node(group.members[-1]).target, group.path]),
+        tooltip=tooltip(wiring, group),
         cluster=(side.name, "region") if inside else (side.name,),
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from graphprobe.errors import RenderError
 
 FONT = "Helvetica"  # one name: engines measure text with the metrics of that very font
+_TOOLTIP = 2000  # characters; older engines read no string of 16 KiB and more
 _KEYS = 6  # entries in a row of the legend
 _SIZES = {"title": 12, "plain": 10, "small": 9}
 
@@ -167,7 +168,7 @@ def _box(dot: Any, box: Box) -> None:
         fillcolor=box.fill,
         color=box.border,
         penwidth=f"{box.width:g}",
-        tooltip=plain(box.tooltip) or " ",
+        tooltip=plain(box.tooltip)[:_TOOLTIP] or " ",
         **extra,
     )
 
