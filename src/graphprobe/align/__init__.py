@@ -44,7 +44,8 @@ def align(
 
 def _grow(before: Program, after: Program, alignment: Alignment) -> None:
     """Ask the growing kinds of evidence in turn; after each success the strongest has the word again."""
-    while True:
+    making = [n for n in after.live if nodes.makes_values(n)]
+    while any(not alignment.of_after.get(n) for n in making):
         for evidence in GROWING:
             known = len(alignment.claims)
             evidence(before, after, alignment)
@@ -68,14 +69,15 @@ def _claim_outputs(before: Program, after: Program, alignment: Alignment) -> Non
 
 
 def output_pairs(before: Program, after: Program) -> list[tuple[str, Node, Node]]:
-    """Pair the outputs by path, or by position where the paths differ; placeholders and weights handed through are none."""
+    """Pair the outputs by path, or by position where the paths differ; the same input handed through on both is none."""
     if set(before.outputs) & set(after.outputs):
         pairs = [(p, x, after.outputs[p]) for p, x in before.outputs.items() if p in after.outputs]
     else:
         both = zip(before.outputs.items(), after.outputs.values(), strict=False)
         pairs = [(p, x, y) for (p, x), y in both]
-    return [(p, x, y) for p, x, y in pairs if _is_computed(x) or _is_computed(y)]
+    same = {(x, after.inputs.get(p)) for p, x in before.inputs.items()}
+    return [(p, x, y) for p, x, y in pairs if _may_be_tensor(x) and _may_be_tensor(y) and (x, y) not in same]
 
 
-def _is_computed(node: Node) -> bool:
-    return node.op not in ("placeholder", "get_attr") and (nodes.tensor_val(node) is not None or "val" not in node.meta)
+def _may_be_tensor(node: Node) -> bool:
+    return nodes.tensor_val(node) is not None or "val" not in node.meta

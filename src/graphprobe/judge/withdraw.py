@@ -6,7 +6,8 @@ For a failing group ``G`` let ``D`` be the claims and outputs first reached belo
 - not W, K: a finding at G.
 - W: noise of random sign is put on G in ``exact_before``. As large as the difference: if that moves D, the two halves
   really compensate, and G is pardoned. Only as large as the value: a finding, masked on this input. Neither: don't-care.
-- neither W nor K: G grows by the failing claims of D and by those that feed them.
+- neither W nor K: wrong claims beget wrong claims, so G grows by the claims of D that fail once G is gone, and is pardoned
+  if all below agrees then; else it grows by the failing claims of D and by those that feed them.
 
 After a pardon everything below is judged again on its new frontier. Outputs are never withdrawn.
 """
@@ -70,7 +71,7 @@ class Withdrawal:
         for _ in range(ROUNDS):
             below = consumers(group, self.regions.values())
             withdrawn = self._withdrawn(group, below)
-            if self._blame(group, below, withdrawn):
+            if self._blame(group, below, withdrawn) or self._wrong_together(group):
                 return
             grown = self._grow(group, below)
             if len(grown) == len(group) or len(grown) > LARGEST_GROUP:
@@ -99,6 +100,20 @@ class Withdrawal:
                 return True
         self._convict(group)
         return True
+
+    def _wrong_together(self, group: list[Claim]) -> bool:
+        """Pardon a group of claims that were inferred one from the other and are wrong together."""
+        together = list(group)
+        for _ in range(ROUNDS):
+            if any(c.output or c.certain for c in together) or len(together) > LARGEST_GROUP:
+                return False
+            below = consumers(together, self.regions.values())
+            regions, failing = self._without(together, below)
+            if not failing:
+                self._pardon(together, regions)
+                return True
+            together = [*together, *failing]
+        return False
 
     def _convict(self, group: list[Claim]) -> None:
         if len(group) == 1 or all(c.certain for c in group):
@@ -137,13 +152,23 @@ class Withdrawal:
         """Return D's regions with the group withdrawn if all of them agree, else None."""
         if any(c.output and not c.cut for c in group):
             return None
+        regions, failing = self._without(group, below, first=True)
+        return None if failing else regions
+
+    def _without(
+        self, group: list[Claim], below: list[Region], first: bool = False
+    ) -> tuple[list[Region], list[Claim]]:
+        """Return D's regions with the group withdrawn, and the claims that do not hold then (with `first`, only one)."""
         finder = Regions(self.replay.plan.before, self.replay.plan.after, self.active.without(set(group)))
         regions = [finder.region(r.claim) for r in below if r.claim not in group]
         self.replay.fetch_frontiers(regions)
+        failing: list[Claim] = []
         for region in regions:
             if same_function(self.replay, region).same is not True:
-                return None
-        return regions
+                failing.append(region.claim)
+                if first:
+                    break
+        return regions, failing
 
     def _pardon(self, group: list[Claim], regions: list[Region]) -> None:
         """W holds: learn by noise whether the halves compensate, a later operation hides the difference, or neither."""

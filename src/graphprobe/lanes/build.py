@@ -144,7 +144,8 @@ class _Builder:
         assert callable(node.target)
         program = self.plan.before if lane.startswith("before") else self.plan.after
         if node in program.seeds:
-            made = self.graph.call_function(replayed, (program.seeds[node], node.target, args, kwargs))
+            call: Any = (program.seeds[node], node.target, args, kwargs)
+            made = self.graph.call_function(replayed, call)
         else:
             made = self.graph.call_function(node.target, args, kwargs)
         return self._note(lane, node, made)
@@ -235,7 +236,8 @@ class _Builder:
                 native = self.native["before"] if side == "before" else forced
                 self.exact[memo] = self._exact_node(side, node, env, native)
             env[node] = self.exact[memo]
-        return env[region.claim.before if side == "before" else region.claim.after]
+        last = region.claim.before if side == "before" else region.claim.after
+        return self._weight(side, last, raw=False) if last.op == "get_attr" else env[last]
 
     def _exact_node(self, side: str, node: Node, env: dict[Node, Node], native: dict[Node, Node]) -> Node:
         lane = f"exact_{side}"

@@ -44,9 +44,10 @@ class _Cone:
 
     def __init__(self, top: Node, program: Program) -> None:
         self.program = program
-        self.piece = {top}
-        self.inputs: dict[Node, None] = {}
-        self._take(top)
+        self.piece: set[Node] = set()
+        self.inputs: dict[Node, None] = {top: None}
+        if top.op != "placeholder":  # an output that hands an input through has an empty piece
+            self.expand(top)
 
     def _take(self, node: Node) -> None:
         for operand in node.all_input_nodes:

@@ -102,7 +102,9 @@ class Replay:
                 env[node] = exact.lift(native[node])
                 continue
             env[node] = self._exact_node(side, node, env, noise, size)
-        return env[region.claim.before if side == "before" else region.claim.after]
+        last = region.claim.before if side == "before" else region.claim.after
+        value: torch.Tensor = exact.lift(self._weight(side, last)) if last.op == "get_attr" else env[last]
+        return value
 
     def _is_native(self, node: Node) -> bool:
         return exact.takes_native(node) or node.target in self.plan.native_only
