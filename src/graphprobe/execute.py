@@ -68,7 +68,7 @@ def call(program: Program, node: Node, env: Mapping[Node, Any]) -> Any:
 
 def replayed(seed: int, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a random operator from a given generator state, and leave the global one as it was."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         return target(*args, **kwargs)

@@ -131,7 +131,7 @@ def is_random(node: Node) -> bool:
         return len(node.args) > 2 and node.args[2] is True
     if name == "aten::scaled_dot_product_attention":
         chance = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
-        return chance != 0.0
+        return not isinstance(chance, (int, float)) or chance != 0.0
     if name == "aten::native_dropout":
         return len(node.args) > 2 and node.args[2] is not False
     return name in _RANDOM

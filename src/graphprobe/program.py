@@ -93,7 +93,7 @@ def needs_export(node: Node) -> bool:
     if node.op != "call_function":
         return False
     if isinstance(node.target, torch._ops.HigherOrderOperator):
-        return "autocast" in node.target.name() or "set_grad" in node.target.name()
+        return "autocast" in node.target._name or "set_grad" in node.target._name
     return nodes.is_mutating(node)
 
 
@@ -114,6 +114,7 @@ def spec_paths(in_spec: Any, names: list[str]) -> list[str]:
     tree = pytree.tree_unflatten(list(range(in_spec.num_leaves)), in_spec)
     leaves, _ = pytree.tree_flatten_with_path(tree)
     out = []
+    path: Any
     for path, _leaf in leaves:
         first = names[path[1].idx] if path[0].idx == 0 else str(path[1].key)
         out.append(first + _suffix(path[2:]))
@@ -157,8 +158,10 @@ def _functionalised(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _marked(gm: GraphModule) -> GraphModule:
-    marked = copy.copy(gm)
-    marked.graph = copy.deepcopy(gm.graph)
+    with warnings.catch_warnings():  # about torch's own pytree classes, which the calling convention holds
+        warnings.simplefilter("ignore", FutureWarning)
+        graph = copy.deepcopy(gm.graph)
+    marked = GraphModule(gm, graph, type(gm).__name__)  # copy.copy would take the original's graph over
     for old, new in zip(gm.graph.nodes, marked.graph.nodes, strict=True):
         new.meta["custom"] = {**(new.meta.get("custom") or {}), _LABEL: old.name}
     marked.recompile()

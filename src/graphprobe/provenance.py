@@ -94,4 +94,4 @@ def target_name(node: Node) -> str:
     module = getattr(target, "__module__", None) or ""
     name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None) or repr(target)
     module = {"_operator": "operator", "builtins": ""}.get(module, module)
-    return f"{module}.{name}".lstrip(".") if module else re.sub(r" at 0x[0-9a-f]+", "", str(name))
+    return re.sub(r" at 0x[0-9a-f]+", "", f"{module}.{name}".lstrip(".") if module else str(name))

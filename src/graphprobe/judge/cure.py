@@ -5,6 +5,7 @@ Before's region runs on the free lane's own inputs; putting before's *value* the
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ class Cures:
             if not isinstance(b, torch.Tensor) or b.shape != f.shape:
                 continue
             total += relative_error(b, f, self.replay.mask(claim.before, claim.after)) ** 2
-        return total**0.5
+        return math.sqrt(total)
 
 
 def relative_error(b: torch.Tensor, f: torch.Tensor, moved: torch.Tensor | None = None) -> float:
@@ -77,10 +78,10 @@ def relative_error(b: torch.Tensor, f: torch.Tensor, moved: torch.Tensor | None 
     work = measure.work_dtype(b, f)
     x, y = measure.keep(moved, measure.real(b).to(work), measure.real(f).to(work))
     difference, kept, wrong = measure.compared(x, y, measure.sentinel_bound(b.dtype))
-    if bool(wrong.any()):
+    if wrong is not None and bool(wrong.any()):
         return float("inf")
     top, bottom = float(measure.squares(difference)), float(measure.squares(kept))
-    return (top / bottom) ** 0.5 if bottom > 0 else (0.0 if top == 0 else float("inf"))
+    return math.sqrt(top / bottom) if bottom > 0 else (0.0 if top == 0 else float("inf"))
 
 
 def _to(value: Any, like: Node) -> Any:

@@ -140,7 +140,7 @@ def _names(program: Program, nodes_: Sequence[Node]) -> tuple[str, ...]:
 
 def _structural(judgement: Judgement, judged: list[Judged]) -> list[tuple[Judged | None, Finding]]:
     """Operations that raise, and outputs of another shape."""
-    before, after = judgement.replay.plan.before, judgement.replay.plan.after
+    after = judgement.replay.plan.after
     out: list[tuple[Judged | None, Finding]] = []
     for node, said in judgement.raised.items():
         finding = Finding(

@@ -46,7 +46,7 @@ def same_function(replay: Replay, region: Region) -> Sameness:
     if truth.shape != other.shape:
         return Sameness(False, math.inf, where="shape")
     difference, kept, wrong = _difference(region, truth, other, moved)
-    if bool(wrong.any()):
+    if wrong is not None and bool(wrong.any()):
         return Sameness(False, math.inf, wrong_class=int(wrong.sum()), where=_first(wrong))
     if not bool(difference.any()):
         return Sameness(True, 0.0)
@@ -61,7 +61,7 @@ def same_function(replay: Replay, region: Region) -> Sameness:
 
 def _difference(
     region: Region, truth: torch.Tensor, other: torch.Tensor, moved: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     value = nodes.tensor_val(region.claim.before)
     bound = measure.sentinel_bound(value.dtype if value is not None else truth.dtype)
     x, y = measure.keep(moved, measure.real(truth).double(), measure.real(other).double())
@@ -84,7 +84,7 @@ def _judge(difference: torch.Tensor, noises: list[torch.Tensor]) -> Sameness:
 
 def rms(x: torch.Tensor) -> float:
     """Return the root mean square of a tensor."""
-    return float(torch.linalg.vector_norm(x)) / max(x.numel(), 1) ** 0.5
+    return float(torch.linalg.vector_norm(x)) / math.sqrt(max(x.numel(), 1))
 
 
 def _slices(x: torch.Tensor, dim: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ the *sentinel* bound with equal sign (mask values), else one mask value would sw
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import torch
@@ -56,14 +57,32 @@ def sentinel_bound(dtype: torch.dtype) -> float:
     return share * torch.finfo(dtype).max
 
 
-def compared(x: Tensor, y: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (difference with 0 where a class compares, x with 0 there, mask of elements whose class differs)."""
+def compared(x: Tensor, y: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return (difference with 0 where a class compares, x with 0 there, mask of elements whose class differs or None)."""
+    difference = y - x
+    if not x.is_cuda and _plain(difference, x, bound):
+        return difference, x, None
     finite = torch.isfinite(x) & torch.isfinite(y)
     masked = (x.abs() >= bound) & (y.abs() >= bound) & (torch.signbit(x) == torch.signbit(y))
     same = masked | (x == y) | (torch.isnan(x) & torch.isnan(y))
     counts = finite & ~masked
     zero = x.new_zeros(())
-    return torch.where(counts, y - x, zero), torch.where(counts, x, zero), ~(finite | same)
+    return torch.where(counts, difference, zero), torch.where(counts, x, zero), ~(finite | same)
+
+
+def _plain(difference: Tensor, x: Tensor, bound: float) -> bool:
+    """Whether no element needs a class: a finite norm has finite elements only, and none beyond the norm itself.
+
+    Asked on the CPU alone, where reading a number does not wait for a device.
+    """
+    if not math.isfinite(float(torch.linalg.vector_norm(difference))):
+        return False
+    return float(torch.linalg.vector_norm(x)) < bound
+
+
+def count(wrong: Tensor | None) -> Tensor | int:
+    """Count the elements whose class differs."""
+    return 0 if wrong is None else wrong.sum()
 
 
 def work_dtype(*tensors: Tensor) -> torch.dtype:
@@ -79,7 +98,8 @@ def real(x: Tensor) -> Tensor:
 
 def squares(x: Tensor) -> Tensor:
     """Return sum x^2 in float64."""
-    return torch.linalg.vector_norm(x.double() if x.dtype == torch.float64 else x, dtype=torch.float64).square()
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return norm.square()
 
 
 def keep(moved: Tensor | None, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
@@ -99,7 +119,7 @@ def native(slots: Tensor, row: int, b: Tensor, f: Tensor | None, r: Tensor | Non
     bound = sentinel_bound(b.dtype)
     equal_f = _pair(out, b, f, moved, bound, (Column.FREE, Column.FREE_CLASS, Column.FREE_EQUAL), Column.FREE_MAX)
     equal_r = _pair(out, b, r, moved, bound, (Column.FORCED, Column.FORCED_CLASS, Column.FORCED_EQUAL), None)
-    if not (equal_f and equal_r) and r is not None:
+    if not (equal_f and equal_r) and r is not None and (b.is_cuda or out[Column.FORCED_CLASS] > 0):
         out[Column.BEFORE_NONFINITE] = _nonfinite(b, moved)
         out[Column.FORCED_NONFINITE] = _nonfinite(r, moved)
 
@@ -126,7 +146,7 @@ def _pair(
     difference, kept, wrong = compared(left, right, bound)
     out[Column.BEFORE] = squares(kept)
     out[squared] = squares(difference)
-    out[wrong_class] = wrong.sum()
+    out[wrong_class] = count(wrong)
     if top is not None and difference.numel():
         out[top] = difference.abs().amax()
     return False
@@ -155,11 +175,11 @@ def exact(
     bound = sentinel_bound(b.dtype)
     truth, other = keep(moved, real(xb).double(), real(xa).double())
     if not b.is_cuda and torch.equal(truth, other):
-        kept = torch.where(torch.isfinite(truth) & (truth.abs() < bound), truth, truth.new_zeros(()))
+        kept = compared(truth, truth, bound)[1]
     else:
         difference, kept, wrong = compared(truth, other, bound)
         out[Column.EXACT] = squares(difference)
-        out[Column.EXACT_CLASS] = wrong.sum()
+        out[Column.EXACT_CLASS] = count(wrong)
         if difference.numel():
             out[Column.EXACT_MAX] = difference.abs().amax()
             out[Column.EXACT_SLICE] = worst_slice(difference.square(), kept.square())

@@ -116,7 +116,7 @@ def same_arguments(x: Node, y: Node) -> bool:
     """Whether all constants agree and operands stand in the same places."""
     slots_x = {n: i for i, n in enumerate(x.all_input_nodes)}
     slots_y = {n: i for i, n in enumerate(y.all_input_nodes)}
-    return _shown((x.args, dict(x.kwargs)), slots_x) == _shown((y.args, dict(y.kwargs)), slots_y)
+    return bool(_shown((x.args, dict(x.kwargs)), slots_x) == _shown((y.args, dict(y.kwargs)), slots_y))
 
 
 def _shown(value: Any, slots: dict[Node, int]) -> Any:
