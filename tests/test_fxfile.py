@@ -363,7 +363,7 @@ def test_a_reference_that_fits_nothing_is_refused(path: Path) -> None:
 
 @pytest.mark.parametrize("when", ["saving", "loading"])
 def test_a_graph_without_weights_can_be_shown_but_not_run(when: str, path: Path) -> None:
-    model, args, kwargs = tiny("qwen3")
+    model, _, kwargs = tiny("qwen3")
     gm = captured("qwen3")
     graphprobe.save(gm, path, kwargs=kwargs, weights=None if when == "saving" else "store")
     loaded = graphprobe.load(path, weights=when == "saving")

@@ -1,4 +1,4 @@
-"""``.fx`` files from strangers: whatever the bytes are, loading gives one clear sentence, and nothing of theirs runs."""
+"""``.fx`` files from strangers: whatever the bytes, loading gives one clear sentence, and nothing of theirs runs."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ STRANGERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a folder": (lambda path: path.mkdir(), "is not a file"),
     "empty": (lambda path: path.write_bytes(b""), "is empty"),
     "text": (lambda path: path.write_text("name: graph"), "is not an .fx file"),
-    "a zip": (foreign_zip, r"zip archive without graph\.json \(it holds word/document\.xml\)"),
+    "a zip": (foreign_zip, r"zip archive without graph\.json \(it holds 'word/document\.xml'\)"),
     "a checkpoint": (lambda path: torch.save({"a": torch.ones(2)}, path), r"zip archive without graph\.json"),
     "other JSON": (lambda path: edit(saved(path), lambda _: {"nodes": []}), "not one of graphprobe's"),
     "newer": (lambda path: edit(saved(path), lambda graph: graph.update(version=99)), "newer graphprobe.*update"),

@@ -97,7 +97,8 @@ def _text(arg: Any) -> str:
     if isinstance(arg, dict):
         return "{" + ", ".join(f"{key}: {_text(part)}" for key, part in arg.items()) + "}"
     if isinstance(arg, slice):
-        return ":".join("" if part is None else _text(part) for part in (arg.start, arg.stop, arg.step))
+        bounds = (arg.start, arg.stop) if arg.step is None else (arg.start, arg.stop, arg.step)
+        return ":".join("" if part is None else _text(part) for part in bounds)
     if isinstance(arg, (torch.dtype, torch.layout, torch.memory_format)):
         return str(arg).removeprefix("torch.")
     if isinstance(arg, torch.device):

@@ -123,7 +123,7 @@ class Archive:
         """Return the content of ``graph.json``, known to be of a version that can be read here."""
         names = self._zip.namelist()
         if GRAPH not in names:
-            found = ", ".join(names[:3]) or "nothing"
+            found = ", ".join(ascii(name) for name in names[:3]) or "nothing"
             raise FxFileError(
                 f"{self.path} is not an .fx file: it is a zip archive without {GRAPH} (it holds {found}). "
                 "Write .fx files with graphprobe.save or `graphprobe capture`"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -97,7 +97,7 @@ def _read(gm: GraphModule, node: Node, copies: _Copies) -> Any:
     recorded = node.meta.get("val")
     # a weight that was loaded without its values lies on the meta device, whatever the graph computes on
     unplaced = found.device.type == "meta" and isinstance(recorded, torch.Tensor)
-    return copies.of_tensor(found, recorded.device if unplaced else found.device)
+    return copies.of_tensor(found, node.meta["val"].device if unplaced else found.device)
 
 
 def _call_module(module: torch.nn.Module, args: Any, kwargs: Any, copies: _Copies) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import types
 from collections import defaultdict
 from collections.abc import Iterator
@@ -125,12 +126,19 @@ def copied_id(scope: Scope) -> Iterator[Lint]:
     for group in groups.values():
         first: dict[Any, Node] = {}
         for node in _ends(group) if len(group) > 1 else ():
-            key = node.op if node.op in ("placeholder", "get_attr") else (node.target, nodes.shape(node))
-            twin = first.setdefault(key, node)
+            twin = first.setdefault(_sort(node), node)
             if twin is not node and not _same_read(twin, node):
                 message = f"it carries the same graphprobe id as {twin.name}, but is another operation"
                 fix = 'copy metadata without the id: drop "graphprobe" from meta["custom"] of the copy'
                 yield scope.issue("copied-id", node, message, fix)
+
+
+def _sort(node: Node) -> Any:
+    """Return what two nodes share when one may be taken for the other."""
+    if node.op in ("placeholder", "get_attr"):
+        return node.op
+    output = node.args[1] if node.target is operator.getitem else None
+    return (node.target, output, nodes.shape(node))
 
 
 def _ends(group: list[Node]) -> list[Node]:
