@@ -9,6 +9,7 @@ from graphprobe.render.files import write_divergence, write_graph, write_layer
 from graphprobe.render.layer_picture import dot_graph, dot_layer
 from graphprobe.render.layers import layers_of
 from graphprobe.render.overlays import overlay_report, overlay_taps
+from graphprobe.render.page import page, write_html
 from graphprobe.render.wording import coverage_text, findings_table, lint_text, regions_table, taps_text, text
 
 __all__ = [
@@ -23,10 +24,12 @@ __all__ = [
     "lint_text",
     "overlay_report",
     "overlay_taps",
+    "page",
     "regions_table",
     "taps_text",
     "text",
     "write_divergence",
     "write_graph",
+    "write_html",
     "write_layer",
 ]
