@@ -85,6 +85,8 @@ class Browser:
 
     def _element(self, selector: str) -> str:
         found = self._call("POST", "/element", {"using": "css selector", "value": selector})
+        # the driver only scrolls what is outside the window, not what lies under a sticky header
+        self.run("arguments[0].scrollIntoView({ block: 'center' })", found)
         return str(next(iter(found.values())))
 
     def _wait_for_driver(self) -> None:
