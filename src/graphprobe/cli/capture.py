@@ -11,6 +11,8 @@ from graphprobe.cli import output
 from graphprobe.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
     from graphprobe.cli.models import Loaded
 
 SUMMARY = "write a model as an .fx file: its graph, its weights and its inputs"
@@ -26,7 +28,7 @@ SPEC says which model:
 EXAMPLES = """\
   graphprobe capture my_models:with_fusion -o after.fx
   graphprobe capture ./SmolLM2 --prompt "The capital of France is" --dtype bfloat16 -o before.fx
-  graphprobe capture ./SmolLM2 --attn eager --length 32 -o eager.fx
+  graphprobe capture ./SmolLM2 --attn eager --length 32 --weights reference -o eager.fx
   graphprobe capture my_models:net --args '[[[0.5, 1.0]]]' --dynamic x:0 -o net.fx
 """
 
@@ -36,6 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", metavar="SPEC", help="pkg.mod:factory, or a transformers model directory")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the .fx file to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), help="cast the model to this")
+    parser.add_argument(
+        "--weights",
+        choices=("store", "reference", "none"),
+        default="store",
+        help="put the weights into the file, refer to the directory's safetensors files, or leave them out (store)",
+    )
     given = parser.add_argument_group("inputs (default: what the factory returns, else drawn)")
     given.add_argument("--args", metavar="JSON", help="positional inputs, a JSON list; lists of numbers become tensors")
     given.add_argument("--kwargs", metavar="JSON", help="named inputs, a JSON object; added to those that are there")
@@ -61,8 +69,7 @@ def run(options: argparse.Namespace) -> int:
     loaded = _with_inputs(options, _load(options))
     shapes = dynamic_shapes(loaded, options.dynamic)
     gm = graphprobe.capture(loaded.model, loaded.args, loaded.kwargs, dynamic_shapes=shapes)
-    with output.whole_file(options.output) as partial:
-        graphprobe.save(gm, partial, args=loaded.args, kwargs=loaded.kwargs)
+    _save(gm, loaded, options)
     result = {
         "file": options.output,
         "operations": sum(node.op == "call_function" for node in gm.graph.nodes),
@@ -76,6 +83,24 @@ def run(options: argparse.Namespace) -> int:
         megabytes = result["bytes"] / 1e6
         print(f"{options.output}: {result['operations']} operations, {megabytes:.1f} MB, {result['seconds']:.1f} s")
     return 0
+
+
+def _save(gm: GraphModule, loaded: Loaded, options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    import graphprobe
+
+    shards = sorted(str(p) for p in Path(options.spec).glob("*.safetensors"))
+    if options.weights == "reference" and not shards:
+        raise InputError("--weights reference needs a directory with safetensors files as SPEC; use --weights store")
+    graphprobe.save(
+        gm,
+        options.output,
+        args=loaded.args,
+        kwargs=loaded.kwargs,
+        weights=None if options.weights == "none" else options.weights,
+        weights_from=shards if options.weights == "reference" else None,
+    )
 
 
 def _load(options: argparse.Namespace) -> Loaded:

@@ -90,7 +90,7 @@ def _compare(options: argparse.Namespace) -> Report:
             options.after,
             args,
             kwargs,
-            device=options.device,
+            device=inputs.device(options.device) if options.device else None,
             exact=options.exact,
             accept=tuple(options.accept),
             allow=tuple(options.allow),
@@ -103,11 +103,9 @@ def _write_files(report: Report, options: argparse.Namespace) -> None:
     if options.output:
         output.write_text(options.output, report.to_json(indent=2) + "\n")
     if options.html:
-        with output.whole_file(options.html) as partial:
-            report.to_html(partial)
+        report.to_html(options.html)
     if options.png:
-        with output.whole_file(options.png) as partial:
-            report.render(partial)
+        report.render(options.png)
 
 
 def _share(text: str) -> float:

@@ -132,15 +132,21 @@ def _read_fx(path: str) -> Inputs:
     return stored
 
 
-def on_device(gm: torch.fx.GraphModule, args: Any, kwargs: Any, device: str) -> tuple[torch.fx.GraphModule, Any, Any]:
+def device(name: str) -> torch.device:
+    """Return the device of this name. Raises InputError where this machine has none such."""
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def on_device(gm: torch.fx.GraphModule, args: Any, kwargs: Any, name: str) -> tuple[torch.fx.GraphModule, Any, Any]:
     """Return the graph and its inputs on another device. Raises InputError where this machine has none such."""
     from graphprobe.devices import moved
 
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    where = device(name)
 
     def there(value: Any) -> Any:
         return value.to(where) if isinstance(value, torch.Tensor) else value

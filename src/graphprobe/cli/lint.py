@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     import graphprobe
     from graphprobe import render
 
-    found = graphprobe.lint(graphprobe.load(options.file))
+    found = graphprobe.lint(graphprobe.load(options.file, weights=False))
     if options.json:
         output.print_json(found)
     else:

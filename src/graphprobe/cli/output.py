@@ -30,12 +30,19 @@ def whole_file(path: str | Path) -> Iterator[str]:
     partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
         yield str(partial)
+        os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, target)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:  # also on Ctrl-C
         with suppress(OSError):
             partial.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: str | Path, text: str) -> None:

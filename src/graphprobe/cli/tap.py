@@ -58,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
         output.print_json(probe.taps)
     else:
         print(render.taps_text(probe.taps))
+        if options.output:
+            print(f"\nwrote {options.output}")
     return 0
 
 
