@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch.fx import Node
@@ -16,10 +16,14 @@ from graphprobe.records import Replacement
 
 __all__ = ["Alignment", "Claim", "align"]
 
+Evidence = Callable[[Program, Program, Alignment], None]
+
 #: Strongest first. Each takes the two programs and what is claimed already, and adds to it.
 EVIDENCE = (identity.claim, occurrence.claim)
-#: These grow from what is claimed, so they are asked in turn until none adds anything.
-GROWING = (structure.claim, structure.claim_slots, anchors.claim)
+#: These grow from what is claimed, so they are asked in turn until none adds anything. What only guesses comes after
+#: the values have been asked: a wrong guess misleads all that grows from it.
+SURE = (structure.claim,)
+GUESSES = (structure.claim, structure.claim_slots, anchors.claim)
 
 
 def align(
@@ -33,20 +37,20 @@ def align(
     events_.claim(before, after, alignment, events)
     for evidence in EVIDENCE:
         evidence(before, after, alignment)
-    _grow(before, after, alignment)
+    _grow(before, after, alignment, SURE)
     if bound is not None:
         values.claim(before, after, alignment, bound)
-        _grow(before, after, alignment)
+    _grow(before, after, alignment, GUESSES)
     _claim_outputs(before, after, alignment)
     alignment.sort(after.order)
     return alignment
 
 
-def _grow(before: Program, after: Program, alignment: Alignment) -> None:
+def _grow(before: Program, after: Program, alignment: Alignment, kinds: Sequence[Evidence]) -> None:
     """Ask the growing kinds of evidence in turn; after each success the strongest has the word again."""
     making = [n for n in after.live if nodes.makes_values(n)]
     while any(not alignment.of_after.get(n) for n in making):
-        for evidence in GROWING:
+        for evidence in kinds:
             known = len(alignment.claims)
             evidence(before, after, alignment)
             if len(alignment.claims) > known:

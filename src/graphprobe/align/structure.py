@@ -53,10 +53,27 @@ def claim_slots(before: Program, after: Program, alignment: Alignment) -> None:
         known = len(alignment.claims)
         for place, ys in right.items():
             xs = left.get(place, [])
-            if len(xs) == len(ys) == 1:
+            if len(xs) == len(ys) == 1 and (slot is not _slot_by_feeds or _used_alike(xs[0], ys[0])):
                 alignment.add(Claim(xs[0], ys[0], "slot", certain=False))
         if len(alignment.claims) > known:
             return
+
+
+def _used_alike(x: Node, y: Node) -> bool:
+    """Whether what consumes the two nodes, seen through views, has an operator in common."""
+    return not _consumers(x).isdisjoint(_consumers(y))
+
+
+def _consumers(node: Node) -> set[str]:
+    found: set[str] = set()
+    stack = list(node.users)
+    while stack:
+        user = stack.pop()
+        if nodes.is_view(user):
+            stack.extend(user.users)
+        else:
+            found.add(provenance.target_name(user))
+    return found
 
 
 Partner = Callable[[Node], Node | None]

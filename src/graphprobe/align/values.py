@@ -29,28 +29,25 @@ def claim(before: Program, after: Program, alignment: Alignment, bound: Mapping[
     """Claim unclaimed nodes of equal shape by what they hold when both graphs run on the same inputs."""
     xs = [n for n in before.live if nodes.makes_values(n) and not alignment.of_before.get(n)]
     ys = [n for n in after.live if nodes.makes_values(n) and not alignment.of_after.get(n)]
-    if not ys or not before.live:
+    if not xs or not ys:
         return
-    # what is claimed already may be what a new node equals too: the value before a cast, the product before a bias
-    anchors = [n for n in before.live if nodes.makes_values(n)]
     try:
-        left = _sketches(before, bound, anchors)
+        left = _sketches(before, bound, xs)
         right = _sketches(after, bound, ys)
     except Exception:  # a graph that raises is found out by the lanes, which say where
         return
     by_shape: dict[Any, list[Node]] = defaultdict(list)
-    for x in anchors:
+    for x in xs:
         if x in left:
             by_shape[nodes.shape(x), left[x].shape].append(x)
-    free = set(xs)
     for y in ys:
         if y in right:
-            x2 = _best(y, right[y], by_shape.get((nodes.shape(y), right[y].shape), []), left, free)
-            if x2 is not None:
-                alignment.add(Claim(x2, y, "value", certain=False))
+            found = _best(y, right[y], by_shape.get((nodes.shape(y), right[y].shape), []), left)
+            if found is not None:
+                alignment.add(Claim(found, y, "value", certain=False))
 
 
-def _best(y: Node, mine: torch.Tensor, xs: list[Node], left: dict[Node, torch.Tensor], free: set[Node]) -> Node | None:
+def _best(y: Node, mine: torch.Tensor, xs: list[Node], left: dict[Node, torch.Tensor]) -> Node | None:
     """Return the before node that holds the same numbers, or None where there is none or it cannot be told."""
     if not xs:
         return None
@@ -62,7 +59,6 @@ def _best(y: Node, mine: torch.Tensor, xs: list[Node], left: dict[Node, torch.Te
     if best > AGREE:
         return None
     near = [xs[int(i)] for i in order if float(distance[i]) <= max(best, _FLOOR) * TIE]
-    near = [x for x in near if x in free] or near
     same_operator = [x for x in near if provenance.target_name(x) == provenance.target_name(y)]
     near = same_operator or near
     if len(near) == 1 or _is_chain(near):
@@ -93,7 +89,12 @@ def _ancestors(node: Node, group: list[Node]) -> set[Node]:
 def _sketches(program: Program, bound: Mapping[str, Any], wanted: list[Node]) -> dict[Node, torch.Tensor]:
     """Return the sketch of each wanted node that is neither constant nor too small to tell."""
     raw = run_program(program, bound, wanted, observe=_sample)
-    return {n: s for n, s in raw.items() if s is not None and _tells(s)}
+    kept = [n for n, s in raw.items() if s is not None]
+    if not kept:
+        return {}
+    sizes = [raw[n].numel() for n in kept]
+    read = torch.cat([raw[n] for n in kept]).cpu().split(sizes)  # one synchronisation for all
+    return {n: s for n, s in zip(kept, read, strict=True) if _tells(s)}
 
 
 def _sample(value: Any) -> torch.Tensor | None:
@@ -106,7 +107,7 @@ def _sample(value: Any) -> torch.Tensor | None:
     # a fixed low-discrepancy walk (golden ratio) over the elements: the same positions on both sides
     where = (torch.arange(min(SAMPLES, count), device=flat.device, dtype=torch.float64) * 0.6180339887498949) % 1.0
     picked = flat[(where * count).long()] if count > SAMPLES else flat
-    return torch.nan_to_num(picked.float(), nan=-1e30, posinf=1e30, neginf=-1e30).clamp(-1e30, 1e30).cpu()
+    return torch.nan_to_num(picked.float(), nan=-1e30, posinf=1e30, neginf=-1e30).clamp(-1e30, 1e30)
 
 
 def _tells(sketch: torch.Tensor) -> bool:

@@ -2,44 +2,75 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
+from dataclasses import dataclass
 
 from torch.fx import Node
 
-from graphprobe import provenance
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.same import Weights, same_arguments
 
+Pairs = dict[Node, Node]  # after -> before
 
-def culprit(region: Region, weights: Weights) -> tuple[str, Node]:
-    """Return (side, node): in `after` where it has an operation without partner, else in `before`, else the output."""
-    pairs = _partners(region)
-    partnered = {y for _, y in pairs}
+
+@dataclass(frozen=True, eq=False)
+class Culprit:
+    """The operation to name, the side it lives on, and all operations of the region that have no partner."""
+
+    side: str
+    node: Node
+    lone: frozenset[Node]
+
+
+def culprit(region: Region, weights: Weights) -> Culprit:
+    """Name the first operation of `after` without partner, else the last of `before` without one (where what was
+    dropped ended), else one with another weight, else one wired otherwise, else the output."""
+    same = _same_from_the_frontier(region, weights)
+    rest_before = [x for x in region.operations("before") if x not in set(same.values())]
+    rest_after = [y for y in region.operations("after") if y not in same]
+    alike = _alike(rest_before, rest_after)
+    lone_after = [y for y in rest_after if y not in alike]
+    lone_before = [x for x in rest_before if x not in set(alike.values())]
+    lone = frozenset(lone_after + lone_before)
+    if lone_after:
+        return Culprit("after", lone_after[0], lone)
+    if lone_before:
+        return Culprit("before", lone_before[-1], lone)
+    for y in rest_after:
+        if _other_weights(alike[y], y, weights):
+            return Culprit("after", y, frozenset([y]))
+    first = rest_after[0] if rest_after else region.claim.after
+    return Culprit("after", first, frozenset([first]))
+
+
+def _same_from_the_frontier(region: Region, weights: Weights) -> Pairs:
+    """Pair operations that do the same to the same: equal operator, constants, weights and partnered operands."""
+    leaves = set(region.frontier)
+    pairs: Pairs = {}
     for y in region.operations("after"):
-        if y not in partnered:
-            return "after", y
-    matched = {x for x, _ in pairs}
-    for x in region.operations("before"):
-        if x not in matched:
-            return "before", x
-    for x, y in pairs:
-        if _other_weights(x, y, weights):
-            return "after", y
-    for x, y in pairs:
-        if _other_operands(x, y, dict((b, a) for a, b in pairs), region):
-            return "after", y
-    return "after", region.claim.after
+        for x in region.operations("before"):
+            if x in pairs.values() or x.target is not y.target or len(x.all_input_nodes) != len(y.all_input_nodes):
+                continue
+            operands = zip(x.all_input_nodes, y.all_input_nodes, strict=True)
+            if same_arguments(x, y) and all(_same_operand(p, q, leaves, pairs, weights) for p, q in operands):
+                pairs[y] = x
+                break
+    return pairs
 
 
-def _partners(region: Region) -> list[tuple[Node, Node]]:
-    """Pair the operations of both pieces that have the same operator and constants, in graph order."""
-    free = list(region.operations("before"))
-    pairs = []
-    for y in region.operations("after"):
+def _same_operand(p: Node, q: Node, leaves: set[tuple[Node, Node]], pairs: Pairs, weights: Weights) -> bool:
+    if p.op == "get_attr" and q.op == "get_attr":
+        return weights.stands_for(p, q)
+    return (p, q) in leaves or pairs.get(q) is p
+
+
+def _alike(rest_before: list[Node], rest_after: list[Node]) -> Pairs:
+    """Pair what is left by operator and constants alone, in graph order."""
+    free = list(rest_before)
+    pairs: Pairs = {}
+    for y in rest_after:
         for x in free:
             if x.target is y.target and len(x.all_input_nodes) == len(y.all_input_nodes) and same_arguments(x, y):
-                pairs.append((x, y))
+                pairs[y] = x
                 free.remove(x)
                 break
     return pairs
@@ -49,17 +80,3 @@ def _other_weights(x: Node, y: Node, weights: Weights) -> bool:
     mine = [n for n in x.all_input_nodes if n.op == "get_attr"]
     theirs = [n for n in y.all_input_nodes if n.op == "get_attr"]
     return len(mine) != len(theirs) or not all(weights.stands_for(p, q) for p, q in zip(mine, theirs, strict=True))
-
-
-def _other_operands(x: Node, y: Node, back: dict[Node, Node], region: Region) -> bool:
-    frontier = {q: p for p, q in region.frontier}
-    for p, q in zip(x.all_input_nodes, y.all_input_nodes, strict=True):
-        if q.op != "get_attr" and back.get(q, frontier.get(q)) not in (p, None):
-            return True
-    return False
-
-
-def operators(region: Region, side: str) -> Counter[str]:
-    """Count the operators of one piece."""
-    counted: Counter[Any] = Counter(provenance.target_name(n) for n in region.operations(side))
-    return counted

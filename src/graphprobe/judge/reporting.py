@@ -76,22 +76,26 @@ def _findings(judgement: Judgement, judged: list[Judged], accept: Sequence[str])
         found = [(j, _finding(judgement, j)) for j in judged if any(j is c for c in chosen)]
     order = judgement.replay.plan.after.order
     found.sort(key=lambda pair: order.get(pair[0].region.claim.after, 0) if pair[0] else 0)
-    found = _with_cures(judgement, _merged(found))
+    found = _with_cures(judgement, _merged(judgement, found))
     return [_accepted(finding, accept) for _, finding in found]
 
 
-def _merged(found: list[tuple[Judged | None, Finding]]) -> list[tuple[Judged | None, Finding]]:
-    """Join findings that name one culprit: an operation that nothing claims shows in every region it feeds."""
-    first: dict[tuple[str, str], int] = {}
+def _merged(judgement: Judgement, found: list[tuple[Judged | None, Finding]]) -> list[tuple[Judged | None, Finding]]:
+    """Join findings that share an operation without partner: what nothing claims shows in every region it feeds."""
+    owner: dict[Node, int] = {}  # lone operation -> place in out of the finding that names it
     out: list[tuple[Judged | None, Finding]] = []
     also: dict[int, list[str]] = {}
     for j, finding in found:
-        key = (finding.kind, finding.culprit)
-        if j is not None and finding.kind != "rounding" and finding.culprit and key in first:
-            also.setdefault(first[key], []).append(finding.outputs[1])
+        if j is None or finding.kind not in ("semantic", "precision"):
+            out.append((j, finding))
             continue
-        first.setdefault(key, len(out))
-        out.append((j, finding))
+        lone = culprit(_tight(judgement, j.region), judgement.weights).lone
+        home = next((owner[n] for n in lone if n in owner and out[owner[n]][1].kind == finding.kind), len(out))
+        owner.update({n: home for n in lone if n not in owner})
+        if home == len(out):
+            out.append((j, finding))
+        else:
+            also.setdefault(home, []).append(finding.outputs[1])
     for place, names in also.items():
         j, finding = out[place]
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
@@ -102,9 +106,9 @@ def _merged(found: list[tuple[Judged | None, Finding]]) -> list[tuple[Judged | N
 
 def _finding(judgement: Judgement, j: Judged) -> Finding:
     before, after = judgement.replay.plan.before, judgement.replay.plan.after
-    region, m = j.region, j.measured
-    side, node = culprit(region, judgement.weights)
-    program = after if side == "after" else before
+    region, m = _tight(judgement, j.region), j.measured
+    guilty = culprit(region, judgement.weights)
+    node, program = guilty.node, after if guilty.side == "after" else before
     if j.together:
         befores = _names(before, [c.before for c in j.together])
         afters = _names(after, [c.after for c in j.together])
@@ -121,7 +125,7 @@ def _finding(judgement: Judgement, j: Judged) -> Finding:
         total=m.total,
         exact=m.exact,
         floor=m.floor,
-        located=j.located,
+        located=j.located and max(region.size("before"), region.size("after")) <= SMALL,
         rule=j.rule,
         better=j.better,
         culprit=program.label(node),
@@ -132,6 +136,32 @@ def _finding(judgement: Judgement, j: Judged) -> Finding:
         hint=j.note,
     )
     return dataclasses.replace(finding, explanation=explain(finding))
+
+
+def _tight(judgement: Judgement, region: Region) -> Region:
+    """Return what of a region to show: neither piece reaches beyond a claim that agrees.
+
+    A frontier must be consumed on both sides to be judged from; to be shown, it is enough that one side passes it.
+    """
+    failing = judgement.settled.guilty.keys()
+    claims = [c for c in judgement.alignment.claims if c.cut and c not in failing and c is not region.claim]
+    partners = {c.before: c.after for c in claims}, {c.after: c.before for c in claims}
+    known = set(region.frontier)
+    pieces = []
+    for side, partner in zip(("before", "after"), partners, strict=True):
+        inside = set(getattr(region, side))
+        piece, stack = set(), [getattr(region.claim, side)]
+        while stack:
+            node = stack.pop()
+            if node not in inside or node in piece:
+                continue
+            if node in partner and node is not getattr(region.claim, side):
+                known.add((node, partner[node]) if side == "before" else (partner[node], node))
+                continue
+            piece.add(node)
+            stack.extend(node.all_input_nodes)
+        pieces.append(tuple(n for n in getattr(region, side) if n in piece))
+    return dataclasses.replace(region, before=pieces[0], after=pieces[1], frontier=tuple(known))
 
 
 def _names(program: Program, nodes_: Sequence[Node]) -> tuple[str, ...]:

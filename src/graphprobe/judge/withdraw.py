@@ -122,14 +122,17 @@ class Withdrawal:
             self.settled.groups.append(group)
 
     def _give_up(self, group: list[Claim]) -> None:
-        """Rounds are used up: certain claims are findings each, the others one finding whose place is not known."""
+        """Rounds are used up: certain claims are findings each. Of the others the first is taken for wrong and
+        withdrawn, and what it fed is judged on the frontier above it; the rest of the group waits for its turn."""
         certain = [c for c in group if c.certain]
         self.settled.guilty.update(dict.fromkeys(certain, ""))
         rest = [c for c in group if not c.certain]
-        if len(rest) == 1:
-            self.settled.guilty[rest[0]] = ""
-        elif rest:
-            self.settled.groups.append(rest)
+        if len(group) == 1:
+            self.settled.guilty.update(dict.fromkeys(rest, ""))
+        elif rest and not rest[0].output:
+            self._withdraw(rest[:1], "wrong claim: what it feeds is judged instead")
+        else:
+            self.settled.guilty.update(dict.fromkeys(rest[:1], ""))
 
     def _siblings(self, group: list[Claim], below: list[Region]) -> list[Claim]:
         """Return the other failing claims that feed the same regions."""
