@@ -25,6 +25,7 @@ from graphprobe.lanes.replay import Replay
 
 ROUNDS = 4
 LARGEST_GROUP = 64
+GUESSED = ("slot", "weight", "value")  # evidence that names a likely partner, not a certain one
 
 
 @dataclass
@@ -77,7 +78,7 @@ class Withdrawal:
             if len(grown) == len(group) or len(grown) > LARGEST_GROUP:
                 break
             group = grown
-        self._give_up(group)
+        self._convict(group)
 
     def _blame(self, group: list[Claim], below: list[Region], withdrawn: list[Region] | None) -> bool:
         """Pardon or convict the group if W or K decides; False where neither holds."""
@@ -116,23 +117,13 @@ class Withdrawal:
         return False
 
     def _convict(self, group: list[Claim]) -> None:
-        if len(group) == 1 or all(c.certain for c in group):
+        """Every claim of the group is a finding; but while some only rest on a guess, the first of those is taken for
+        wrong and withdrawn: what it fed is judged on the frontier above it, and the rest waits for its turn."""
+        guessed = [c for c in group if c.evidence in GUESSED and not c.output and not c.certain]
+        if len(group) > 1 and guessed:
+            self._withdraw(guessed[:1], "wrong claim: what it feeds is judged instead")
+        else:
             self.settled.guilty.update(dict.fromkeys(group, ""))
-        else:
-            self.settled.groups.append(group)
-
-    def _give_up(self, group: list[Claim]) -> None:
-        """Rounds are used up: certain claims are findings each. Of the others the first is taken for wrong and
-        withdrawn, and what it fed is judged on the frontier above it; the rest of the group waits for its turn."""
-        certain = [c for c in group if c.certain]
-        self.settled.guilty.update(dict.fromkeys(certain, ""))
-        rest = [c for c in group if not c.certain]
-        if len(group) == 1:
-            self.settled.guilty.update(dict.fromkeys(rest, ""))
-        elif rest and not rest[0].output:
-            self._withdraw(rest[:1], "wrong claim: what it feeds is judged instead")
-        else:
-            self.settled.guilty.update(dict.fromkeys(rest[:1], ""))
 
     def _siblings(self, group: list[Claim], below: list[Region]) -> list[Claim]:
         """Return the other failing claims that feed the same regions."""
