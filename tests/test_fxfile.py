@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
+from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 import graphprobe
@@ -99,6 +102,59 @@ def test_symbolic_shapes_stay_symbolic(name: str, path: Path) -> None:
     assert [str(node.meta.get("val")) for node in loaded.graph.nodes if node.op == "call_function"] == before
 
 
+class Modes(nn.Module):
+    """Autocast, no_grad and vmap, which export writes as bodies and as calls of private functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.linear(x)
+        return y.float() + torch.vmap(lambda row: row.sin() * row.sum())(x)
+
+
+class Loops(nn.Module):
+    """A loop and a scan, whose bodies are graphs of their own."""
+
+    def forward(self, x: torch.Tensor) -> tuple[Any, ...]:
+        steps, y = while_loop(lambda i, t: i < 3, lambda i, t: (i + 1, t * 2), (torch.tensor(0), x))
+        return steps, scan(lambda carry, t: (carry + t, (carry * t).sin()), torch.zeros(4), y)
+
+
+class DataDependent(nn.Module):
+    """Sizes and numbers that only the data tell."""
+
+    def forward(self, x: torch.Tensor) -> tuple[Any, ...]:
+        return x.nonzero().float().sum(0), x[x > 0].exp(), x.sum().item() + 1
+
+
+class Arithmetic(nn.Module):
+    """Sizes that are computed from other sizes, and arguments that JSON has no word for."""
+
+    def forward(self, x: torch.Tensor) -> tuple[Any, ...]:
+        size = x.shape[0] * 2 + 1
+        lowest = x.masked_fill(x < 0, float("-inf"))
+        halves = x.repeat_interleave(2, 0).reshape(x.shape[0], -1, 4)
+        return x.new_zeros(size // 2), torch.arange(x.shape[0] % 3 + 1), lowest, halves, x.unbind(1), x * (1 + 2j)
+
+
+@pytest.mark.parametrize("model", [Modes(), Loops(), DataDependent(), Arithmetic()], ids=lambda m: type(m).__name__)
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch's own, when a pytree structure is copied
+def test_odd_operators_and_sizes(model: nn.Module, path: Path) -> None:
+    shapes = ({0: torch.export.Dim.AUTO},) if isinstance(model, Arithmetic) else None
+    gm = graphprobe.capture(model, (torch.randn(5, 4),), dynamic_shapes=shapes)
+    graphprobe.save(gm, path)
+    loaded = graphprobe.load(path)
+    for length in (5, 8) if shapes else (5,):
+        args = (torch.randn(length, 4),)
+        assert bitwise_equal(outputs(gm, args, {}), outputs(loaded, args, {}))
+    if not isinstance(model, Modes):  # the value of a batched tensor is recorded without its batch
+        assert graphprobe.view(loaded) == graphprobe.view(gm)
+    assert graphprobe.lint(gm) == graphprobe.lint(loaded) == ()
+
+
 def test_a_symbol_keeps_its_range_and_hint(path: Path) -> None:
     length = torch.export.Dim("length", min=2, max=100)
     model, args = nn.Linear(4, 4), (torch.randn(7, 4),)
@@ -178,6 +234,9 @@ def test_a_device_that_this_machine_lacks_becomes_the_cpu(path: Path) -> None:
     loaded = graphprobe.load(edit(path, move))
     assert bitwise_equal(outputs(model, args, {}), outputs(loaded, args, {}))
     assert "xpu:3" in loaded.meta["graphprobe_notes"][0]
+    for device, wanted in (("xpu:3", "is not available"), ("nowhere", "is no device")):
+        with pytest.raises(FxFileError, match=wanted):
+            graphprobe.load(path, device=device)
 
 
 # --- operators that are not available --------------------------------------------------------------------------------
@@ -405,6 +464,21 @@ def test_a_cache_is_an_input_like_another(path: Path) -> None:
     assert stored is not None
     assert type(stored[1]["past_key_values"]) is type(first.past_key_values)
     assert bitwise_equal(outputs(gm, (), inputs), outputs(graphprobe.load(path), *stored))
+
+
+def test_reading_the_inputs_reads_nothing_else(path: Path) -> None:
+    _, args, kwargs = tiny("llama")
+    graphprobe.save(captured("llama"), path, args=args, kwargs=kwargs)
+    with zipfile.ZipFile(path) as file:
+        weight = file.getinfo("tensors.safetensors").header_offset + 60_000
+    data = bytearray(path.read_bytes())
+    data[weight] ^= 255
+    path.write_bytes(data)
+    stored = fxfile.load_inputs(path)
+    assert stored is not None
+    assert torch.equal(stored[1]["input_ids"], kwargs["input_ids"])
+    with pytest.raises(FxFileError, match="are not those that were written"):
+        graphprobe.load(path)
 
 
 def test_no_inputs_and_impossible_inputs(path: Path) -> None:

@@ -142,6 +142,25 @@ def test_bodies_of_control_flow_are_looked_into() -> None:
     assert issue.node == "true_graph_0/sin"
 
 
+class Autocast(nn.Module):
+    """Computes in bfloat16 inside an autocast region."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.linear(x)
+        return y.float() + 1
+
+
+def test_a_body_under_autocast_is_judged_under_autocast() -> None:
+    gm = graphprobe.capture(Autocast(), (torch.ones(2, 4),))
+    assert "wrap_with_autocast" in gm.code
+    assert graphprobe.lint(gm) == ()
+
+
 # --- stale values ----------------------------------------------------------------------------------------------------
 
 

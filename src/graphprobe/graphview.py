@@ -12,6 +12,8 @@ from graphprobe import nodes, provenance
 from graphprobe.records import GraphView, NodeView
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+#: Functions that enter or leave a mode, and have no value worth recording.
+_MODES = ("_vmap_", "_enter_autocast", "_exit_autocast", "_set_grad_enabled", "lazy_load_decompositions")
 _LONGEST = 200  # characters of argument text
 
 
@@ -54,6 +56,8 @@ def lacks_val(gm: GraphModule, node: Node) -> bool:
 
 def _has_value(gm: GraphModule, node: Node) -> bool:
     if node.op == "output" or nodes.returns_nothing(node) or getattr(node.target, "returns_nothing", False):
+        return False
+    if node.op == "call_function" and getattr(node.target, "__name__", "").startswith(_MODES):
         return False
     if node.op == "get_attr":
         return not isinstance(_attribute(gm, str(node.target)), torch.nn.Module)

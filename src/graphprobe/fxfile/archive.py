@@ -14,7 +14,7 @@ import struct
 import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import torch
 
@@ -92,7 +92,7 @@ def buffer(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a contiguous CPU tensor without a copy; the tensor must outlive the answer."""
     size = tensor.numel() * tensor.element_size()
     if not size:
-        return memoryview(b"")
+        return memoryview(bytearray())
     return memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr())).cast("B")
 
 
@@ -145,56 +145,68 @@ class Archive:
         return data
 
     def tensors(self, wanted: set[str]) -> dict[str, torch.Tensor]:
-        """Read the tensors named in `wanted`: flat uint8 tensors of their bytes, each in memory of its own."""
+        """Read the tensors named in `wanted`, and only those: uint8 tensors of their bytes, in memory of their own.
+
+        The caller checks their digests: reading a part of a member leaves the zip's own sum unchecked.
+        """
         if not wanted:
             return {}
         if TENSORS not in self._zip.namelist():
             raise Damage(f"{TENSORS} is missing")
         info = self._zip.getinfo(TENSORS)
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > self.size:
-            raise Damage(f"{TENSORS} does not have the size that it claims")
-        out: dict[str, torch.Tensor] = {}
-        with self._zip.open(info) as member:
-            spans = _read_header(member, info.file_size)
+        with open(self.path, "rb") as file:
+            start = self._data_start(file, info)
+            base, spans = _read_header(file, info.file_size)
             missing = sorted(wanted - spans.keys())
             if missing:
                 raise Damage(f"the tensor {missing[0]!r} is missing")
-            for name, size in spans.items():  # front to back, so that the zip checks its sum over every byte
-                values = torch.empty(size, dtype=torch.uint8)
-                if size and _fill(member, buffer(values)) != size:
-                    raise Damage(f"the tensor {name!r} is cut short")
-                if name in wanted:
-                    out[name] = values
-            if member.read(1):
-                raise Damage(f"{TENSORS} has bytes that belong to no tensor")
+            out: dict[str, torch.Tensor] = {}
+            for name in sorted(wanted, key=spans.__getitem__):
+                begin, end = spans[name]
+                out[name] = values = torch.empty(end - begin, dtype=torch.uint8)
+                file.seek(start + base + begin)
+                _fill(file, buffer(values))
         return out
 
+    def _data_start(self, file: BinaryIO, info: zipfile.ZipInfo) -> int:
+        """Place the file at the first byte of a member that is stored as it is."""
+        file.seek(info.header_offset)
+        head = file.read(30)
+        if len(head) != 30 or head[:4] != b"PK\x03\x04":
+            raise Damage(f"{TENSORS} is not where the archive says")
+        name, extra = struct.unpack("<HH", head[26:30])
+        start = file.seek(info.header_offset + 30 + name + extra)
+        if info.compress_type != zipfile.ZIP_STORED or start + info.file_size > self.size:
+            raise Damage(f"{TENSORS} does not have the size that it claims")
+        return start
 
-def _read_header(member: IO[bytes], size: int) -> dict[str, int]:
-    prefix = member.read(8)
+
+def _read_header(file: BinaryIO, size: int) -> tuple[int, dict[str, tuple[int, int]]]:
+    """Return where the values begin, and where each tensor lies among them."""
+    prefix = file.read(8) if size >= 8 else b""
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-    if length > min(size, MAX_GRAPH_BYTES):
+    if 8 + length > min(size, MAX_GRAPH_BYTES):
         raise Damage(f"the header of {TENSORS} is cut short")
-    header = json.loads(member.read(length))
-    spans: dict[str, int] = {}
-    end = 0
-    for name, entry in header.items():
-        begin, after = entry["data_offsets"]
-        if begin != end or not begin <= after <= size - 8 - length:
+    spans: dict[str, tuple[int, int]] = {}
+    last = 0
+    for name, entry in json.loads(file.read(length)).items():
+        begin, end = entry["data_offsets"]
+        if begin != last or not begin <= end <= size - 8 - length:
             raise Damage(f"the tensor {name!r} lies outside {TENSORS}")
-        spans[name], end = after - begin, after
-    return spans
+        spans[name] = (begin, end)
+        last = end
+    if last != size - 8 - length:
+        raise Damage(f"{TENSORS} has bytes that belong to no tensor")
+    return 8 + length, spans
 
 
-def _fill(member: IO[bytes], target: memoryview) -> int:
+def _fill(file: BinaryIO, target: memoryview) -> None:
     done = 0
-    while done < len(target):
-        piece = member.read(min(len(target) - done, 16 << 20))
-        if not piece:
-            break
-        target[done : done + len(piece)] = piece
-        done += len(piece)
-    return done
+    while done < len(target):  # one call reads at most 2 GB
+        count = file.readinto(target[done:])  # type: ignore[attr-defined]
+        if not count:
+            raise Damage(f"{TENSORS} is cut short")
+        done += count
 
 
 def _no_constant(text: str) -> Any:

@@ -71,7 +71,7 @@ class TensorReader:
         total = sum(rows[content]["bytes"] for content in contents.values() if "file" not in rows[content])
         if total > _MOST_COPIES * self._archive.size + _ALLOWANCE:
             raise Damage(f"its tensors claim {total:,} bytes")
-        read = self._archive.tensors({row["key"] for row in rows.values() if "file" not in row})
+        read = self._read({row["key"]: row for row in rows.values() if "file" not in row})
         used: set[int] = set()
         for number, content in contents.items():
             row = rows[content]
@@ -80,6 +80,14 @@ class TensorReader:
                 raise Damage(f"the tensor {row['key']!r} has {flat.numel()} bytes instead of {row['bytes']}")
             self._flats[number] = flat.clone() if content in used and "file" not in row else flat
             used.add(content)
+
+    def _read(self, rows: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Read contents from the file itself, as bytes."""
+        found = self._archive.tensors(set(rows))
+        for key, flat in found.items():
+            if digest(flat) != rows[key]["digest"]:
+                raise Damage(f"the values of the tensor {key!r} are not those that were written")
+        return found
 
     def _fetch(self, row: dict[str, Any]) -> torch.Tensor:
         """Read a content from the safetensors file that the row refers to, as bytes."""

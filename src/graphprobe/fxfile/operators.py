@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import importlib
 import math
 import operator
 import re
@@ -36,10 +37,13 @@ _TORCH = _words(
     "_sym_sqrt _sym_tan _sym_tanh _assert sym_constrain_range sym_constrain_range_for_size sym_float "
     "sym_fresh_size sym_int sym_ite sym_max sym_min sym_not sym_sqrt sym_sum"
 )
-_SCOPES = {  # what pre-dispatch graphs call to enter and leave a mode
-    "torch._C._set_grad_enabled": torch._C._set_grad_enabled,
-    "torch.amp.autocast_mode._enter_autocast": torch.amp.autocast_mode._enter_autocast,
-    "torch.amp.autocast_mode._exit_autocast": torch.amp.autocast_mode._exit_autocast,
+#: What exported graphs call to enter and leave a mode (gradients, autocast, vmap): private to torch (seen in 2.13).
+_SCOPES = {
+    "torch._C": ["_set_grad_enabled"],
+    "torch.amp.autocast_mode": ["_enter_autocast", "_exit_autocast"],
+    "torch._functorch.predispatch": _words(
+        "_add_batch_dim _remove_batch_dim _vmap_decrement_nesting _vmap_increment_nesting lazy_load_decompositions"
+    ),
 }
 _NO_FUNCTIONS = {"from_file", "frombuffer", "from_numpy", "handle_torch_function", "boolean_dispatch"}
 _NO_METHODS = {"apply_", "map_", "map2_", "backward", "module_load", "register_hook", "share_memory_", "tofile"} | {
@@ -207,7 +211,10 @@ def _higher_order(name: str) -> Callable[..., Any] | None:
 
 @functools.cache
 def _functions() -> dict[str, Callable[..., Any]]:
-    table: dict[str, Callable[..., Any]] = dict(_SCOPES)
+    table: dict[str, Callable[..., Any]] = {}
+    for place, names in _SCOPES.items():
+        module = importlib.import_module(place)
+        table.update({f"{place}.{name}": getattr(module, name) for name in names if hasattr(module, name)})
     groups: tuple[tuple[str, Any, list[str]], ...] = (
         ("operator", operator, _OPERATOR),
         ("math", math, _MATH),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +22,13 @@ class Scope:
     gm: GraphModule
     path: str
     root: GraphModule
+    autocast: tuple[Any, ...] = ()  # arguments of the torch.autocast that the body runs under
 
     @functools.cached_property
     def recomputed(self) -> Recomputed:
         """The values that the graph's operators give on its placeholders, without real data."""
-        return recompute(self.gm)
+        with torch.autocast(*self.autocast) if self.autocast else contextlib.nullcontext():
+            return recompute(self.gm)
 
     def issue(self, rule: str, node: Node, message: str, fix: str) -> Lint:
         """Make the record of a defect at a node."""
@@ -50,8 +53,15 @@ def scopes(gm: GraphModule) -> list[Scope]:
             if isinstance(inner, GraphModule) and id(inner) not in seen:
                 seen.add(id(inner))
                 path = f"{scope.path}/{node.target}" if scope.path else str(node.target)
-                found.append(Scope(inner, path, gm))
+                found.append(Scope(inner, path, gm, _autocast_of(node) or scope.autocast))
     return found
+
+
+def _autocast_of(body: Node) -> tuple[Any, ...]:
+    for user in body.users:
+        if user.target is torch.ops.higher_order.wrap_with_autocast:
+            return tuple(user.args[:4])  # device type, dtype, enabled, cache
+    return ()
 
 
 def attribute(gm: torch.nn.Module, target: str) -> Any:
