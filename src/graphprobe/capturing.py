@@ -49,7 +49,7 @@ def export(
     register_caches()
     check_arguments(model, args, kwargs or {})
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             program = torch.export.export(
                 model, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
             )
@@ -61,7 +61,7 @@ def export(
 
 def unlift(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:
     """Return the program as a GraphModule that owns its weights and has no guard calls."""
-    with _quiet():
+    with quiet():
         gm = program.module(check_guards=False)
     assert isinstance(gm, torch.fx.GraphModule)
     for node in list(gm.graph.nodes):
@@ -98,7 +98,8 @@ def register_caches() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Silence warnings while torch copies and exports."""
     # torch warns about its own internals (treespec classes); a user can do nothing about it
     import warnings
 

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
+from graphprobe.capturing import quiet
+
 
 def moved(gm: torch.fx.GraphModule, device: torch.device) -> torch.fx.GraphModule:
     """Return a copy of the graph on `device`; the original stays where it is."""
-    there = copy.deepcopy(gm).to(device)
+    with quiet():
+        there = copy.deepcopy(gm).to(device)
 
     def swap(value: Any) -> Any:
         return device if isinstance(value, torch.device) else value

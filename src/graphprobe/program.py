@@ -7,7 +7,6 @@ autocast region is exported again and functionalised; names of the user's nodes 
 from __future__ import annotations
 
 import copy
-import warnings
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import torch.utils._pytree as pytree
 from torch.fx import GraphModule, Node
 
 from graphprobe import nodes
-from graphprobe.capturing import register_caches
+from graphprobe.capturing import quiet, register_caches
 from graphprobe.errors import CaptureError
 
 _LABEL = "graphprobe_label"
@@ -142,11 +141,10 @@ def _suffix(path: tuple[Any, ...]) -> str:
 
 
 def _functionalised(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-    marked = _marked(gm)
     register_caches()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet():
+            marked = _marked(gm)
             exported = torch.export.export(marked, tuple(args), dict(kwargs), strict=False).run_decompositions({})
     except Exception as error:
         raise CaptureError(
@@ -171,7 +169,8 @@ def _marked(gm: GraphModule) -> GraphModule:
 def from_exported(exported: torch.export.ExportedProgram) -> Program:
     """Turn a functional ExportedProgram into a Program: weights become ``get_attr``, new state becomes an output."""
     signature = exported.graph_signature
-    gm = GraphModule(exported.graph_module, copy.deepcopy(exported.graph_module.graph))
+    with quiet():
+        gm = GraphModule(exported.graph_module, copy.deepcopy(exported.graph_module.graph))
     lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     lifted |= signature.inputs_to_lifted_tensor_constants
     state: dict[str, Any] = {**exported.state_dict, **exported.constants}

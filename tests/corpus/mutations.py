@@ -38,7 +38,7 @@ def fork(gm: GraphModule) -> GraphModule:
         made[node] = graph.node_copy(node, made.__getitem__)
         made[node].meta = dict(node.meta)
         made[node].name = node.name
-    graph._codegen = copy.deepcopy(gm.graph._codegen)
+    graph._codegen = copy.copy(gm.graph._codegen)
     return GraphModule(gm, graph)
 
 
