@@ -156,8 +156,7 @@ def _functionalised(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _marked(gm: GraphModule) -> GraphModule:
-    with warnings.catch_warnings():  # about torch's own pytree classes, which the calling convention holds
-        warnings.simplefilter("ignore", FutureWarning)
+    with quiet():  # about torch's own pytree classes, which the calling convention holds
         graph = copy.deepcopy(gm.graph)
     marked = GraphModule(gm, graph, type(gm).__name__)  # copy.copy would take the original's graph over
     for old, new in zip(gm.graph.nodes, marked.graph.nodes, strict=True):
