@@ -42,12 +42,21 @@ def test_views_are_no_level_of_context() -> None:
     assert "attended_1" not in below
 
 
+def test_what_serves_all_layers_draws_no_other_layer_in() -> None:
+    report = wrong_scale(layers=12)
+    names = ("mask", "scores_1", "scale_1", "masked_1")
+    finding = dataclasses.replace(report.findings[0], before=names, after=names, outputs=("masked_1",) * 2)
+    picture = Picture(render.dot_divergence(report, finding))
+    assert "softmax_1" in _side(picture, "after") and "mask" in _region(picture, "after")
+    assert not any(name.startswith("masked_") and name != "masked_1" for name in _side(picture, "after"))
+
+
 def test_claims_join_the_sides_and_the_differing_pair_stands_out() -> None:
     picture = Picture(render.dot_divergence(wrong_scale()))
     claims = {pair: link for pair, link in picture.links.items() if link.get("style") == "dashed"}
     assert set(claims) == {(f"before {n}", f"after {n}") for n in _side(picture, "before")}
     widths = {pair: float(link.get("penwidth", "1")) for pair, link in claims.items()}
-    assert [pair for pair, width in widths.items() if width > 1] == [("before scale_1", "after scale_1")]
+    assert max(widths, key=lambda pair: widths[pair]) == ("before scale_1", "after scale_1")
 
 
 def test_colours_tell_the_culprit_the_agreed_and_what_was_passed_on() -> None:

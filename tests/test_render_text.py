@@ -117,6 +117,14 @@ def test_the_first_line_says_what_matters() -> None:
     assert first == "semantic: layer 1, model.layers.1.self_attn, scale_1 (aten.mul.Tensor) computes another function"
 
 
+def test_a_long_name_shortens_the_first_line_from_its_least_part() -> None:
+    report = wrong_scale()
+    op = "aten.scaled_dot_product_attention.default"
+    finding = dataclasses.replace(report.findings[0], op=op, culprit="scaled_dot_product_attention_1")
+    first = render.text(dataclasses.replace(report, findings=(finding,))).splitlines()[0]
+    assert first == "semantic: model.layers.1.self_attn, scaled_dot_product_attention_1 computes another function"
+
+
 def test_every_figure_of_the_finding_is_printed_beside_its_meaning() -> None:
     lines = render.text(wrong_scale()).splitlines()
     for name, value in {"introduced": "9.2e-04", "exact": "1.0e-03", "floor": "1.7e-03", "cures": "99.8 %"}.items():

@@ -22,7 +22,7 @@ ABOVE, BELOW = 2, 1  # levels of context
 SCALE = ((1e-6, "#fff7bc"), (1e-4, "#fee391"), (1e-2, "#fec44f"), (1e-1, "#fe9929"), (1.0, "#ec7014"))
 GRAVE = "#cc4c02"  # an error of one and more, NaN and infinity
 AGREED, PART, ALONE, HATCH = "#e6e6e6", "#fff9e8", "#ffffff", "#dddddd"
-EDGE, CLAIM = "#7f2704", "#1f65ad"
+EDGE, CLAIM, FAINT = "#7f2704", "#1f65ad", "#9dbcdc"
 PASSED_ON = 3.0  # below a finding, a total this many times what an operation introduced came from above
 
 
@@ -155,8 +155,10 @@ def _side(
     known = frozenset(wiring.shown) & (focus.before, focus.after)[which]
     seeds = known or frozenset(n for n in (focus.outputs[which],) if n in wiring.order)
     opening = [pair[which] for pair in focus.frontier if pair[which] in wiring.order]
+    # what the region hands on is its output; a mask or table inside it may serve every layer of the model
+    closing = seeds & {focus.outputs[which]} or seeds
     for levels in (ABOVE, 1):
-        context = _around(wiring, seeds, levels, BELOW) | set(opening)
+        context = (_above(wiring, seeds, levels) | _below(wiring, closing, BELOW) | set(opening)) - seeds
         names = sorted((seeds | context) - wiring.weights | seeds, key=wiring.order.__getitem__)
         groups = singles(wiring, names)
         if len(groups) <= limit:
@@ -180,15 +182,17 @@ def _tainted(report: Report, after: Wiring) -> frozenset[str]:
     return frozenset(found)
 
 
-def _around(wiring: Wiring, seeds: frozenset[str], above: int, below: int) -> set[str]:
-    """Return what lies up to `above` operations over the seeds and `below` under them; views count for nothing."""
-    up = _reach(wiring, seeds, above, wiring.inputs)
+def _above(wiring: Wiring, seeds: frozenset[str], levels: int) -> set[str]:
+    return _reach(seeds, levels, wiring, wiring.inputs)
+
+
+def _below(wiring: Wiring, seeds: frozenset[str], levels: int) -> set[str]:
     shown = set(wiring.shown)
-    down = _reach(wiring, seeds, below, lambda n: tuple(u for u in wiring.users[n] if u in shown))
-    return (up | down) - seeds
+    return _reach(seeds, levels, wiring, lambda name: tuple(u for u in wiring.users[name] if u in shown))
 
 
-def _reach(wiring: Wiring, seeds: Iterable[str], levels: int, step: Callable[[str], tuple[str, ...]]) -> set[str]:
+def _reach(seeds: Iterable[str], levels: int, wiring: Wiring, step: Callable[[str], tuple[str, ...]]) -> set[str]:
+    """Return what lies within so many operations of the seeds; views count for nothing."""
     found: set[str] = set()
     edge = list(seeds)
     for _ in range(levels):
@@ -313,6 +317,7 @@ def _claims(sides: tuple[Side, Side], focus: Focus) -> tuple[list[Link], tuple[t
     place = {group.id: index for index, group in enumerate(sides[1].groups)}
     links: dict[tuple[str, str], Link] = {}
     level: list[tuple[str, ...]] = []
+    opening = {pair[0] for pair in focus.frontier}
     lowest = -1
     for group in sides[0].groups:
         for name in group.members:
@@ -320,15 +325,15 @@ def _claims(sides: tuple[Side, Side], focus: Focus) -> tuple[list[Link], tuple[t
             key = (f"before {group.id}", f"after {partner.id}") if partner else ("", "")
             if partner is None or left[name] is not group or key in links:
                 continue
-            differ = name == focus.outputs[0]
+            differ, opens = name == focus.outputs[0], name in opening
             aligned = place[partner.id] > lowest and all(key[0] not in pair for pair in level)
             if aligned:
                 lowest = place[partner.id]
                 level.append(key)
             links[key] = Link(
                 *key,
-                colour=EDGE if differ else CLAIM,
-                width=2.5 if differ else 1.0,
+                colour=EDGE if differ else CLAIM if opens else FAINT,
+                width=2.5 if differ else 1.3 if opens else 1.0,
                 style="dashed",
                 ranked=aligned,
                 arrow=False,

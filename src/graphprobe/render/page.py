@@ -16,7 +16,7 @@ from graphprobe.render.engine import draw, find_engine, write
 from graphprobe.render.numbers import count, error, share
 from graphprobe.render.roles import COLOURS, NO_VALUE, role_of, rotary_nodes
 from graphprobe.render.wiring import Wiring, layer_prefix, wire
-from graphprobe.render.wording import coverage_text, headline, place, worst
+from graphprobe.render.wording import coverage_text, headline, places, worst
 
 _SCRIPTS = ("common.js", "curve.js", "regions.js", "layout.js", "explorer.js")
 _PICTURES = 4  # findings that get a picture
@@ -154,7 +154,7 @@ def _order(report: Report) -> list[Finding]:
 def _shown(report: Report, finding: Finding, number: int) -> dict[str, Any]:
     picture = _picture(report, finding) if number < _PICTURES else None
     sides = f"{count(len(finding.before), 'operation')} of before, {len(finding.after)} of after"
-    return {"record": finding, "place": place(finding), "region": sides, "picture": picture}
+    return {"record": finding, "place": places(finding)[0], "region": sides, "picture": picture}
 
 
 def _picture(report: Report, finding: Finding | None) -> Any:

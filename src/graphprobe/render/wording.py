@@ -46,7 +46,8 @@ def headline(report: Report) -> str:
     """Return the one line that says what matters: the verdict, the layer, the module and the operation."""
     first = report.first
     if first is not None:
-        return clip_line(f"{report.verdict}: {place(first)} {_SAYS.get(report.verdict, '')}".rstrip())
+        said = [flat(f"{report.verdict}: {where} {_SAYS.get(report.verdict, '')}") for where in places(first)]
+        return next((line for line in said if len(line) <= WIDTH), clip_line(said[-1]))
     if report.verdict == "identical":
         return f"identical: all {count(len(report.outputs), 'output')} bitwise equal"
     if report.verdict == "rounding":
@@ -59,13 +60,15 @@ def headline(report: Report) -> str:
     return clip_line(f"{report.verdict}: the outputs differ and no single operation was found to be the cause")
 
 
-def place(finding: Finding) -> str:
-    """Return where a finding is: 'layer 17, model.layers.17.self_attn, mul_39 (aten.mul.Tensor)'."""
+def places(finding: Finding) -> list[str]:
+    """Return where a finding is, in fewer and fewer words: layer, module, operation and operator first."""
     prefix = layer_prefix(finding.module_path)
-    words = [f"layer {prefix.rpartition('.')[2]}" if prefix else "", finding.module_path]
+    layer = f"layer {prefix.rpartition('.')[2]}" if prefix else ""
     operation = finding.culprit or (finding.after or finding.before or ("",))[-1]
-    words.append(f"{operation} ({finding.op})" if operation and finding.op != operation else operation or finding.op)
-    return ", ".join(word for word in words if word)
+    named = f"{operation} ({finding.op})" if operation and finding.op != operation else operation or finding.op
+    path = finding.module_path
+    choices = ((layer, path, named), (layer, path, operation), (path, operation), (layer, operation))
+    return [", ".join(word for word in words if word) for words in choices]
 
 
 def finding_text(finding: Finding) -> str:
