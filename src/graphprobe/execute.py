@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from graphprobe import nodes
 from graphprobe.program import Program
 
 Values = dict[Node, Any]
@@ -61,9 +62,16 @@ def call(program: Program, node: Node, env: Mapping[Node, Any]) -> Any:
     args = torch.fx.map_arg(node.args, env.__getitem__)
     kwargs = torch.fx.map_arg(node.kwargs, env.__getitem__)
     assert callable(node.target)
+    if nodes.is_undefined(node):
+        return zeroed(node.target, *args, **kwargs)
     if node in program.seeds:
         return replayed(program.seeds[node], node.target, args, kwargs)
     return node.target(*args, **kwargs)
+
+
+def zeroed(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call an operator that reserves memory and fill it with zeros: what is never read must not differ either."""
+    return target(*args, **kwargs).zero_()
 
 
 def replayed(seed: int, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

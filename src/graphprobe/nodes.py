@@ -32,6 +32,11 @@ _RANDOM = {
     "aten::randint_like", "aten::bernoulli", "aten::dropout", "aten::native_dropout", "aten::multinomial",
     "aten::normal", "aten::uniform", "aten::exponential", "aten::feature_dropout", "aten::alpha_dropout",
 }  # fmt: skip
+#: Operators that reserve memory and say nothing about what is in it.
+UNDEFINED = {
+    "aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::new_empty_strided",
+    "aten::empty_permuted",
+}  # fmt: skip
 _COPY_SUFFIX = ("_copy",)  # view_copy, permute_copy, ...: views written out
 _CHECKS = ("_assert", "sym_constrain", "_functional_assert", "_guards_fn", "_print", "_async_assert", "_functional_sym")
 
@@ -112,6 +117,8 @@ def makes_values(node: Node) -> bool:
     """
     if node.op not in ("call_function", "call_method", "call_module") or returns_nothing(node):
         return False
+    if is_undefined(node):
+        return False
     if node.target is operator.getitem:
         source = node.args[0]
         return isinstance(source, Node) and not is_view(source) and _may_be_tensor(node)
@@ -122,6 +129,11 @@ def makes_values(node: Node) -> bool:
 
 def _may_be_tensor(node: Node) -> bool:
     return "val" not in node.meta or isinstance(node.meta["val"], torch.Tensor)
+
+
+def is_undefined(node: Node) -> bool:
+    """Whether the node's result is memory nobody has written yet."""
+    return schema_name(node) in UNDEFINED
 
 
 def is_random(node: Node) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from graphprobe import nodes
-from graphprobe.execute import replayed
+from graphprobe.execute import replayed, zeroed
 from graphprobe.lanes import exact, measure
 from graphprobe.lanes.regions import Region
 from graphprobe.program import Program
@@ -143,7 +143,9 @@ class _Builder:
         kwargs = torch.fx.map_arg(node.kwargs, operand)
         assert callable(node.target)
         program = self.plan.before if lane.startswith("before") else self.plan.after
-        if node in program.seeds:
+        if nodes.is_undefined(node):
+            made = self.graph.call_function(zeroed, (node.target, *args), kwargs)  # type: ignore[arg-type]
+        elif node in program.seeds:
             call: Any = (program.seeds[node], node.target, args, kwargs)
             made = self.graph.call_function(replayed, call)
         else:
