@@ -15,6 +15,7 @@ _PUBLIC = {
     "load": "fxfile",
     "instrument": "taps",
     "diff": "api",
+    "run": "running",
     "lint": "linting",
     "view": "graphview",
     "Report": "records",
@@ -22,6 +23,8 @@ _PUBLIC = {
     "Coverage": "records",
     "Tap": "records",
     "Lint": "records",
+    "RunReport": "records",
+    "RunStep": "records",
     "GraphprobeError": "errors",
     "testing": "",
 }
@@ -38,7 +41,10 @@ if TYPE_CHECKING:
     from graphprobe.records import Finding as Finding
     from graphprobe.records import Lint as Lint
     from graphprobe.records import Report as Report
+    from graphprobe.records import RunReport as RunReport
+    from graphprobe.records import RunStep as RunStep
     from graphprobe.records import Tap as Tap
+    from graphprobe.running import run as run
     from graphprobe.taps import instrument as instrument
 
 __all__ = [*_PUBLIC]

@@ -42,6 +42,10 @@ class PipelineError(GraphprobeError):
     """A pipeline or a transform is not what it should be."""
 
 
+class DumpError(GraphprobeError):
+    """A dump cannot be read, or a directory for dumps cannot be used."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known name, else an empty string."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

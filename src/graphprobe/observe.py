@@ -25,6 +25,7 @@ class Observation:
     created: tuple[str, ...] = ()
     erased: tuple[str, ...] = ()
     rewritten: tuple[str, ...] = ()  # kept its place, but has another target or other arguments
+    retraced: bool = False  # the graph was replaced as a whole, so that names are all that could be compared
 
 
 @dataclass
@@ -66,6 +67,7 @@ def watch(gm: GraphModule, transform: str = "") -> Iterator[Observation]:
 
 def _by_name(observation: Observation, was: dict[str, list[Any]], gm: GraphModule) -> None:
     now = {node.name: node for node in gm.graph.nodes}
+    observation.retraced = True
     observation.created = tuple(name for name in now if name not in was)
     observation.erased = tuple(name for name in was if name not in now)
     observation.rewritten = tuple(

@@ -29,6 +29,9 @@ VERDICTS = (
     "structural",
 )
 
+#: How a transform of a run can end.
+STATUSES = ("applied", "matched nothing", "disabled", "skipped", "failed")
+
 R = TypeVar("R")
 
 
@@ -110,7 +113,7 @@ class ClaimRecord:
 
 @dataclass(frozen=True)
 class Replacement:
-    """While a transform was watched, all uses of node `old` moved to node `new`: its author's claim that they are equal."""
+    """While a transform was watched, all uses of node `old` moved to `new`: its author's claim that they are equal."""
 
     old: str
     new: str
@@ -234,9 +237,7 @@ class Report:
         if self.verdict in ("identical", "rounding"):
             return True
         standing = [f for f in self.findings if f.causal and not f.accepted]
-        return self.verdict in self.allow and all(
-            f.kind in ("identical", "rounding", *self.allow) for f in standing
-        )
+        return self.verdict in self.allow and all(f.kind in ("identical", "rounding", *self.allow) for f in standing)
 
     @property
     def exit_code(self) -> int:
@@ -252,15 +253,7 @@ class Report:
     @staticmethod
     def from_json(text: str) -> Report:
         """Read a report that `to_json` wrote. Raises ValueError where it is not one."""
-        data = json.loads(text)
-        if not isinstance(data, dict) or "verdict" not in data:
-            raise ValueError("this JSON is no graphprobe report: it has no 'verdict'")
-        if data.get("version", 0) > SCHEMA_VERSION:
-            raise ValueError(
-                f"this report has schema version {data['version']}, this graphprobe reads up to "
-                f"{SCHEMA_VERSION}: update graphprobe"
-            )
-        return from_data(Report, data)
+        return _parse(Report, text, "verdict")
 
     def to_html(self, path: str) -> None:
         """Write the report as one self-contained HTML file."""
@@ -280,10 +273,111 @@ class Report:
         return render.text(self)
 
 
+@dataclass(frozen=True)
+class RunStep:
+    """One transform of a run: what came of it, what it did to the graph, and what the checks found after it."""
+
+    name: str
+    transform: str  # its text form, with its options
+    stage: str
+    status: str  # one of STATUSES
+    matches: tuple[str, ...] = ()  # one name (a module path or node) for each place that matched
+    reason: str = ""  # why it matched nothing, or was not run to its end
+    near_miss: str = ""  # the node where it came nearest to a match
+    created: tuple[str, ...] = ()
+    erased: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
+    replacements: tuple[Replacement, ...] = ()
+    nodes_before: int = 0
+    nodes_after: int = 0
+    seconds: float = 0.0  # of the transform itself
+    overhead: float = 0.0  # seconds of clean-up, checks and dumps around it
+    weights_before: int = 0  # bytes of the tensors that the graph owns
+    weights_after: int = 0
+    memory_before: int = 0  # bytes: allocated on the accelerator, on a CPU the resident memory of the process
+    memory_after: int = 0
+    lints: tuple[Lint, ...] = ()  # defects that were not there before it, healed later or not
+    notes: tuple[str, ...] = ()
+    report: Report | None = None  # the graph before it against the graph after it, where that was asked for
+    error: str = ""  # the traceback of what ended it
+    dump: str = ""  # the name of its dump, without directory
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing went wrong here."""
+        return self.status != "failed" and not self.lints and (self.report is None or self.report.ok)
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a pipeline did to a model, step by step. `gm` is the transformed graph; it is not part of the JSON form."""
+
+    pipeline: str  # the text form that reproduces the run
+    steps: tuple[RunStep, ...] = ()
+    report: Report | None = None  # the captured graph against the last one, where that was asked for
+    notes: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    dump_dir: str = ""
+    seconds: float = 0.0
+    version: int = SCHEMA_VERSION
+    gm: Any = field(default=None, repr=False, compare=False, metadata={"unsaved": True})
+
+    @property
+    def ok(self) -> bool:
+        """Whether no transform failed, no check found a defect, and every comparison passed."""
+        return all(step.ok for step in self.steps) and (self.report is None or self.report.ok)
+
+    @property
+    def first(self) -> RunStep | None:
+        """The first transform with which something went wrong, or None."""
+        return next((step for step in self.steps if not step.ok), None)
+
+    @property
+    def events(self) -> tuple[Replacement, ...]:
+        """All replacements of all steps, in order: what `graphprobe.diff` takes as ``events=``."""
+        return tuple(event for step in self.steps for event in step.replacements)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all is well, 1 a check or a comparison found something, 2 a transform failed or could not be judged."""
+        reports = [step.report for step in self.steps] + [self.report]
+        unjudged = any(report is not None and report.exit_code == 2 for report in reports)
+        if unjudged or any(step.status == "failed" for step in self.steps):
+            return 2
+        return 0 if self.ok else 1
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Return the report as JSON text; non-finite numbers become strings."""
+        return json.dumps(to_data(self), indent=indent)
+
+    @staticmethod
+    def from_json(text: str) -> RunReport:
+        """Read a report that `to_json` wrote. Raises ValueError where it is not one."""
+        return _parse(RunReport, text, "pipeline")
+
+    def __str__(self) -> str:
+        from graphprobe.render import runs
+
+        return runs.text(self)
+
+
+def _parse(kind: type[R], text: str, key: str) -> R:
+    data = json.loads(text)
+    if not isinstance(data, dict) or key not in data:
+        raise ValueError(f"this JSON is no graphprobe {kind.__name__}: it has no {key!r}")
+    if data.get("version", 0) > SCHEMA_VERSION:
+        raise ValueError(
+            f"this report has schema version {data['version']}, this graphprobe reads up to "
+            f"{SCHEMA_VERSION}: update graphprobe"
+        )
+    return from_data(kind, data)
+
+
 def to_data(value: Any) -> Any:
     """Turn a record into what `json.dumps` takes; NaN and infinities become the strings 'nan', 'inf', '-inf'."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        saved = [f for f in dataclasses.fields(value) if not f.metadata.get("unsaved")]
+        return {f.name: to_data(getattr(value, f.name)) for f in saved}
     if isinstance(value, dict):
         return {str(k): to_data(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -293,14 +387,14 @@ def to_data(value: Any) -> Any:
     return value
 
 
-@functools.lru_cache(maxsize=None)
-def _hints(cls: type) -> dict[str, Any]:
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
 def from_data(kind: type[R], data: dict[str, Any]) -> R:
     """Rebuild a record of class `kind` from `to_data`'s output; unknown keys are ignored."""
-    hints = _hints(kind)
+    hints = _hints(typing.cast(Any, kind))
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     return kind(**{k: _convert(hints[k], v) for k, v in data.items() if k in known})
 

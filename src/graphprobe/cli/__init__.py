@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import graphprobe
-from graphprobe.cli import capture, demo, diff, lint, show, tap
+from graphprobe.cli import capture, demo, diff, lint, run, show, tap
 from graphprobe.errors import GraphprobeError
 
 #: The subcommands, in the order of ``graphprobe --help``.
@@ -24,6 +24,7 @@ COMMANDS: dict[str, ModuleType] = {
     "capture": capture,
     "diff": diff,
     "tap": tap,
+    "run": run,
     "lint": lint,
     "show": show,
 }

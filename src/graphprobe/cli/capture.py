@@ -37,13 +37,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("spec", metavar="SPEC", help="pkg.mod:factory, or a transformers model directory")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the .fx file to write")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), help="cast the model to this")
     parser.add_argument(
         "--weights",
         choices=("store", "reference", "none"),
         default="store",
         help="put the weights into the file, refer to the directory's safetensors files, or leave them out (store)",
     )
+    configure_inputs(parser)
+
+
+def configure_inputs(parser: argparse.ArgumentParser) -> None:
+    """Add the options by which a SPEC becomes a model with inputs: those that `load` reads."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), help="cast the model to this")
     given = parser.add_argument_group("inputs (default: what the factory returns, else drawn)")
     given.add_argument("--args", metavar="JSON", help="positional inputs, a JSON list; lists of numbers become tensors")
     given.add_argument("--kwargs", metavar="JSON", help="named inputs, a JSON object; added to those that are there")
@@ -66,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     import graphprobe
 
     start = time.monotonic()
-    loaded = _with_inputs(options, _load(options))
+    loaded = load(options)
     shapes = dynamic_shapes(loaded, options.dynamic)
     gm = graphprobe.capture(loaded.model, loaded.args, loaded.kwargs, dynamic_shapes=shapes)
     _save(gm, loaded, options)
@@ -101,6 +106,11 @@ def _save(gm: GraphModule, loaded: Loaded, options: argparse.Namespace) -> None:
         weights=None if options.weights == "none" else options.weights,
         weights_from=shards if options.weights == "reference" else None,
     )
+
+
+def load(options: argparse.Namespace) -> Loaded:
+    """Return the model that the options name, with its inputs. Raises InputError."""
+    return _with_inputs(options, _load(options))
 
 
 def _load(options: argparse.Namespace) -> Loaded:

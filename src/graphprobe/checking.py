@@ -1,0 +1,183 @@
+"""What is looked at after each transform of a pipeline: an explicit table of checks, each a function that yields lints.
+
+The checks of metadata look at the graph right after a transform, before clean-up and shape propagation can hide what it
+left behind; those of tidiness look after the clean-up that the pipeline asks for, because tidying up is its business.
+A defect that was there before is not reported again: what is new is the transform's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.fx import GraphModule, Node
+
+from graphprobe.errors import InputError, nearest
+from graphprobe.linting import RULES
+from graphprobe.linting.scope import Scope, scopes
+from graphprobe.records import Lint
+
+When = Literal["after apply", "after clean-up"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the table."""
+
+    when: When
+    find: Callable[[Scope], Iterator[Lint]]
+
+
+def cannot_run(scope: Scope) -> Iterator[Lint]:
+    """Operators that refuse the shapes or dtypes of their inputs: a view with the sizes of yesterday."""
+    for node, why in scope.recomputed.failed.items():
+        if isinstance(node.target, torch._ops.OpOverload) and not _is_not_its_fault(why):
+            message = f"it cannot take its inputs as they are now: {why[:300]}"
+            yield scope.issue("cannot-run", node, message, "adapt its arguments where a transform changes its inputs")
+
+
+def _is_not_its_fault(why: str) -> bool:
+    # no shape function, sizes that depend on data, an input without metadata: other rules speak of these
+    return any(word in why for word in ("fake impl", "UnsupportedOp", "DynamicOutput", "DataDependent", "KeyError"))
+
+
+#: Name -> what is looked at, and when. `diff` and `total` compare numbers and are asked for by name.
+CHECKS: dict[str, Check] = {
+    "missing-val": Check("after apply", RULES["missing-val"]),
+    "stale-val": Check("after apply", RULES["stale-val"]),
+    "cannot-run": Check("after apply", cannot_run),
+    "python-closure": Check("after apply", RULES["python-closure"]),
+    "copied-id": Check("after apply", RULES["copied-id"]),
+    "dead-node": Check("after clean-up", RULES["dead-node"]),
+    "orphaned-parameter": Check("after clean-up", RULES["orphaned-parameter"]),
+}
+WEIGHT_WRITTEN = "weight-written"
+COMPARISONS = ("diff", "total")
+#: All that can be asked for; `weight-written` compares two moments and so is no row of the table above.
+NAMES = (*CHECKS, WEIGHT_WRITTEN, *COMPARISONS)
+DEFAULT = tuple(name for name in NAMES if name not in COMPARISONS)
+
+
+def chosen(check: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the checks asked for; "all" and "lint" stand for several. Raises InputError."""
+    out: list[str] = []
+    for name in (check,) if isinstance(check, str) else check:
+        if name not in (*NAMES, "all", "lint"):
+            known = ("all", "lint", *NAMES)
+            raise InputError(f"there is no check {name!r}{nearest(name, known)}. The checks are {', '.join(known)}")
+        out += NAMES if name == "all" else DEFAULT if name == "lint" else (name,)
+    return tuple(dict.fromkeys(out))
+
+
+@dataclass
+class Watchman:
+    """Remembers what was wrong with one graph already, and names what is new."""
+
+    names: tuple[str, ...]
+    changed: bool = False  # whether the last transform, with what tidied up after it, left another graph than it found
+    _seen: set[tuple[str, str]] = field(default_factory=set)
+    _state: list[tuple[Any, ...]] = field(default_factory=list)
+    _applied: list[tuple[Any, ...]] = field(default_factory=list)  # the state right after the last transform
+    _sums: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def start(self, gm: GraphModule) -> None:
+        """Take the graph as it stands for granted; again only where it has changed since it was last looked at."""
+        if not self._state or not _same(self._state, _state(gm)):
+            self._seen = {_key(lint) for when in ("after apply", "after clean-up") for lint in self._find(gm, when)}
+            self._state = _state(gm)
+        if WEIGHT_WRITTEN in self.names:
+            self._sums = _sums(gm, self._sums)
+
+    def after_apply(self, gm: GraphModule, transform: str) -> tuple[Lint, ...]:
+        """Return the new defects of metadata and weights, in the transform's name."""
+        found = list(self._written(gm)) if WEIGHT_WRITTEN in self.names else []
+        self._applied = _state(gm)
+        if not _same(self._state, self._applied):
+            found += self._news(gm, "after apply")
+        return tuple(dataclasses.replace(lint, transform=transform) for lint in found)
+
+    def after_clean_up(self, gm: GraphModule, transform: str) -> tuple[Lint, ...]:
+        """Return the new defects of tidiness, in the transform's name."""
+        state = _state(gm)
+        self.changed = not _same(self._state, state)
+        if not self.changed:
+            return ()
+        found = self._news(gm, "after clean-up")
+        if not set(map(_value_key, state)) <= set(map(_value_key, self._applied)):  # values were computed anew
+            self._news(gm, "after apply")
+        self._state = state
+        return tuple(dataclasses.replace(lint, transform=transform) for lint in found)
+
+    def _news(self, gm: GraphModule, when: When) -> list[Lint]:
+        found = self._find(gm, when)
+        news = [lint for lint in found if _key(lint) not in self._seen]
+        rules = {name for name, check in CHECKS.items() if check.when == when}
+        self._seen = {key for key in self._seen if key[0] not in rules} | {_key(lint) for lint in found}
+        return news
+
+    def _find(self, gm: GraphModule, when: str) -> list[Lint]:
+        rows = [check.find for name, check in CHECKS.items() if name in self.names and check.when == when]
+        places = scopes(gm) if rows else []
+        return [lint for find in rows for place in places for lint in find(place)]
+
+    def _written(self, gm: GraphModule) -> Iterator[Lint]:
+        now = _sums(gm, {})
+        for path, (tensor, *rest) in self._sums.items():
+            if path in now and now[path][0] is tensor and list(now[path][1:]) != rest:
+                yield Lint(
+                    rule=WEIGHT_WRITTEN,
+                    node=path,
+                    message="it wrote into this weight, which the graph it was given shares: that one has changed, too",
+                    fix="register a new Parameter under this or another path in place of writing into the old one",
+                    target=path,
+                    module_path=path.rpartition(".")[0],
+                )
+        self._sums = now
+
+
+def _key(lint: Lint) -> tuple[str, str]:
+    return lint.rule, lint.node
+
+
+def _state(gm: GraphModule) -> list[tuple[Any, ...]]:
+    """What the rules look at, node by node; the objects themselves, so that a comparison is one of identity."""
+    rows = []
+    for _, one in gm.named_modules():
+        if isinstance(one, GraphModule):
+            rows += [_row(node) for node in one.graph.nodes]
+    return [*rows, *((path, parameter) for path, parameter in gm.named_parameters())]
+
+
+def _row(node: Node) -> tuple[Any, ...]:
+    return node, node.target, node.args, node.kwargs, "val" in node.meta, node.meta.get("val"), node.meta.get("custom")
+
+
+def _value_key(row: tuple[Any, ...]) -> tuple[int, int]:
+    return id(row[0]), id(row[5]) if len(row) > 5 else 0
+
+
+def _same(one: list[tuple[Any, ...]], other: list[tuple[Any, ...]]) -> bool:
+    return len(one) == len(other) and all(
+        len(x) == len(y) and all(p is q or (isinstance(p, (str, bool)) and p == q) for p, q in zip(x, y, strict=True))
+        for x, y in zip(one, other, strict=True)
+    )
+
+
+def _sums(gm: GraphModule, known: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    """Map each weight to (itself, its version, a sum of its bytes); writing through ``.data`` changes the sum alone."""
+    out: dict[str, tuple[Any, ...]] = {}
+    for path, tensor in [*gm.named_parameters(), *gm.named_buffers()]:
+        was = known.get(path)
+        out[path] = was if was is not None and was[0] is tensor else (tensor, tensor._version, _sum(tensor))
+    return out
+
+
+def _sum(tensor: torch.Tensor) -> int:
+    if tensor.device.type == "meta" or tensor.layout is not torch.strided or not tensor.numel():
+        return 0
+    flat = tensor.detach().reshape(-1).view(torch.uint8)
+    whole = flat.numel() % 8 == 0 and flat.storage_offset() % 8 == 0
+    return int(flat.view(torch.int64).sum() if whole else flat.sum(dtype=torch.int64))

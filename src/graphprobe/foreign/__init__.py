@@ -1,0 +1,1 @@
+"""What other tools write: readers without torch, one file a tool."""
