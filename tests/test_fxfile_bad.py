@@ -123,7 +123,7 @@ def test_a_truncated_file_is_refused(tmp_path_factory: pytest.TempPathFactory, s
     refusal(path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(places=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4))
 def test_a_file_with_flipped_bits_loads_whole_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, places: list[tuple[float, int]]
@@ -159,7 +159,7 @@ def at(data: Any, place: tuple[Any, ...]) -> Any:
     return data
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data(), name=st.sampled_from(["branch", "mlp", "custom"]))
 def test_a_file_whose_json_was_changed_is_sound_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str
