@@ -61,7 +61,7 @@ def test_claims_join_the_sides_and_the_differing_pair_stands_out() -> None:
 
 def test_colours_tell_the_culprit_the_agreed_and_what_was_passed_on() -> None:
     picture = Picture(render.dot_divergence(wrong_scale()))
-    assert picture.boxes["after scale_1"]["fillcolor"] == heat(9.2e-4) != AGREED
+    assert picture.boxes["after scale_1"]["fillcolor"] == heat(1.0e-3) != AGREED
     assert "the first operation that differs" in picture.text("after scale_1")
     assert "the first operation that differs" not in picture.text("before scale_1")
     assert picture.boxes["after scores_1"]["fillcolor"] == AGREED

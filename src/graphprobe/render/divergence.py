@@ -10,7 +10,7 @@ from graphprobe.records import Finding, RegionRow, Report
 from graphprobe.render import labels
 from graphprobe.render.boxes import tooltip
 from graphprobe.render.folding import Group, fold, group_of, singles
-from graphprobe.render.numbers import error, share, size
+from graphprobe.render.numbers import error, made, share, size
 from graphprobe.render.roles import NO_VALUE
 from graphprobe.render.scene import Box, Frame, Key, Line, Link, Scene, stripes, to_dot
 from graphprobe.render.wiring import CALLS, Wiring, wire
@@ -18,7 +18,7 @@ from graphprobe.render.wording import headline, worst
 
 LIMIT = 60  # boxes of the whole picture
 ABOVE, BELOW = 2, 1  # levels of context
-#: introduced error -> fill, light to dark; the figure itself stands in the box.
+#: error made -> fill, light to dark; the figure itself stands in the box.
 SCALE = ((1e-6, "#fff7bc"), (1e-4, "#fee391"), (1e-2, "#fec44f"), (1e-1, "#fe9929"), (1.0, "#ec7014"))
 GRAVE = "#cc4c02"  # an error of one and more, NaN and infinity
 AGREED, PART, ALONE, HATCH = "#e6e6e6", "#fff9e8", "#ffffff", "#dddddd"
@@ -37,6 +37,7 @@ class Focus:
     module: str
     culprit: str
     introduced: float | None
+    exact: float | None
     lines: tuple[str, ...]
 
 
@@ -97,11 +98,12 @@ def focus_of(report: Report, finding: Finding | None, before: Wiring, after: Wir
             chosen.module_path,
             chosen.culprit,
             chosen.introduced,
+            chosen.exact,
             (figures, where, chosen.hint),
         )
     rows = [row for row in report.regions if row.before in before.order and row.after in after.order]
     if not rows:
-        return Focus(frozenset(), frozenset(), ("", ""), (), "", "", None, ("no region was judged",))
+        return Focus(frozenset(), frozenset(), ("", ""), (), "", "", None, None, ("no region was judged",))
     row = max(rows, key=lambda r: size(r.introduced))
     stops = ({r.before for r in rows}, {r.after for r in rows})
     return Focus(
@@ -112,23 +114,24 @@ def focus_of(report: Report, finding: Finding | None, before: Wiring, after: Wir
         row.module_path,
         "",
         row.introduced,
+        row.exact,
         (f"nothing diverges; this region introduces the most: {error(row.introduced)}, floor {error(row.floor)}",),
     )
 
 
-def heat(introduced: float | None) -> str:
-    """Return the fill for an introduced error."""
-    if introduced is None:
+def heat(error_made: float | None) -> str:
+    """Return the fill for the error that was made at one place."""
+    if error_made is None:
         return PART
-    return next((fill for bound, fill in SCALE if introduced < bound), GRAVE)
+    return next((fill for bound, fill in SCALE if error_made < bound), GRAVE)
 
 
 def scale_keys(used: set[str]) -> list[Key]:
-    """Return the legend of the colours for introduced errors that are in use."""
+    """Return the legend of the colours for errors that are in use."""
     bounds = [f"{bound:g}" for bound, _ in SCALE]
     spans = [f"below {bounds[0]}", *(f"{low} to {high}" for low, high in pairwise(bounds)), "1 and more"]
     fills = [*(fill for _, fill in SCALE), GRAVE]
-    return [Key(f"introduced {span}", fill) for span, fill in zip(spans, fills, strict=True) if fill in used]
+    return [Key(f"error made here {span}", fill) for span, fill in zip(spans, fills, strict=True) if fill in used]
 
 
 def _cone(wiring: Wiring, name: str, stops: set[str]) -> frozenset[str]:
@@ -217,9 +220,9 @@ def _box(side: Side, group: Group, focus: Focus) -> Box:
     row = next((side.rows[n] for n in reversed(group.members) if n in side.rows), None)
     closes = focus.outputs[0 if side.name == "before" else 1] in group.members
     culprit = focus.culprit in group.members and (inside or not side.region)
-    fill, style = _fill(side, group, inside, focus.introduced if closes else None, row)
+    fill, style = _fill(side, group, inside, made(focus.introduced, focus.exact) if closes else None, row)
     lines = [*_words(wiring, group), *_where(side, group, inside, focus)]
-    lines += _figures(side, row, focus.introduced if closes else None)
+    lines += _figures(side, row, focus if closes else None)
     if culprit and side.name == ("after" if focus.culprit in focus.after else "before"):
         lines.insert(0, Line("the first operation that differs", "small", EDGE))
     if style == "striped" or (closes and inside):
@@ -239,12 +242,12 @@ def _box(side: Side, group: Group, focus: Focus) -> Box:
     )
 
 
-def _figures(side: Side, row: RegionRow | None, introduced: float | None) -> list[Line]:
+def _figures(side: Side, row: RegionRow | None, closed: Focus | None) -> list[Line]:
     """Say what was measured at an operation of after."""
     if side.name == "before":
         return []
-    if introduced is not None:
-        return [Line(f"introduced {error(introduced)}", "plain", EDGE)]
+    if closed is not None:
+        return [Line(f"introduced {error(closed.introduced)}, exact {error(closed.exact)}", "plain", EDGE)]
     if row is None:
         return []
     if row.verdict == "identical" and not row.total:
@@ -253,12 +256,12 @@ def _figures(side: Side, row: RegionRow | None, introduced: float | None) -> lis
     return [Line(f"{what}: introduced {error(row.introduced)}, total {error(row.total)}", "small", "#444444")]
 
 
-def _fill(side: Side, group: Group, inside: bool, introduced: float | None, row: RegionRow | None) -> tuple[str, str]:
+def _fill(side: Side, group: Group, inside: bool, here: float | None, row: RegionRow | None) -> tuple[str, str]:
     """Return fill and style: by error in the region, hatched where error was passed on, grey where the sides agree."""
     if inside:
-        return (heat(introduced), "rounded,filled")
+        return (heat(here), "rounded,filled")
     if row is not None and row.verdict not in ("identical", "rounding"):
-        return (heat(row.introduced), "rounded,filled")
+        return (heat(made(row.introduced, row.exact)), "rounded,filled")
     if _was_passed_on(side, row):
         return (stripes(HATCH), "striped")
     if group.kind in ("module", "run") or any(n in side.partners for n in group.members):

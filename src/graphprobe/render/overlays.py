@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from graphprobe.records import Report, Tap
 from graphprobe.render.boxes import Overlay
 from graphprobe.render.divergence import AGREED, heat, scale_keys
-from graphprobe.render.numbers import error, statistic
+from graphprobe.render.numbers import error, made, statistic
 from graphprobe.render.scene import Key
 from graphprobe.render.wording import headline
 
@@ -19,7 +19,7 @@ def overlay_report(report: Report, side: str = "after") -> Overlay:
     for row in report.regions:
         name = row.after if side == "after" else row.before
         grave = row.verdict not in ("identical", "rounding")
-        fills[name] = heat(row.introduced) if grave else AGREED
+        fills[name] = heat(made(row.introduced, row.exact)) if grave else AGREED
         same = row.verdict == "identical" and not row.total
         figures = f"{row.verdict}: {error(row.introduced)}, total {error(row.total)}"
         lines[name] = ["identical" if same else figures]

@@ -13,7 +13,7 @@ from graphprobe.records import VERDICTS, Finding, GraphView, Report, to_data
 from graphprobe.render import labels
 from graphprobe.render.divergence import dot_divergence, heat
 from graphprobe.render.engine import draw, find_engine, write
-from graphprobe.render.numbers import count, error, share
+from graphprobe.render.numbers import count, error, made, share
 from graphprobe.render.roles import COLOURS, NO_VALUE, role_of, rotary_nodes
 from graphprobe.render.wiring import Wiring, layer_prefix, wire
 from graphprobe.render.wording import coverage_text, headline, places, worst
@@ -104,7 +104,7 @@ def page_data(report: Report) -> dict[str, Any]:
                     row.evidence,
                     row.size_before,
                     row.size_after,
-                    heat(row.introduced),
+                    heat(made(row.introduced, row.exact)),
                     "; ".join(word for word in (row.rule, row.note) if word),
                 ]
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from graphprobe.records import VERDICTS, Coverage, Finding, Lint, OutputRow, RegionRow, Report, Tap
 from graphprobe.render.labels import clip, dims, dtype
-from graphprobe.render.numbers import WIDTH, count, error, flat, share, size, statistic, table, wrap
+from graphprobe.render.numbers import WIDTH, count, error, flat, made, share, size, statistic, table, wrap
 from graphprobe.render.wiring import layer_prefix
 
 #: What each verdict says of the place it names.
@@ -146,8 +146,10 @@ def regions_table(report: Report, limit: int | None = 20) -> str:
 
 
 def worst(findings: Sequence[Finding]) -> list[Finding]:
-    """Order findings by gravity, then the causal before the passed-on, then by the error they introduce."""
-    return sorted(findings, key=lambda f: (bool(f.accepted), -_gravity(f.kind), not f.causal, -size(f.introduced)))
+    """Order findings by gravity, then the causal before the passed-on, then by the error they make."""
+    return sorted(
+        findings, key=lambda f: (bool(f.accepted), -_gravity(f.kind), not f.causal, -size(made(f.introduced, f.exact)))
+    )
 
 
 def coverage_text(coverage: Coverage, min_coverage: float = 0.0) -> str:
@@ -253,4 +255,4 @@ def _gravity(kind: str) -> int:
 
 
 def _region_rank(row: RegionRow) -> tuple[int, float]:
-    return (-_gravity(row.verdict), -size(row.introduced))
+    return (-_gravity(row.verdict), -size(made(row.introduced, row.exact)))
