@@ -1,10 +1,10 @@
 """Statistics on the CPU in the fewest passes that torch allows.
 
-Of torch's reductions only ``dot`` (BLAS), ``sum`` and ``aminmax`` run at memory speed; ``count_nonzero`` takes twice as
-long as ``sign`` and ``dot`` together, ``std_mean`` twenty times. Values are taken in chunks that stay in the cache, in
-float32 where the dtype fits, and the chunks are joined in float64. A chunk that holds NaN, infinities, or numbers
-whose squares leave float32's range shows in its sum of squares, and is measured again the slow way. What float32 sums
-of at most 2**18 elements lose is about 1e-6 of the rms.
+Of torch's reductions ``dot`` (BLAS), ``sum``, ``amin`` and ``amax`` run at memory speed; ``aminmax`` takes longer than
+both of its halves, ``count_nonzero`` twice as long as ``sign`` and ``dot`` together, ``std_mean`` twenty times. Values
+are taken in chunks that stay in the cache, in float32 where the dtype fits, and the chunks are joined in float64. A
+chunk that holds NaN, infinities, or numbers whose squares leave float32's range shows in its sum of squares, and is
+measured again the slow way. What float32 sums of so few elements lose is about 1e-6 of the rms.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 
 from graphprobe.taps import columns, layout, torch_stats
 
-#: Elements per chunk: 1 MB of float32. Below 2**24, so that counting in float32 is exact.
-_CHUNK = 1 << 18
+#: Elements per chunk: half a megabyte of float32. Below 2**24, so that counting in float32 is exact.
+_CHUNK = 1 << 17
 #: Dtypes that are raised to float32 without loss; all others but float32 go to float64.
 _NARROW = {torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16}
 _NARROW |= {dtype for name, dtype in vars(torch).items() if name.startswith("float8_")}
@@ -29,20 +29,17 @@ _FAINT = {torch.float32: 1e-30, torch.float64: 1e-290}
 def write_row(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
     """Write the statistics of `value` into ``stats[row]``; `stats` is [rows, slots, COLUMNS] float64 on the CPU."""
     count = value.numel()
-    if value.dtype in torch_stats.OPAQUE or value.is_quantized or count == 0:
+    if count == 0 or value.dtype in torch_stats.OPAQUE or value.is_quantized:
         _store(stats, row, torch_stats.measure(value).tolist())
         return
     repeat = 1
-    flat = value
     if not value.is_contiguous():
         sizes, strides, repeat = layout.collapse(value)
-        flat = value.as_strided(sizes, strides)
+        value = value.as_strided(sizes, strides)
     if count <= _CHUNK:
-        cells: Sequence[float] = _measure(flat if flat.dim() == 1 else flat.reshape(-1))
+        cells: Sequence[float] = _measure(value if value.dim() == 1 else value.reshape(-1))
     else:
-        parts = [[*_measure(part), 0.0] for part in _chunks(flat)]
-        parts[0][columns.SLOTS] = len(parts)
-        cells = columns.merge(torch.tensor(parts, dtype=torch.float64)).tolist()
+        cells = _merge([_measure(part) for part in _chunks(value)])
     if repeat > 1:
         cells = [*cells[: columns.NAN], *(cell * repeat for cell in cells[columns.NAN :])]
     _store(stats, row, cells)
@@ -60,17 +57,35 @@ def _measure(x: torch.Tensor) -> list[float]:
     if not n * _FAINT[wide.dtype] < squares < math.inf:
         return torch_stats.measure(x).tolist()[: columns.SLOTS]
     total: float = wide.sum().item()
-    halved = x.dtype is torch.bfloat16 or x.dtype is torch.float16
-    low, high = torch.aminmax(x if halved else wide)
+    low, high = wide.amin().item(), wide.amax().item()
     signs = wide.sign() if wide is x else wide.sign_()
     zeros = n - torch.dot(signs, signs).item()
-    return [low.item(), high.item(), total / n, math.sqrt(squares / n), 0.0, 0.0, zeros, float(n)]
+    return [low, high, total / n, math.sqrt(squares / n), 0.0, 0.0, zeros, float(n)]
+
+
+def _merge(parts: list[list[float]]) -> list[float]:
+    """Join chunks like `columns.merge`, in plain floats: for a few rows that is ten times as fast."""
+    out = [math.inf, -math.inf, 0.0, 0.0, *(sum(part[c] for part in parts) for c in range(columns.NAN, columns.SLOTS))]
+    total = out[columns.COUNT] - out[columns.NAN] - out[columns.INF]
+    if total == 0:
+        return [math.nan] * columns.NAN + out[columns.NAN :]
+    largest = max((part[columns.RMS] for part in parts if part[columns.RMS] > 0), default=1.0)
+    for part in parts:
+        share = (part[columns.COUNT] - part[columns.NAN] - part[columns.INF]) / total
+        if share:
+            out[columns.MIN] = min(out[columns.MIN], part[columns.MIN])
+            out[columns.MAX] = max(out[columns.MAX], part[columns.MAX])
+            out[columns.MEAN] += share * part[columns.MEAN]
+            out[columns.RMS] += share * (part[columns.RMS] / largest) ** 2
+    out[columns.RMS] = largest * math.sqrt(out[columns.RMS])
+    return out
 
 
 def _chunks(x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Cut into pieces of one dimension and at most _CHUNK elements, copying only what is strided."""
+    """Cut into equal pieces of one dimension and at most _CHUNK elements, copying only what is strided."""
     if x.is_contiguous() or x.dim() == 1:
-        yield from torch.split(x.reshape(-1), _CHUNK)
+        pieces = -(-x.numel() // _CHUNK)
+        yield from torch.split(x.reshape(-1), -(-x.numel() // pieces))
         return
     for part in torch.split(x, max(1, _CHUNK // x[0].numel())):
         if part.numel() <= _CHUNK:

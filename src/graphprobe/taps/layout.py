@@ -12,16 +12,14 @@ def collapse(value: torch.Tensor) -> tuple[list[int], list[int], int]:
     A dense tensor comes back as one dimension of stride 1, however it is permuted.
     """
     repeat = 1
-    dims: list[tuple[int, int]] = []
-    for size, stride in zip(value.shape, value.stride(), strict=True):
-        if stride == 0:
-            repeat *= size
-        elif size != 1:
-            dims.append((stride, size))
     sizes: list[int] = []
     strides: list[int] = []
-    for stride, size in sorted(dims, reverse=True):
-        if strides and strides[-1] == stride * size:
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True), reverse=True):
+        if size == 1:
+            continue
+        if stride == 0:
+            repeat *= size
+        elif strides and strides[-1] == stride * size:
             sizes[-1] *= size
             strides[-1] = stride
         else:
