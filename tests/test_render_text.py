@@ -79,7 +79,7 @@ _outputs = st.builds(
     max_abs=_errors,
     identical=st.booleans(),
 )
-_reports = st.builds(
+reports = st.builds(
     Report,
     verdict=_kinds,
     findings=st.lists(_findings, max_size=3).map(tuple),
@@ -97,7 +97,7 @@ def widest(text: str) -> int:
     return max(len(line) for line in text.splitlines())
 
 
-@given(_reports)
+@given(reports)
 @settings(max_examples=150, deadline=None)
 def test_any_report_fits_and_names_its_verdict_first(report: Report) -> None:
     text = render.text(report, verbose=True)
@@ -106,7 +106,7 @@ def test_any_report_fits_and_names_its_verdict_first(report: Report) -> None:
     assert all(line.isprintable() for line in text.split("\n"))
 
 
-@given(_reports)
+@given(reports)
 @settings(max_examples=30, deadline=None)
 def test_a_saved_report_reads_the_same(report: Report) -> None:
     assert render.text(Report.from_json(report.to_json())) == render.text(report)
