@@ -14,7 +14,7 @@ import pytest
 
 from browser import Browser, available
 from graphprobe import render
-from graphprobe.records import GraphView, NodeView, OutputRow, Report
+from graphprobe.records import GraphView, Lint, NodeView, OutputRow, Report, RunReport, RunStep
 from graphprobe.render.page import clean_svg
 from render_samples import llama, wrong_scale
 
@@ -102,6 +102,26 @@ def test_the_page_says_what_the_report_says() -> None:
     ):
         assert word in text, word
     assert "157 operations compared" in text and "torch" in text and "compared on the CPU" in text
+
+
+def test_a_run_lists_its_transforms_with_a_verdict_each() -> None:
+    report = wrong_scale()
+    steps = (
+        RunStep("fuse_qkv", "fuse_qkv{min_heads=2}", "fusion", "applied", ("a", "b"), report=Report("rounding")),
+        RunStep(
+            "scale", "scale", "fusion", "applied", ("c",), report=report, lints=(Lint("missing-val", "n", "m", "f"),)
+        ),
+        RunStep("fuse_rope", "fuse_rope", "fusion", "matched nothing", reason="no rotary tables"),
+    )
+    text = " ".join(
+        " ".join(Reader(render.page(report, run=RunReport("fuse_qkv,scale,fuse_rope", steps))).words).split()
+    )
+    for word in (
+        "fuse_qkv{min_heads=2} \u2248 rounding 2 matches",
+        "1 match, 1 defect",
+        "matched nothing no rotary tables",
+    ):
+        assert word in text, word
 
 
 def test_the_data_holds_every_region_and_both_graphs() -> None:

@@ -9,12 +9,13 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 from graphprobe.errors import RenderError
-from graphprobe.records import VERDICTS, Finding, GraphView, Report, to_data
+from graphprobe.records import VERDICTS, Finding, GraphView, Report, RunReport, to_data
 from graphprobe.render import labels
 from graphprobe.render.divergence import dot_divergence, heat
 from graphprobe.render.engine import draw, find_engine, write
 from graphprobe.render.numbers import count, error, made, share
 from graphprobe.render.roles import COLOURS, NO_VALUE, role_of, rotary_nodes
+from graphprobe.render.runs import matches
 from graphprobe.render.wiring import Wiring, layer_prefix, wire
 from graphprobe.render.wording import coverage_text, headline, places, worst
 
@@ -39,10 +40,11 @@ SIGNS = {
 }
 
 
-def page(report: Report) -> str:
+def page(report: Report, *, run: RunReport | None = None) -> str:
     """Return the report as one HTML page. Raises RenderError where jinja2 is missing.
 
-    The pictures are left out, and a sentence says why, where no layout engine is installed.
+    With `run` every transform of that pipeline is listed with what came of it and its own verdict. The pictures are
+    left out, and a sentence says why, where no layout engine is installed.
     """
     try:
         import jinja2
@@ -66,7 +68,8 @@ def page(report: Report) -> str:
         signs=SIGNS,
         findings=[_shown(report, finding, n) for n, finding in enumerate(_order(report))],
         whole=None if report.findings or not report.regions else _picture(report, None),
-        transforms=_transforms(report),
+        transforms=_steps(run) if run is not None else _transforms(report),
+        pipeline=run.pipeline if run is not None else "",
         coverage=coverage_text(report.coverage, report.min_coverage).splitlines(),
         data=htmlsafe_json_dumps(page_data(report)),
         style=Markup(_part("report.css")),
@@ -75,9 +78,9 @@ def page(report: Report) -> str:
     )
 
 
-def write_html(report: Report, path: str | os.PathLike[str]) -> None:
+def write_html(report: Report, path: str | os.PathLike[str], *, run: RunReport | None = None) -> None:
     """Write the report as one self-contained HTML file, whole or not at all. Raises RenderError."""
-    write(path, page(report).encode())
+    write(path, page(report, run=run).encode())
 
 
 def page_data(report: Report) -> dict[str, Any]:
@@ -191,13 +194,23 @@ def _clean(element: ElementTree.Element) -> None:
             _clean(child)
 
 
-def _transforms(report: Report) -> list[tuple[str, str, int]]:
-    """Return (transform, its gravest verdict, number of findings) in the order of the findings."""
+def _transforms(report: Report) -> list[tuple[str, str, str]]:
+    """Return (transform, its gravest verdict, how many findings) in the order of the findings."""
     found: dict[str, list[str]] = {}
     for finding in report.findings:
         if finding.transform:
             found.setdefault(finding.transform, []).append(finding.kind)
-    return [(name, max(kinds, key=VERDICTS.index), len(kinds)) for name, kinds in found.items()]
+    return [(name, max(kinds, key=VERDICTS.index), count(len(kinds), "finding")) for name, kinds in found.items()]
+
+
+def _steps(run: RunReport) -> list[tuple[str, str, str]]:
+    """Return (transform, verdict, what came of it) for every transform of a run."""
+    rows = []
+    for step in run.steps:
+        what = matches(step) if step.status == "applied" else f"{step.status} {step.reason}".strip()
+        defects = f", {count(len(step.lints), 'defect')}" if step.lints else ""
+        rows.append((step.transform, step.report.verdict if step.report is not None else "", what + defects))
+    return rows
 
 
 def _part(name: str) -> str:
