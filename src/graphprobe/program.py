@@ -16,7 +16,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch.fx import GraphModule, Node
 
-from graphprobe import nodes
+from graphprobe import nodes, subclasses
 from graphprobe.capturing import quiet, register_caches
 from graphprobe.errors import CaptureError
 
@@ -82,6 +82,8 @@ def program(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
     """
     if any(needs_export(node) for node in gm.graph.nodes):
         return _functionalised(gm, args, kwargs)
+    if subclasses.has_subclasses(gm):
+        gm = subclasses.unwrapped(gm)
     return Program(gm, input_paths(gm), output_paths(gm), {})
 
 

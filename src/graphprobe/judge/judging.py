@@ -12,8 +12,9 @@ from torch.fx import Node
 
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.judge import precision
+from graphprobe.judge.function import same_function
 from graphprobe.judge.rows import Measured, read
-from graphprobe.judge.same import Sameness, same_function
+from graphprobe.judge.same import RULE, Sameness
 from graphprobe.judge.withdraw import Settled, Withdrawal
 from graphprobe.lanes import exact as exact_lanes
 from graphprobe.lanes.build import Plan
@@ -145,10 +146,11 @@ def _kind(replay: Replay, row: Measured, answers: dict[Claim, Sameness], settled
                 return Judged(row, "unknown", "5 withdrawal", spread, "judged together with another")
             return Judged(row, "semantic", "1 same function", spread, located=False, together=tuple(group))
     if claim in settled.guilty:
-        note = settled.guilty[claim]
-        return Judged(row, "semantic", "1 same function" + (f" ({note})" if note else ""), spread, _where(answer, note))
+        return _guilty(row, answer, settled.guilty[claim])
     if claim in settled.unknown and not row.reproduced:
         return Judged(row, "unknown", "3 no float64 form", None, settled.unknown[claim])
+    if answer is not None and answer.kind:
+        return _excused(replay, row, answer)
     found = _nonfinite(row, spread)
     if found is not None:
         return found
@@ -160,6 +162,27 @@ def _kind(replay: Replay, row: Measured, answers: dict[Claim, Sameness], settled
     if row.isomorphic:
         return Judged(row, "rounding", "same program", spread, note="differs from itself: nondeterministic")
     return _rounding_or_precision(replay, row, spread)
+
+
+def _guilty(row: Measured, answer: Sameness | None, why: str) -> Judged:
+    if answer is None or answer.same is not False:
+        return Judged(row, "semantic", f"{RULE} ({why})" if why else RULE, answer.spread if answer else None, why)
+    kind = answer.kind or "semantic"
+    rule = f"{answer.rule} ({why})" if why else answer.rule
+    note = "; ".join(w for w in (_where(answer, why), answer.note) if w)
+    return Judged(row, kind, rule, answer.spread, note, better=answer.better)
+
+
+def _excused(replay: Replay, row: Measured, answer: Sameness) -> Judged:
+    """A rule other than the first has explained the difference: rounding, or quantisation that is not too coarse."""
+    if answer.kind == "quantization":
+        replay.fetch_frontiers([row.region])
+        replay.fetch_masks([(row.region.claim.before, row.region.claim.after)])
+        ratio = precision.ratio(replay, row, quantized=True)
+        if ratio > precision.BOUND:
+            note = f"R = {ratio:.1f} beside the quantisation; {answer.note}"
+            return Judged(row, "precision", "2 precision", answer.spread, note, better="before")
+    return Judged(row, answer.kind, answer.rule, answer.spread, answer.note, better=answer.better)
 
 
 def _where(answer: Sameness | None, note: str) -> str:

@@ -17,8 +17,11 @@ from graphprobe.lanes.replay import Replay
 BOUND = 8.0
 
 
-def ratio(replay: Replay, measured: Measured) -> float:
-    """Return R with all three denominators. The region's frontier must have been fetched."""
+def ratio(replay: Replay, measured: Measured, quantized: bool = False) -> float:
+    """Return R with all three denominators. The region's frontier must have been fetched.
+
+    Where `after` is quantised, what quantisation changes in exact arithmetic is a denominator too.
+    """
     region = measured.region
     truth = replay.exact("before", region)
     moved = replay.mask(region.claim.before, region.claim.after)
@@ -35,6 +38,7 @@ def ratio(replay: Replay, measured: Measured) -> float:
         distance(before),
         unit_roundoff(region) * distance(torch.zeros_like(truth)),
         distance(rounded_inputs),
+        distance(replay.exact("after", region)) if quantized else 0.0,
     )
     top = distance(forced)
     return top / floor if floor > 0 else (0.0 if top == 0 else float("inf"))

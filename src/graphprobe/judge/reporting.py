@@ -86,7 +86,7 @@ def _merged(judgement: Judgement, found: list[tuple[Judged | None, Finding]]) ->
     out: list[tuple[Judged | None, Finding]] = []
     also: dict[int, list[str]] = {}
     for j, finding in found:
-        if j is None or finding.kind not in ("semantic", "precision"):
+        if j is None or finding.kind not in ("semantic", "precision", "quantization"):
             out.append((j, finding))
             continue
         lone = culprit(_tight(judgement, j.region), judgement.weights).lone

@@ -8,10 +8,13 @@ along every dimension (row, channel, head, token) is asked.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.lanes import measure
@@ -19,6 +22,7 @@ from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import U64, Replay
 
 BOUND = 1e4
+RULE = "1 same function"
 _DRAWS = 2
 
 
@@ -31,55 +35,113 @@ class Sameness:
     where: str = ""  # "dim 1 index 17": the worst slice, where it decides
     wrong_class: int = 0
     reason: str = ""
+    rule: str = RULE  # the rule that decided
+    kind: str = ""  # a verdict that follows at once: "quantization", "rounding", "nonfinite"
+    note: str = ""
+    better: str | None = None
+    exact: float | None = None  # relative difference left after a substitution
 
 
-def same_function(replay: Replay, region: Region) -> Sameness:
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """How the exact lanes are evaluated: nodes that take other values, and nodes that do not round to codes."""
+
+    override: Mapping[Node, torch.Tensor] = dataclasses.field(default_factory=dict)
+    relaxed: Collection[Node] = ()
+
+    def exact(self, replay: Replay, side: str, region: Region, noise: torch.Generator | None = None) -> torch.Tensor:
+        """Evaluate one piece."""
+        return replay.exact(side, region, noise=noise, override=self.override, relaxed=self.relaxed)
+
+
+PLAIN = Variant()
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Both exact values of a region and their difference, don't-care elements and equal classes set to zero."""
+
+    truth: torch.Tensor
+    other: torch.Tensor
+    difference: torch.Tensor
+    kept: torch.Tensor
+    wrong: torch.Tensor
+
+    @property
+    def relative(self) -> float:
+        """Return ||after - before|| / ||before||."""
+        top, bottom = rms(self.difference), rms(self.kept)
+        return top / bottom if bottom > 0 else (0.0 if top == 0 else math.inf)
+
+
+def ask(replay: Replay, region: Region, variant: Variant = PLAIN) -> Sameness:
     """Evaluate both pieces exactly, then again under noise, and compare the difference with the noise."""
-    moved = replay.mask(region.claim.before, region.claim.after)
     try:
-        truth = replay.exact("before", region)
-        other = replay.exact("after", region)
+        found = compare(replay, region, variant)
+        if not isinstance(found, Compared):
+            return found
+        if bool(found.wrong.any()):
+            return Sameness(False, math.inf, wrong_class=int(found.wrong.sum()), where=_first(found.wrong))
+        return judge_difference(replay, region, found, variant)
     except Exception as error:
-        return Sameness(None, math.nan, reason=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+        return Sameness(None, math.nan, reason=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+
+
+def judge_difference(replay: Replay, region: Region, found: Compared, variant: Variant = PLAIN) -> Sameness:
+    """Set the difference against the region's float64 noise; elements of different class are not looked at."""
+    if not bool(found.difference.any()):
+        return Sameness(True, 0.0, exact=0.0)
+    noises = [(2 * U64 / math.sqrt(3)) * found.kept]  # rounding of the result itself
+    for draw in range(_DRAWS):
+        for side, plain in (("before", found.truth), ("after", found.other)):
+            generator = torch.Generator(device=found.truth.device).manual_seed(draw)
+            noisy = variant.exact(replay, side, region, generator)
+            noises.append(_difference(replay, region, plain, noisy)[0])
+    spread, where = worst_ratio(found.difference, noises)
+    return Sameness(spread <= BOUND, spread, where, exact=found.relative)
+
+
+def compare(replay: Replay, region: Region, variant: Variant = PLAIN) -> Compared | Sameness:
+    """Evaluate both pieces exactly; a Sameness where they hold no tensors of equal shape."""
+    truth = variant.exact(replay, "before", region)
+    other = variant.exact(replay, "after", region)
     if not isinstance(truth, torch.Tensor) or not isinstance(other, torch.Tensor):
         return Sameness(truth == other, 0.0 if truth == other else math.inf)
     if truth.shape != other.shape:
         return Sameness(False, math.inf, where="shape")
-    difference, kept, wrong = _difference(region, truth, other, moved)
-    if wrong is not None and bool(wrong.any()):
-        return Sameness(False, math.inf, wrong_class=int(wrong.sum()), where=_first(wrong))
-    if not bool(difference.any()):
-        return Sameness(True, 0.0)
-    noises = [(2 * U64 / 3**0.5) * kept]  # rounding of the result itself
-    for draw in range(_DRAWS):
-        generator = torch.Generator(device=truth.device).manual_seed(draw)
-        for side, plain in (("before", truth), ("after", other)):
-            noisy = replay.exact(side, region, noise=generator)
-            noises.append(_difference(region, plain, noisy, moved)[0])
-    return _judge(difference, noises)
+    return Compared(truth, other, *_difference(replay, region, truth, other))
 
 
 def _difference(
-    region: Region, truth: torch.Tensor, other: torch.Tensor, moved: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    replay: Replay, region: Region, truth: torch.Tensor, other: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    moved = replay.mask(region.claim.before, region.claim.after)
     value = nodes.tensor_val(region.claim.before)
     bound = measure.sentinel_bound(value.dtype if value is not None else truth.dtype)
     x, y = measure.keep(moved, measure.real(truth).double(), measure.real(other).double())
-    return measure.compared(x, y, bound)
+    difference, kept, wrong = measure.compared(x, y, bound)
+    return difference, kept, torch.zeros_like(x, dtype=torch.bool) if wrong is None else wrong
 
 
-def _judge(difference: torch.Tensor, noises: list[torch.Tensor]) -> Sameness:
-    whole = rms(difference) / max(rms(n) for n in noises) if any(bool(n.any()) for n in noises) else math.inf
+def whole_ratio(difference: torch.Tensor, noises: list[torch.Tensor]) -> float:
+    """Return rms(difference) / rms(noise) over the whole tensor; infinite without noise."""
+    noise = max((rms(n) for n in noises), default=0.0)
+    return rms(difference) / noise if noise > 0 else math.inf
+
+
+def worst_ratio(difference: torch.Tensor, noises: list[torch.Tensor]) -> tuple[float, str]:
+    """Return the largest rms(difference) / rms(noise) over the tensor and all slices, and the slice that has it."""
+    whole = whole_ratio(difference, noises)
     spread, where = whole, ""
     for dim in range(difference.dim()):
         if difference.shape[dim] < 2:
             continue
-        ratio = _slices(difference, dim) / torch.stack([_slices(n, dim) for n in noises]).amax(0)
+        ratio = slices(difference, dim) / torch.stack([slices(n, dim) for n in noises]).amax(0)
         ratio = torch.nan_to_num(ratio, nan=0.0, posinf=math.inf)  # 0/0: no difference and no noise
         top = float(ratio.amax())
         if top > spread:
             spread, where = top, f"dim {dim} index {int(ratio.argmax())}"
-    return Sameness(spread <= BOUND, spread, where if whole <= BOUND else "")
+    return spread, where if whole <= BOUND else ""
 
 
 def rms(x: torch.Tensor) -> float:
@@ -87,7 +149,8 @@ def rms(x: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(x)) / math.sqrt(max(x.numel(), 1))
 
 
-def _slices(x: torch.Tensor, dim: int) -> torch.Tensor:
+def slices(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return the L2 norm of every slice along one dimension."""
     others = [d for d in range(x.dim()) if d != dim]
     return torch.linalg.vector_norm(x, dim=others) if others else x.abs()
 

@@ -5,9 +5,10 @@ For a failing group ``G`` let ``D`` be the claims and outputs first reached belo
 
 - not W, K: a finding at G.
 - W: noise of random sign is put on G in ``exact_before``. As large as the difference: if that moves D, the two halves
-  really compensate, and G is pardoned. Only as large as the value: a finding, masked on this input. Neither: don't-care.
-- neither W nor K: wrong claims beget wrong claims, so G grows by the claims of D that fail once G is gone, and is pardoned
-  if all below agrees then; else it grows by the failing claims of D and by those that feed them.
+  really compensate, and G is pardoned. Only as large as the value: a finding, masked on this input. Neither:
+  don't-care.
+- neither W nor K: wrong claims beget wrong claims, so G grows by the claims of D that fail once G is gone, and is
+  pardoned if all below agrees then; else it grows by the failing claims of D and by those that feed them.
 
 After a pardon everything below is judged again on its new frontier. Outputs are never withdrawn.
 """
@@ -19,7 +20,8 @@ from dataclasses import dataclass, field
 import torch
 
 from graphprobe.align.claims import Alignment, Claim
-from graphprobe.judge.same import Sameness, same_function
+from graphprobe.judge.function import same_function
+from graphprobe.judge.same import Sameness
 from graphprobe.lanes.regions import Region, Regions, consumers
 from graphprobe.lanes.replay import Replay
 
@@ -152,7 +154,7 @@ class Withdrawal:
     def _without(
         self, group: list[Claim], below: list[Region], first: bool = False
     ) -> tuple[list[Region], list[Claim]]:
-        """Return D's regions with the group withdrawn, and the claims that do not hold then (with `first`, only one)."""
+        """Return D's regions with the group withdrawn, and the claims that do not hold then (`first`: only one)."""
         finder = Regions(self.replay.plan.before, self.replay.plan.after, self.active.without(set(group)))
         regions = [finder.region(r.claim) for r in below if r.claim not in group]
         self.replay.fetch_frontiers(regions)

@@ -18,7 +18,8 @@ import torch.utils._pytree as pytree
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.lanes import references
+from graphprobe.execute import zeroed
+from graphprobe.lanes import quantized, references
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 Rule = Callable[[Node, tuple[Any, ...], dict[str, Any]], Call]
@@ -88,6 +89,11 @@ def _factory(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     return target, args, kwargs
 
 
+def _undefined(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    target, args, kwargs = _factory(node, args, kwargs)
+    return zeroed, (target, *args), kwargs
+
+
 def _fill_eps(position: int) -> Rule:
     def rule(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         target, args, kwargs = _plain(node, args, kwargs)
@@ -128,12 +134,13 @@ def _reference(make: Callable[..., Any]) -> Rule:
 
 
 _FACTORIES = (
-    "full", "zeros", "ones", "empty", "arange", "linspace", "logspace", "eye", "scalar_tensor", "tensor",
+    "full", "zeros", "ones", "arange", "linspace", "logspace", "eye", "scalar_tensor", "tensor",
     "hann_window", "hamming_window", "range",
 )  # fmt: skip
 
 RULES: dict[str, Rule] = {
     **{f"aten::{name}": _factory for name in _FACTORIES},
+    **dict.fromkeys(nodes.UNDEFINED, _undefined),
     "aten::rms_norm": _fill_eps(3),
     "aten::_fused_rms_norm": _fused_rms_norm,
     "aten::_softmax": _no_half_to_float,
@@ -147,4 +154,5 @@ RULES: dict[str, Rule] = {
     "aten::_scaled_mm": _reference(references.scaled_mm),
     "aten::_int_mm": _reference(references.int_mm),
     "aten::_weight_int8pack_mm": _reference(references.weight_int8pack_mm),
+    **quantized.RULES,
 }

@@ -5,7 +5,7 @@ One forward run of `before` collects the values at the frontiers; then each regi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from graphprobe.execute import Values, call, run_program
 from graphprobe.lanes import exact, measure
 from graphprobe.lanes.build import Plan
 from graphprobe.lanes.regions import Region
+from graphprobe.lanes.relaxed import relaxed_call
 
 U64 = 2.0**-53
 
@@ -79,12 +80,34 @@ class Replay:
         cast: bool = False,
         override: Mapping[Node, torch.Tensor] | None = None,
         size: float = 2 * U64,
+        relaxed: Collection[Node] = (),
     ) -> torch.Tensor:
         """Evaluate one piece in float64. With `noise`, every floating result and constant is multiplied by 1 + size xi.
 
-        With `cast`, before's values are first rounded to what `after` takes (for the precision rule). With `override`,
-        nodes inside the piece take the given values.
+        With `given`, frontier nodes of before take these values. With `cast`, before's values are first rounded to what
+        `after` takes (for the precision rule). With `override`, weights and nodes inside the piece take the given
+        values. The nodes in `relaxed` are evaluated without their rounding to codes (see `lanes.relaxed`).
         """
+        values = self.exact_values(side, region, noise, given, cast, override, size, relaxed)
+        last = region.claim.before if side == "before" else region.claim.after
+        if last.op != "get_attr":
+            return values[last]  # type: ignore[no-any-return]
+        return exact.lift(self._weight(side, last, override or {}))  # type: ignore[no-any-return]
+
+    def exact_values(
+        self,
+        side: str,
+        region: Region,
+        noise: torch.Generator | None = None,
+        given: Mapping[Node, torch.Tensor] | None = None,
+        cast: bool = False,
+        override: Mapping[Node, torch.Tensor] | None = None,
+        size: float = 2 * U64,
+        relaxed: Collection[Node] = (),
+        only: Collection[Node] | None = None,
+    ) -> Values:
+        """Do as `exact`, and return the values of all nodes of the piece (of those in `only`) but its weights."""
+        override = override or {}
         env = self._leaves(side, region, given)
         if cast:
             env = {leaf: _as_taken(value, leaf) for leaf, value in env.items()}
@@ -92,49 +115,56 @@ class Replay:
         native: Values = {}
         if any(self._is_native(n) for n in getattr(region, side)):
             native = self.native(side, region, given)
+        jitter = _Jitter(noise, size)
         for node in getattr(region, side):
-            if node.op == "get_attr":
+            if node.op == "get_attr" or (only is not None and node not in only):
                 continue
-            if override and node in override:
-                env[node] = override[node]
-                continue
-            if self._is_native(node):
+            if node in override:
+                env[node] = jitter(override[node])
+            elif self._is_native(node):
                 env[node] = exact.lift(native[node])
-                continue
-            env[node] = self._exact_node(side, node, env, noise, size)
-        last = region.claim.before if side == "before" else region.claim.after
-        value: torch.Tensor = exact.lift(self._weight(side, last)) if last.op == "get_attr" else env[last]
-        return value
+            else:
+                env[node] = self._exact_node(side, node, env, jitter, override, relaxed)
+        return env
 
     def _is_native(self, node: Node) -> bool:
         return exact.takes_native(node) or node.target in self.plan.native_only
 
-    def _exact_node(self, side: str, node: Node, env: Values, noise: torch.Generator | None, size: float) -> Any:
+    def _exact_node(
+        self,
+        side: str,
+        node: Node,
+        env: Values,
+        jitter: _Jitter,
+        override: Mapping[Node, torch.Tensor],
+        relaxed: Collection[Node],
+    ) -> Any:
         late = exact.lifts_late(node)
 
         def operand(n: Node) -> Any:
             if n.op != "get_attr":
                 return env[n]
-            value = self._weight(side, n)
-            return value if n is late else _jitter(exact.lift(value), noise, size)
+            value = self._weight(side, n, override)
+            return value if n is late else jitter(exact.lift(value))
 
         args = torch.fx.map_arg(node.args, operand)
         kwargs = torch.fx.map_arg(node.kwargs, operand)
         target: Any = node.target
         with torch.no_grad():
             if late is not None:
-                return _jitter(exact.lift(target(*args, **kwargs)), noise, size)
-            target, args, kwargs = exact.lifted_call(node, args, kwargs)
+                return jitter(exact.lift(target(*args, **kwargs)))
+            if relaxed:
+                target, args, kwargs = relaxed_call(node, args, kwargs, node in relaxed)
+            else:
+                target, args, kwargs = exact.lifted_call(node, args, kwargs)
             value = target(*args, **kwargs)
-        if nodes.is_view(node):
-            return value
-        if isinstance(value, (tuple, list)):
-            return tuple(_jitter(v, noise, size) for v in value)
-        return _jitter(value, noise, size)
+        return value if nodes.is_view(node) else jitter(value)
 
-    def _weight(self, side: str, node: Node) -> Any:
+    def _weight(self, side: str, node: Node, override: Mapping[Node, torch.Tensor]) -> Any:
+        if node in override:
+            return override[node]
         if side == "after" and node in self.plan.same_weight:
-            return self.plan.before.attribute(self.plan.same_weight[node])
+            side, node = "before", self.plan.same_weight[node]
         return (self.plan.before if side == "before" else self.plan.after).attribute(node)
 
     def _leaves(self, side: str, region: Region, given: Mapping[Node, torch.Tensor] | None) -> Values:
@@ -165,10 +195,18 @@ def _as_taken(value: Any, leaf: Node) -> Any:
     return value
 
 
-def _jitter(value: Any, noise: torch.Generator | None, size: float) -> Any:
-    if noise is None or not isinstance(value, torch.Tensor):
-        return value
-    if value.dtype not in (torch.float64, torch.complex128):
-        return value
-    xi = torch.rand(value.shape, generator=noise, dtype=torch.float64, device=value.device) * 2 - 1
-    return value * (1 + size * xi)
+class _Jitter:
+    """Multiplies every float64 number by 1 + size xi, xi ~ U(-1, 1); without a generator it does nothing."""
+
+    def __init__(self, noise: torch.Generator | None, size: float) -> None:
+        self.noise, self.size = noise, size
+
+    def __call__(self, value: Any) -> Any:
+        if self.noise is None:
+            return value
+        if isinstance(value, (tuple, list)):
+            return tuple(self(v) for v in value)
+        if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float64, torch.complex128):
+            return value
+        xi = torch.rand(value.shape, generator=self.noise, dtype=torch.float64, device=value.device) * 2 - 1
+        return value * (1 + self.size * xi)

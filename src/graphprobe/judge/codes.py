@@ -1,0 +1,191 @@
+"""Rule 4, the numbers: is a tensor what another one becomes when it is rounded to codes?
+
+``W'`` must lie within half a step of ``W`` for 99 % of the elements of every row or group (plus the rounding of the
+scale and of the division by it), the rest clipped; and its rms error must be at most 4 times that of round-to-nearest
+at the same bits and group size, else a scale that is 16 times too coarse would obey its own half step.
+
+Weights that were chosen to keep ``W x`` rather than ``W`` (GPTQ, Frantar et al. 2022) exceed half a step. They pass
+where ``rms((W' - W) x) <= 1.5 rms((RTN - W) x)``, with at most 3 times the rms error of round-to-nearest and without a
+bias.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+
+Tensor = torch.Tensor
+HALF = 0.5 * (1 + 1e-6)
+INSIDE = 0.99
+COARSEST = 4.0
+_CHOSEN, _CHOSEN_OUTPUT, _BIAS = 3.0, 1.5, 0.25
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a tensor obeys the bound of rule 4."""
+
+    holds: bool
+    why: str = ""  # what it violates
+    inside: float = 1.0  # share of elements within half a step
+    ratio: float = 0.0  # worst rms error of a group over that of round-to-nearest
+    nearest: bool = True  # False where the codes were chosen otherwise
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The codes' own geometry: their step at every element, their bits, how many columns share a scale."""
+
+    step: Tensor  # [rows, columns] float64, > 0
+    bits: int  # 8 also for 8-bit floats
+    float8: torch.dtype | None = None
+    slack: float = 0.0  # relative rounding of the scale and of the division by it
+
+    @property
+    def group(self) -> int:
+        """Return how many neighbouring columns have one step (all of them for fp8, whose step follows the value)."""
+        columns = self.step.shape[1]
+        if self.float8 is not None:
+            return columns
+        same = torch.isclose(self.step[:, 1:], self.step[:, :-1], rtol=1e-9, atol=0.0).all(0)
+        changes = (~same).nonzero().flatten() + 1
+        size = columns
+        for change in changes.tolist():
+            size = math.gcd(size, change)
+        return size
+
+    @property
+    def turned(self) -> Grid:
+        """Return the geometry with rows and columns exchanged."""
+        return dataclasses.replace(self, step=self.step.t())
+
+
+def fit(wanted: Tensor, held: Tensor, grid: Grid, x: Tensor | None = None) -> Fit:
+    """Ask the bound of rule 4 of [rows, columns] float64 tensors; `x` [tokens, columns] is what the weight meets."""
+    size = grid.group
+    if size == 1 and grid.turned.group > 1:  # one scale per column
+        wanted, held, grid, x = wanted.t(), held.t(), grid.turned, None
+        size = grid.group
+    error = held - wanted
+    outside = error.abs() > grid.step * HALF + held.abs() * grid.slack
+    clipped = (
+        outside
+        & (wanted.abs() > held.abs())
+        & (_groups(held.abs(), size) >= _top(held, size) * (1 - 1e-6)).reshape(held.shape)
+    )
+    inside = 1.0 - float(outside.double().mean())
+    nearest_rms = _nearest(wanted, grid, size)
+    rms = _groups(error, size).square().mean(-1).sqrt()
+    ratios = torch.nan_to_num(rms / nearest_rms, nan=0.0, posinf=math.inf)
+    ratio = float(ratios.amax())
+    bad_rows = outside.sum(1) > max(1.0, (1 - INSIDE) * wanted.shape[1])
+    if not bool(bad_rows.any()) and not bool((outside & ~clipped).sum(1).gt(1).any()) and ratio <= COARSEST:
+        return Fit(True, "", inside, ratio)
+    if grid.float8 is None and _chosen(error, wanted, grid, ratios, x):
+        return Fit(True, "", inside, ratio, nearest=False)
+    if ratio > COARSEST:
+        row = int(ratios.amax(1).argmax())
+        return Fit(False, f"row {row} is {ratio:.1f} times coarser than round-to-nearest", inside, ratio)
+    row = int(outside.sum(1).argmax())
+    share = 100 * float(outside[row].double().mean())
+    return Fit(False, f"{share:.0f} % of row {row} lies farther than half a step from the weight", inside, ratio)
+
+
+def _groups(x: Tensor, size: int) -> Tensor:
+    return x.reshape(x.shape[0], -1, size)
+
+
+def _top(x: Tensor, size: int) -> Tensor:
+    return _groups(x.abs(), size).amax(-1, keepdim=True)
+
+
+def _nearest(wanted: Tensor, grid: Grid, size: int) -> Tensor:
+    """Return the rms error of round-to-nearest, [rows, groups]."""
+    top = _top(wanted, size)
+    if grid.float8 is None:
+        step: Tensor = top.squeeze(-1) / max(2 ** (grid.bits - 1) - 1, 1)
+        return step / math.sqrt(12)
+    return (_groups(_rounded(wanted, grid, size) - wanted, size)).square().mean(-1).sqrt()
+
+
+def _rounded(wanted: Tensor, grid: Grid, size: int) -> Tensor:
+    """Return what round-to-nearest makes of a tensor, with a symmetric scale per group."""
+    groups, top = _groups(wanted, size), _top(wanted, size).clamp(min=1e-300)
+    if grid.float8 is not None:
+        scale = top / torch.finfo(grid.float8).max
+        return ((groups / scale).to(grid.float8).double() * scale).reshape(wanted.shape)
+    scale = top / max(2 ** (grid.bits - 1) - 1, 1)
+    rounded: Tensor = torch.round(groups / scale) * scale
+    return rounded.reshape(wanted.shape)
+
+
+def _chosen(error: Tensor, wanted: Tensor, grid: Grid, ratios: Tensor, x: Tensor | None) -> bool:
+    """Whether the codes look chosen for what they do to `x`: no group far off, no bias, a small change of output."""
+    if x is None or x.shape[-1] != wanted.shape[1] or bool((ratios > _CHOSEN).any()):
+        return False
+    bias = error.mean(1).abs()
+    scatter = error.square().mean(1).sqrt() / math.sqrt(error.shape[1])
+    if bool((bias > _BIAS * grid.step.mean(1) + 4 * scatter).any()):
+        return False
+    rounded = _rounded(wanted, grid, grid.group) - wanted
+    mine, theirs = (torch.linalg.vector_norm(x @ e.t()) for e in (error, rounded))
+    return bool(mine <= _CHOSEN_OUTPUT * theirs)
+
+
+def flip(codes: Tensor, fields: int) -> Tensor:
+    """Flip the lowest bit of every code of a tensor that packs `fields` of them into an element."""
+    if codes.dtype.is_floating_point:
+        return (codes.view(torch.uint8) ^ 1).view(codes.dtype)
+    width = codes.dtype.itemsize * 8 // fields
+    mask = sum(1 << (width * i) for i in range(fields))
+    if fields > 1 and codes.dtype == torch.int32 and mask >= 2**31:
+        mask -= 2**32
+    return codes ^ mask
+
+
+def narrowest(codes: Tensor, held: Tensor, step: Tensor, bits: int, size: int) -> int:
+    """Return how many bits the codes really use: 2 to 4 where all fit and most groups reach the end of the range."""
+    if bits != 8 or codes.dtype.is_floating_point:
+        return bits
+    low, high = int(codes.min()), int(codes.max())
+    reached = _groups(held / step, size)
+    for narrow in (2, 3, 4):
+        top = 2 ** (narrow - 1)
+        signed, unsigned = -top <= low and high <= top - 1, low >= 0 and high <= 2 * top - 1
+        ends = reached.abs().amax(-1) >= top - 1 - 1e-6
+        ends |= (reached.amax(-1) - reached.amin(-1)) >= 2 * top - 2 - 1e-6
+        if (signed or unsigned) and float(ends.double().mean()) >= 0.5:
+            return narrow
+    return bits
+
+
+def code_fit(value: Tensor, codes: Tensor, bounds: tuple[float, float] | None) -> Fit:
+    """Ask the bound of codes that were made on the fly: `value` is what was rounded, in units of the step."""
+    difference = codes - value
+    outside = difference.abs() > HALF
+    inside = 1.0 - float(outside.double().mean())
+    if bounds is not None:
+        ends = ((codes <= bounds[0]) & (value < codes)) | ((codes >= bounds[1]) & (value > codes))
+        if bool((outside & ~ends).double().mean() > 1 - INSIDE):
+            return Fit(False, f"{100 * (1 - inside):.0f} % of the values are not rounded to the nearest code", inside)
+        low, high = float(value.amin()), float(value.amax())
+        levels = (bounds[1] if high > 0.5 else 0.0) - (bounds[0] if low < -0.5 else 0.0)
+        ratio = levels / max(high - low, 1e-300) if high > low else 0.0
+        if ratio > COARSEST:
+            return Fit(False, f"the codes use only {high - low:.0f} of {levels:.0f} levels", inside, ratio)
+    else:
+        ratio = 0.0
+    if inside < INSIDE:
+        return Fit(False, f"{100 * (1 - inside):.1f} % of the values are clipped or not rounded to the nearest", inside)
+    return Fit(True, "", inside, ratio)
+
+
+def float8_fit(value: Tensor, codes: Tensor, dtype: torch.dtype) -> Fit:
+    """Ask the bound of 8-bit floating codes that were made on the fly."""
+    flat, held = value.reshape(1, -1), codes.double().reshape(1, -1)
+    neighbour = flip(held.to(dtype), 1).double()
+    step = torch.nan_to_num((neighbour - held).abs(), nan=float(torch.finfo(dtype).max) / 14)
+    return fit(flat, held, Grid(step.clamp(min=torch.finfo(dtype).smallest_normal / 8), 8, dtype, 1e-12))

@@ -1,0 +1,166 @@
+"""Rule 1, constants computed ahead: folded batch norms, rotary tables, scales multiplied into weights.
+
+A constant that is bitwise the native value of an input-free node of the other side *is* that node. One without any
+partner was computed in its own precision, so the change of the region when it is multiplied by ``1 + u_c xi`` is noise
+that it may show; against that noise ``S <= 4`` is asked (an honest conv-bn folding measures about 1, an eps off by 10 %
+8), and 8 of a single slice, where few numbers make for more scatter.
+
+A 16-bit constant could hide a real defect in its noise. There the difference must also look like rounding: it touches
+most slices of the tensor, not a row or two, and the constant is not nearly what the other side holds or computes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from graphprobe import nodes
+from graphprobe.judge.same import Compared, Sameness, Variant, ask, compare, slices, whole_ratio, worst_ratio
+from graphprobe.lanes import exact
+from graphprobe.lanes.regions import Region
+from graphprobe.lanes.replay import Replay
+
+RULE = "1 constants computed ahead"
+WHOLE, SLICE = 4.0, 8.0
+_DRAWS = 4
+_SPREAD = 0.05  # a slice that shows less than this share of the constant's rounding shows none
+_FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+
+
+def ask_constants(replay: Replay, region: Region, plain: Sameness) -> Sameness | None:
+    """Ask rule 1 again with folded constants in their own precision; None where that explains nothing."""
+    lone = {side: _lone(replay, region, side) for side in ("before", "after")}
+    if not lone["before"] and not lone["after"]:
+        return None
+    override: dict[Node, torch.Tensor] = {}
+    for side, other in (("after", "before"), ("before", "after")):
+        override |= _same_as_computed(replay, region, side, other, lone[side])
+    variant = Variant(override)
+    if override:
+        answer = ask(replay, region, variant)
+        if answer.same:
+            return Sameness(True, answer.spread, rule=RULE, exact=answer.exact)
+    rest = {side: [n for n in lone[side] if n not in override] for side in lone}
+    return _within_rounding(replay, region, variant, rest)
+
+
+def _lone(replay: Replay, region: Region, side: str) -> list[Node]:
+    """Return the floating constants of a piece that no weight of the other piece stands for."""
+    plan = replay.plan
+    program = plan.before if side == "before" else plan.after
+    partnered = set(plan.same_weight) | {plan.same_weight[n] for n in region.after if n in plan.same_weight}
+    found = []
+    for node in getattr(region, side):
+        if node.op == "get_attr" and node not in partnered:
+            value = program.attribute(node)
+            if isinstance(value, torch.Tensor) and value.dtype in _FLOATS:
+                found.append(node)
+    return found
+
+
+def _same_as_computed(
+    replay: Replay, region: Region, side: str, other: str, constants: list[Node]
+) -> dict[Node, torch.Tensor]:
+    """Map constants of one side to the exact value of the other side's input-free node they are bitwise equal to."""
+    free = _input_free(region, other)
+    if not constants or not free:
+        return {}
+    native, truth = replay.native(other, region), replay.exact_values(other, region)
+    program = replay.plan.before if side == "before" else replay.plan.after
+    found: dict[Node, torch.Tensor] = {}
+    for constant in constants:
+        value = program.attribute(constant).detach()
+        for node in free:
+            made = native[node]
+            if not isinstance(made, torch.Tensor) or made.dtype != value.dtype or made.numel() != value.numel():
+                continue
+            exactly = exact.lift(truth[node]).reshape(value.shape)
+            if torch.equal(made.reshape(value.shape), value) or _is_rounded(value, exactly):
+                found[constant] = exactly
+                break
+    return found
+
+
+def _is_rounded(value: torch.Tensor, truth: torch.Tensor) -> bool:
+    """Whether a constant is what the exact values round to in its own precision."""
+    ulp = torch.finfo(value.dtype).eps * torch.exp2(torch.floor(torch.log2(value.double().abs().clamp(min=1e-300))))
+    return bool(((value.double() - truth).abs() <= 0.51 * ulp).all())
+
+
+def _input_free(region: Region, side: str) -> list[Node]:
+    """Return the operations of a piece that no input of the region reaches."""
+    piece = getattr(region, side)
+    free: set[Node] = {n for n in piece if n.op == "get_attr"}
+    for node in piece:
+        if node.op == "call_function" and not nodes.is_random(node) and all(n in free for n in node.all_input_nodes):
+            free.add(node)
+    return [n for n in piece if n in free and n.op != "get_attr"]
+
+
+def _within_rounding(
+    replay: Replay, region: Region, variant: Variant, constants: dict[str, list[Node]]
+) -> Sameness | None:
+    found = compare(replay, region, variant)
+    if not isinstance(found, Compared) or bool(found.wrong.any()) or not any(constants.values()):
+        return None
+    noises, coarse = [], False
+    for side, plain in (("before", found.truth), ("after", found.other)):
+        program = replay.plan.before if side == "before" else replay.plan.after
+        values = {n: program.attribute(n).detach() for n in constants[side]}
+        coarse = coarse or any(v.dtype.itemsize < 4 for v in values.values())
+        for draw in range(_DRAWS if values else 0):
+            rounded = {n: _rounded(v, draw) for n, v in values.items()}
+            noisy = replay.exact(side, region, override={**variant.override, **rounded})
+            noises.append(torch.nan_to_num(noisy - plain))
+    spread, where = worst_ratio(found.difference, noises)
+    if coarse and _resembles_computed(replay, region, constants):
+        return None
+    if (
+        whole_ratio(found.difference, noises) > WHOLE
+        or spread > SLICE
+        or (coarse and not _touches_all(found.difference, noises))
+    ):
+        return None
+    note = "a constant was computed ahead, in 16 bits: a defect below its rounding would not show" if coarse else ""
+    return Sameness(True, spread, where, rule=RULE, exact=found.relative, note=note)
+
+
+def _resembles_computed(replay: Replay, region: Region, constants: dict[str, list[Node]]) -> bool:
+    """Whether a constant nearly holds what the other side holds or computes: then it is that value, wrongly rounded."""
+    for side, other in (("after", "before"), ("before", "after")):
+        free = _input_free(region, other)
+        native = replay.native(other, region) if constants[side] and free else {}
+        for constant in constants[side]:
+            value = _value(replay, side, constant).double().reshape(-1)
+            weights = [exact.lift(_value(replay, other, n)) for n in getattr(region, other) if n.op == "get_attr"]
+            for made in (*(native[n] for n in free), *weights):
+                if isinstance(made, torch.Tensor) and _is_near(made, value):
+                    return True
+    return False
+
+
+def _is_near(made: torch.Tensor, value: torch.Tensor) -> bool:
+    if not made.is_floating_point() or made.numel() != value.numel():
+        return False
+    return bool(torch.linalg.vector_norm(made.reshape(-1) - value) < 0.1 * torch.linalg.vector_norm(value))
+
+
+def _value(replay: Replay, side: str, node: Node) -> torch.Tensor:
+    program = replay.plan.before if side == "before" else replay.plan.after
+    value: torch.Tensor = program.attribute(node)
+    return value.detach()
+
+
+def _rounded(value: torch.Tensor, draw: int) -> torch.Tensor:
+    generator = torch.Generator(device=value.device).manual_seed(1000 + draw)
+    xi = torch.rand(value.shape, generator=generator, dtype=torch.float64, device=value.device) * 2 - 1
+    return value.double() * (1 + torch.finfo(value.dtype).eps / 2 * xi)
+
+
+def _touches_all(difference: torch.Tensor, noises: list[torch.Tensor]) -> bool:
+    for dim in range(difference.dim()):
+        if difference.shape[dim] > 1:
+            ratio = slices(difference, dim) / torch.stack([slices(n, dim) for n in noises]).amax(0)
+            if float(torch.nan_to_num(ratio).median()) < _SPREAD:
+                return False
+    return True

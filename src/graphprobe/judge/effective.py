@@ -1,0 +1,280 @@
+"""Rule 4, the effective weight: which floating weight stored codes stand for, and what value they give it.
+
+Codes are folded into a floating weight (dequantised first), or scaled after the product, or unpacked by a kernel. Three
+ways are tried: the constant part of the piece is evaluated; times one of the scales that stand beside it; the piece is
+probed with unit vectors, ``W' e_k = f(e_k) - f(0)``. The step of a code at each element is what flipping its lowest bit
+changes, so that no layout of scales, groups and packed codes need be known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from graphprobe import nodes
+from graphprobe.judge.codes import Grid, flip, narrowest
+from graphprobe.lanes.regions import Region
+from graphprobe.lanes.relaxed import FP8
+from graphprobe.lanes.replay import Replay
+
+Tensor = torch.Tensor
+Evaluate = Callable[[Tensor], "Tensor | None"]  # codes -> effective weight in the floating weight's shape
+
+_CODES = {torch.int8, torch.uint8, torch.int16, torch.int32, *FP8}
+_NEAR = 0.5  # a candidate farther off than this, relative, stands for another weight
+_MOST_PROBES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Effective:
+    """A floating weight of one side, and what the other side's codes make of it."""
+
+    weight: Node
+    wanted: Tensor  # the floating weight, [rows, columns] float64
+    held: Tensor  # its effective value, the same shape
+    grid: Grid
+    shape: torch.Size  # of the weight
+
+    @property
+    def override(self) -> Tensor:
+        """Return the effective value in the weight's own shape."""
+        return self.held.reshape(self.shape)
+
+
+class Finder:
+    """Finds the effective weights of one region whose codes live on `side`."""
+
+    def __init__(self, replay: Replay, region: Region, side: str, relaxed: Collection[Node]) -> None:
+        self.replay, self.region, self.side, self.relaxed = replay, region, side, relaxed
+        self.other = "before" if side == "after" else "after"
+        self.piece: tuple[Node, ...] = getattr(region, side)
+        plan = replay.plan
+        self.program = plan.after if side == "after" else plan.before
+        self.floating = self._floating(plan.before if side == "after" else plan.after)
+
+    def _floating(self, program: object) -> dict[Node, Tensor]:
+        found = {}
+        for node in getattr(self.region, self.other):
+            if node.op == "get_attr":
+                value = program.attribute(node)  # type: ignore[attr-defined]
+                if _is_floating(value) and value.dtype not in FP8 and value.numel() > 1:
+                    found[node] = value.detach()
+        return found
+
+    def codes(self) -> list[Node]:
+        """Return the weights of the piece that may hold codes of a floating weight of the other side."""
+        found = []
+        for node in self.piece:
+            if node.op == "get_attr":
+                value = self.program.attribute(node)
+                if isinstance(value, torch.Tensor) and value.dtype in _CODES and self._fields(value):
+                    found.append(node)
+        return found
+
+    def _fields(self, codes: Tensor) -> set[int]:
+        """Return how many codes one element may pack, by the numbers of elements."""
+        counts = {w.numel() for w in self.floating.values()}
+        fields = (1,) if codes.dtype in FP8 else (1, 2, 4, 8)
+        return {f for f in fields if codes.numel() * f in counts and f <= codes.dtype.itemsize * 4}
+
+    def find(self, leaf: Node) -> Effective | None:
+        """Return what the codes of `leaf` stand for, or None where no floating weight is near."""
+        codes = self.program.attribute(leaf).detach()
+        best: tuple[float, Node, Evaluate, int] | None = None
+        for fields in sorted(self._fields(codes)):
+            for weight, value in self.floating.items():
+                if value.numel() != codes.numel() * fields:
+                    continue
+                for evaluate in self._ways(leaf, weight, value):
+                    held = evaluate(codes)
+                    far = _distance(held, value) if held is not None else math.inf
+                    if far < _NEAR and (best is None or far < best[0]):
+                        best = (far, weight, evaluate, fields)
+                        break  # the cheaper way holds
+        return self._effective(codes, *best[1:]) if best is not None else None
+
+    def _effective(self, codes: Tensor, weight: Node, evaluate: Evaluate, fields: int) -> Effective | None:
+        held, moved = evaluate(codes), evaluate(flip(codes, fields))
+        if held is None or moved is None:
+            return None
+        value = self.floating[weight]
+        rows = value.shape[0] if value.dim() > 1 else 1
+        wanted, held2, moved2 = (t.double().reshape(rows, -1) for t in (value, held, moved))
+        step = (moved2 - held2).abs()
+        step = torch.where(torch.isfinite(step) & (step > 0), step, _fallback(step, held2, codes.dtype))
+        float8 = codes.dtype if codes.dtype in FP8 else None
+        bits = 8 if float8 else min(codes.dtype.itemsize * 8 // fields, 8)
+        grid = Grid(step, bits, float8, self._slack(value))
+        grid = Grid(step, narrowest(codes, held2, step, bits, grid.group), float8, grid.slack)
+        return Effective(weight, wanted, held2, grid, value.shape)
+
+    def _slack(self, value: Tensor) -> float:
+        """The rounding of the scales, as coarse as the coarsest of them, and of a division in the weight's dtype."""
+        coarsest = torch.finfo(value.dtype).eps
+        for node in self.piece:
+            if node.op == "get_attr":
+                scale = self.program.attribute(node)
+                if isinstance(scale, torch.Tensor) and scale.dtype in (torch.float32, torch.float16, torch.bfloat16):
+                    coarsest = max(coarsest, torch.finfo(scale.dtype).eps)
+        return 1.5 * coarsest
+
+    # --- the three ways ---------------------------------------------------------------------------------------------
+
+    def _ways(self, leaf: Node, weight: Node, value: Tensor) -> list[Evaluate]:
+        constant = self._constant()
+        tops = [n for n in constant if n.op != "get_attr" and self._is_top(n, constant) and _depends(n, leaf, constant)]
+        if self._is_top(leaf, constant):
+            tops.append(leaf)
+        scales = [n for n in constant if self._is_top(n, constant) and n not in tops and self._is_scale(n, value)]
+        ways: list[Evaluate] = []
+        for top in tops:
+            ways.append(lambda codes, top=top: _arranged(self._fold(leaf, codes, top), value))  # type: ignore[misc]
+        for top in tops:
+            for scale in scales:
+                for axis in (0, 1):
+                    ways.append(
+                        lambda codes, top=top, scale=scale, axis=axis: _scaled(  # type: ignore[misc]
+                            _arranged(self._fold(leaf, codes, top), value, near=False),
+                            self._fold(leaf, codes, scale),
+                            axis,
+                        )
+                    )
+        ways.append(lambda codes: self._probed(leaf, codes, weight, value))
+        return ways
+
+    def _constant(self) -> set[Node]:
+        constant: set[Node] = set()
+        for node in self.piece:
+            if node.op == "get_attr" or (
+                node.op == "call_function"
+                and not nodes.is_random(node)
+                and all(n in constant for n in node.all_input_nodes)
+            ):
+                constant.add(node)
+        return constant
+
+    def _is_top(self, node: Node, constant: set[Node]) -> bool:
+        inside = [user for user in node.users if user in set(self.piece)]
+        return any(user not in constant for user in inside) or node is getattr(self.region.claim, self.side)
+
+    def _is_scale(self, node: Node, value: Tensor) -> bool:
+        known = nodes.tensor_val(node)
+        if known is None and node.op == "get_attr":
+            known = self.program.attribute(node)
+        if not isinstance(known, torch.Tensor) or not known.dtype.is_floating_point or value.dim() < 2:
+            return False
+        return known.numel() == 1 or known.numel() in value.shape
+
+    def _fold(self, leaf: Node, codes: Tensor, top: Node) -> Tensor | None:
+        if top is leaf:
+            return codes.double()
+        if top.op == "get_attr":
+            attribute: Tensor = self.program.attribute(top).detach()
+            return attribute.double()
+        try:
+            values = self.replay.exact_values(
+                self.side, self.region, override={leaf: codes}, only=self._constant() | {top}
+            )
+        except Exception:  # no exact arithmetic for the unpacking: another way may do
+            return None
+        value = values[top]
+        return value.double() if isinstance(value, torch.Tensor) else None
+
+    def _probed(self, leaf: Node, codes: Tensor, weight: Node, value: Tensor) -> Tensor | None:
+        leaves = [p for p, _ in self.region.frontier if _is_floating(self.replay.values.get(p))]
+        if len(leaves) != 1 or value.dim() != 2:
+            return None
+        activation = leaves[0]
+        given: Tensor = self.replay.values[activation]
+        columns = given.shape[-1]
+        rows = given.numel() // columns
+        if columns not in value.shape or math.ceil(columns / rows) > _MOST_PROBES:
+            return None
+        try:
+            mine = self._response(self.side, activation, given, {leaf: codes})
+            theirs = self._response(self.other, activation, given, {})
+        except Exception:
+            return None
+        # what the floating side makes of its weight tells how the weight enters: transposed or not, with which gain
+        for stored, turned in ((value.double(), False), (value.double().t(), True)):
+            if stored.shape == theirs.shape:
+                gain = (theirs * stored).sum(0) / stored.square().sum(0).clamp(min=1e-300)
+                if _distance(stored * gain, theirs) < 1e-9 and bool((gain != 0).all()):
+                    return (mine / gain).t() if turned else mine / gain
+        return None
+
+    def _response(self, side: str, activation: Node, given: Tensor, override: dict[Node, Tensor]) -> Tensor:
+        """Return [columns of the activation, columns of the result]: f(e_k) - f(0) for every k."""
+        columns = given.shape[-1]
+        rows = given.numel() // columns
+
+        def run(x: Tensor) -> Tensor:
+            relaxed = self.relaxed if side == self.side else ()
+            y = self.replay.exact(
+                side, self.region, given={activation: x.reshape(given.shape)}, override=override, relaxed=relaxed
+            )
+            return y.reshape(rows, -1)
+
+        eye = torch.eye(columns, dtype=torch.float64, device=given.device)
+        zero = run(torch.zeros(rows, columns, dtype=torch.float64, device=given.device))
+        parts = []
+        for start in range(0, columns, rows):
+            part = eye[start : start + rows]
+            padded = torch.cat([part, part.new_zeros(rows - part.shape[0], columns)])
+            parts.append((run(padded) - zero)[: part.shape[0]])
+        return torch.cat(parts)
+
+
+def _is_floating(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point
+
+
+def _distance(x: Tensor, y: Tensor) -> float:
+    if x.shape != y.shape:
+        return math.inf
+    bottom = float(torch.linalg.vector_norm(y.double()))
+    return float(torch.linalg.vector_norm(x.double() - y.double())) / bottom if bottom > 0 else math.inf
+
+
+def _arranged(x: Tensor | None, like: Tensor, near: bool = True) -> Tensor | None:
+    """Lay a folded value out as the weight is: as it stands, transposed, or with its dimensions merged otherwise."""
+    if x is None or x.numel() != like.numel():
+        return None
+    candidates = [x.reshape(like.shape)]
+    if x.dim() == 2 and like.dim() == 2:
+        candidates = [c for c in (x, x.t()) if c.shape == like.shape] or candidates
+    # not scaled yet, the layouts are told apart by the angle alone
+    return max(candidates, key=lambda c: float((c.double() * like.double()).sum()))
+
+
+def _scaled(x: Tensor | None, scale: Tensor | None, axis: int) -> Tensor | None:
+    if x is None or scale is None or x.dim() < 2:
+        return None
+    if scale.numel() == 1:
+        return x * scale.reshape(())
+    if scale.numel() != x.shape[axis]:
+        return None
+    return x * scale.reshape([-1 if d == axis else 1 for d in range(x.dim())])
+
+
+def _depends(node: Node, leaf: Node, constant: set[Node]) -> bool:
+    stack, seen = [node], {node}
+    while stack:
+        current = stack.pop()
+        if current is leaf:
+            return True
+        for operand in current.all_input_nodes:
+            if operand in constant and operand not in seen:
+                seen.add(operand)
+                stack.append(operand)
+    return False
+
+
+def _fallback(step: Tensor, held: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where a flipped code is NaN (the largest fp8 number) or changes nothing, take the row's largest step."""
+    known = torch.where(torch.isfinite(step), step, 0.0)
+    return known.amax(1, keepdim=True).expand_as(held)

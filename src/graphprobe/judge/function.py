@@ -1,0 +1,31 @@
+"""Do two regions compute the same function? Rule 1, and where it says no, the rules that know of harmless reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from graphprobe.judge.constants import ask_constants
+from graphprobe.judge.nonfinite import ask_nonfinite
+from graphprobe.judge.quantization import ask_quantization
+from graphprobe.judge.same import Sameness, ask
+from graphprobe.lanes.regions import Region
+from graphprobe.lanes.replay import Replay
+
+#: Asked in this order where rule 1 says no; the first that explains the difference has the last word.
+EXCUSES: tuple[Callable[[Replay, Region, Sameness], Sameness | None], ...] = (
+    ask_nonfinite,
+    ask_quantization,
+    ask_constants,
+)
+
+
+def same_function(replay: Replay, region: Region) -> Sameness:
+    """Answer rule 1, and where it says no, ask whether another rule explains the difference."""
+    plain = ask(replay, region)
+    if plain.same is not False or plain.where == "shape":
+        return plain
+    for excuse in EXCUSES:
+        answer = excuse(replay, region, plain)
+        if answer is not None:
+            return answer
+    return plain
