@@ -1,0 +1,42 @@
+"""The lanes of a comparison as one callable, for benchmarks and for capture into a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from graphprobe import align, inputs
+from graphprobe.lanes.build import Plan, build
+from graphprobe.lanes.regions import regions_of
+from graphprobe.lanes.same import Weights, isomorphic, substitutes
+from graphprobe.program import program
+
+
+def lanes(
+    before: torch.fx.GraphModule,
+    after: torch.fx.GraphModule,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    exact: str = "auto",
+) -> Callable[[], torch.Tensor]:
+    """Build the probe graph of two captured graphs; a call runs it once and returns its buffer on the device."""
+    left, right = program(before, args, kwargs), program(after, args, kwargs)
+    bound = inputs.bind(before, args, kwargs, "before")
+    regions = regions_of(left, right, align.align(left, right, (), bound))
+    weights = Weights(left, right)
+    same = {r for r in regions if exact == "auto" and isomorphic(r, weights)}
+    chosen = set() if exact == "never" else set(regions) - same
+    probe = build(Plan(left, right, regions, chosen, substitutes(regions, weights)))
+    values = [bound[path] for path in probe.paths]
+    device = next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu"))
+    probe.gm.register_buffer("slots", probe.gm.get_buffer("slots").to(device), persistent=False)
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            probe.gm(*values)
+        return probe.gm.get_buffer("slots")
+
+    return run
