@@ -78,7 +78,7 @@ class _Plan:
         returns = nodes.makes_values(node) and node.target is not operator.setitem
         if returns:
             self._observe(node, node, node.name)
-        elif not targets and nodes.tensor_val(node) is not None:
+        elif not targets and nodes.tensor_val(node) is not None and self.aliases.writer(node) != node.name:
             row = describe(node, node.name, node, of=self.aliases.writer(node))
             self.items.append(_Observed(node, node, row))
         for target in targets:

@@ -8,19 +8,54 @@ import torch
 import torch.utils._pytree as pytree
 from torch.fx import GraphModule, Interpreter, Node
 
-from graphprobe import nodes
+from graphprobe import inputs, nodes
+from graphprobe.errors import InputError, nearest
 
 
 def placeholder_values(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Node, Any]:
-    """Map placeholders to what they receive when `gm` is called with these arguments."""
+    """Map placeholders to what they receive when `gm` is called with these arguments.
+
+    Raises InputError where arguments are missing, unknown or of another structure than the graph takes.
+    """
+    names = inputs.parameter_names(gm)
+    call = dict(zip(names, args, strict=False)) | kwargs
+    unknown = [name for name in kwargs if name not in names]
+    if len(args) > len(names) or unknown:
+        what = f"{unknown[0]!r}{nearest(unknown[0], names)}" if unknown else f"{len(args)} inputs by position"
+        raise InputError(f"the graph takes the inputs {', '.join(names)}, not {what}")
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    info = getattr(gm.graph._codegen, "pytree_info", None)
-    if info is None or info.in_spec is None:
-        given = dict(zip(placeholders, args, strict=False))
-        return {**given, **{node: kwargs[node.target] for node in placeholders if node.target in kwargs}}
-    order = info.in_spec.child(1).context or []
-    leaves = pytree.tree_leaves((args, {name: kwargs[name] for name in order if name in kwargs}))
-    return dict(zip(placeholders, leaves, strict=False))
+    if getattr(gm.graph._codegen, "pytree_info", None) is None:
+        missing = [str(node.target) for node in placeholders if node.target not in call and not node.args]
+        leaves = [call.get(str(node.target), *node.args) for node in placeholders] if not missing else []
+    else:
+        missing = [name for name in names if name not in call]
+        leaves = [leaf for name in names if name in call for leaf in pytree.tree_leaves(call[name])]
+    if missing:
+        raise InputError(f"the graph needs the input {missing[0]!r}, which was not given. It takes {', '.join(names)}")
+    if len(leaves) != len(placeholders):
+        raise InputError(
+            f"the graph takes {len(placeholders)} values in {', '.join(names)}, but {len(leaves)} were given: lists, "
+            "dictionaries and caches must have as many entries as when it was captured"
+        )
+    return dict(zip(placeholders, leaves, strict=True))
+
+
+def check(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise InputError where the arguments do not fit the shapes that `gm` was captured for."""
+    for node, value in placeholder_values(gm, args, kwargs).items():
+        wanted = nodes.tensor_val(node)
+        if wanted is None:
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"the input {node.name!r} of the graph must be a tensor, not a {type(value).__name__}")
+        fits = value.dim() == wanted.dim() and all(
+            not isinstance(want, int) or want == have for want, have in zip(wanted.shape, value.shape, strict=True)
+        )
+        if not fits:
+            raise InputError(
+                f"the input {node.name!r} has shape {tuple(value.shape)}, but the graph was captured with "
+                f"{nodes.shape(node)}. Capture it again with inputs of this shape, or with dynamic_shapes"
+            )
 
 
 def is_complete(gm: GraphModule) -> bool:
@@ -31,17 +66,23 @@ def is_complete(gm: GraphModule) -> bool:
 def fill(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Set the missing ``meta["val"]`` of `gm` for inputs of these shapes, by a run on fake tensors.
 
-    A node that fails there, and those that need what it returns, stay without.
+    Where an operation cannot run on those, the graph runs once on copies of the inputs and buffers. An operation that
+    fails there, too, and those that need what it returns, stay without.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    values = pytree.tree_map_only(torch.Tensor, mode.from_tensor, placeholder_values(gm, args, kwargs))
+    given = placeholder_values(gm, args, kwargs)
+    fakes = pytree.tree_map_only(torch.Tensor, mode.from_tensor, given)
+    for node, value in fakes.items():
+        node.meta.setdefault("val", value)
     with mode, torch.no_grad():
-        _Filler(gm).run(initial_env=values)
-    for node, value in values.items():
-        if node.op == "placeholder":
-            node.meta.setdefault("val", value)
+        _Filler(gm).run(initial_env=fakes)
+    if is_complete(gm):
+        return
+    cuda = {value.device.index for value in given.values() if isinstance(value, torch.Tensor) and value.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices=sorted(cuda)):
+        _RealFiller(gm, mode).run(initial_env=pytree.tree_map_only(torch.Tensor, torch.clone, given))
 
 
 _UNKNOWN = object()
@@ -50,9 +91,6 @@ _UNKNOWN = object()
 class _Filler(Interpreter):
     """Runs a graph, writes down what every node returns, and goes on where one fails."""
 
-    def __init__(self, gm: GraphModule) -> None:
-        super().__init__(gm, garbage_collect_values=False)
-
     def run_node(self, n: Node) -> Any:
         if n.op in ("placeholder", "output") or any(self.env[source] is _UNKNOWN for source in n.all_input_nodes):
             return _UNKNOWN
@@ -60,5 +98,31 @@ class _Filler(Interpreter):
             value = super().run_node(n)
         except Exception:
             return _UNKNOWN
-        n.meta.setdefault("val", value)
+        n.meta.setdefault("val", self.described(value))
         return value
+
+    def described(self, value: Any) -> Any:
+        """Return what is written down of a value."""
+        return value
+
+
+class _RealFiller(_Filler):
+    """The same on real tensors, leaving those of the module as they were."""
+
+    def __init__(self, gm: GraphModule, mode: Any) -> None:
+        super().__init__(gm)
+        self._mode = mode
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Fetch a copy."""
+        return pytree.tree_map_only(torch.Tensor, torch.clone, super().get_attr(target, args, kwargs))
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call with copies of the buffers."""
+        module = self.fetch_attr(target)
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        return torch.func.functional_call(module, buffers, args, kwargs)
+
+    def described(self, value: Any) -> Any:
+        """Return fake tensors in place of real ones."""
+        return pytree.tree_map_only(torch.Tensor, self._mode.from_tensor, value)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch.fx import GraphModule
 
 from graphprobe import capturing
 from graphprobe.errors import InputError, nearest
 from graphprobe.records import Tap
-from graphprobe.taps import eager, metadata
-from graphprobe.taps.copies import copied
-from graphprobe.taps.insertion import instrument_graph
-from graphprobe.taps.rows import META, Sizes, Table, bind
+from graphprobe.taps.rows import Sizes, bind
+from graphprobe.taps.sources import Capture, Globs, GraphSource, ModuleSource
 
 #: So many captures are remembered; beyond, the least recently used one is dropped. They share their weights.
 _REMEMBERED = 16
 
 
-def instrument(model: capturing.Model, *, keep: str | Sequence[str] | None = None) -> Probe:
+def instrument(model: capturing.Model, *, keep: Globs = None) -> Probe:
     """Return a probe: called like `model`, it returns the same and observes every operation on the way.
 
     `model` is an nn.Module, an ExportedProgram or a GraphModule; it is captured at the first call, and again for inputs
@@ -39,37 +36,35 @@ class Probe(torch.nn.Module):
     Gradients are off while it runs. After a call `taps`, `tensors`, `graph` and `distance` tell about that call.
     """
 
-    def __init__(self, model: capturing.Model, *, keep: str | Sequence[str] | None = None) -> None:
+    def __init__(self, model: capturing.Model, *, keep: Globs = None) -> None:
         super().__init__()
         self.model = model
-        self._source = _Source(model, keep)
-        self._captures: OrderedDict[Hashable, _Capture] = OrderedDict()
-        self._last: tuple[_Capture, Sizes] | None = None
-        self._read: tuple[_Capture, Sizes, dict[str, torch.Tensor], tuple[Tap, ...]] | None = None
+        self._keep = keep
+        if isinstance(model, (GraphModule, torch.export.ExportedProgram)):
+            self._source: GraphSource | ModuleSource = GraphSource(model, keep)
+        elif isinstance(model, torch.nn.Module):
+            self._source = ModuleSource(model, keep)
+        else:
+            capturing.capture(model)  # raises, and says what would be a model
+        self._captures: OrderedDict[Hashable, Capture] = OrderedDict()
+        self._last: tuple[Capture, Sizes] | None = None
+        self._read: tuple[Capture, Sizes, dict[str, torch.Tensor], tuple[Tap, ...]] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run on these inputs; capture first if inputs of this kind are new."""
         capturing.register_caches()
         key = self._source.signature(args, kwargs)
-        capture = self._captures.get(key)
+        capture = self._captures.pop(key, None)
+        new = capture is None
         if capture is None:
             capture = self._source.capture(args, kwargs)
-            result = self._first_run(capture, args, kwargs)
-            self._captures[key] = capture
-            if len(self._captures) > _REMEMBERED:
-                self._captures.popitem(last=False)
-        else:
-            self._captures.move_to_end(key)
-            result = capture.run(args, kwargs)
-        self._last = (capture, bind(capture.graph, args, kwargs))
-        return result
-
-    def _first_run(self, capture: _Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not isinstance(self.model, torch.nn.Module) or isinstance(self.model, GraphModule):
-            return capture.run(args, kwargs)
-        expected = eager.run_aside(self.model, args, kwargs)  # first: the run may change inputs and buffers
-        result = capture.run(args, kwargs)
-        capture.distance = eager.distance(expected, result)
+        sizes = bind(capture.graph, args, kwargs) if capture.table.is_dynamic else {}  # before caches grow in the run
+        run = self._source.first_run if new else Capture.run
+        result = run(capture, args, kwargs)
+        self._captures[key] = capture  # now the youngest
+        if len(self._captures) > _REMEMBERED:
+            self._captures.popitem(last=False)
+        self._last = (capture, sizes)
         return result
 
     @property
@@ -115,75 +110,13 @@ class Probe(torch.nn.Module):
 
         return render.taps_text(self.taps)
 
-    def _called(self, what: str) -> tuple[_Capture, Sizes]:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Probe:
+        return Probe(copy.deepcopy(self.model, memo), keep=self._keep)
+
+    def _called(self, what: str) -> tuple[Capture, Sizes]:
         if self._last is None:
             raise InputError(f"the probe has no {what} yet: call it first, probe(*args, **kwargs)")
         return self._last
-
-
-@dataclass(eq=False)
-class _Capture:
-    """An instrumented graph for one kind of inputs."""
-
-    graph: GraphModule
-    names: tuple[str, ...]  # keyword arguments in the order of the capture
-    distance: float | None = None
-
-    @property
-    def table(self) -> Table:
-        table: Table = self.graph.meta[META]
-        return table
-
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for name in self.table.stats:
-            self.graph.get_buffer(name).zero_()
-        for name in set(self.table.kept.values()):  # new memory: somebody may hold the tensors of the last call
-            with torch.inference_mode(False):
-                setattr(self.graph, name, torch.empty_like(self.graph.get_buffer(name)))
-        with torch.no_grad():
-            return self.graph(*args, **{name: kwargs[name] for name in self.names})
-
-
-class _Source:
-    """What is to be instrumented, and when two calls can share a capture."""
-
-    def __init__(self, model: capturing.Model, keep: str | Sequence[str] | None) -> None:
-        self.model = model
-        self.keep = keep
-        self.graph: GraphModule | None = None  # of an ExportedProgram or GraphModule: the same for all inputs
-        if not isinstance(model, (torch.nn.Module, torch.export.ExportedProgram)):
-            capturing.capture(model)  # raises and says what would be one
-
-    def capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Capture:
-        with torch.inference_mode(False):
-            gm = capturing.capture(self.model, args, kwargs) if self.graph is None else self.graph
-            if isinstance(self.model, torch.export.ExportedProgram):
-                self.graph = gm
-            if not metadata.is_complete(gm):
-                gm = copied(gm)
-                metadata.fill(gm, args, kwargs)
-            return _Capture(instrument_graph(gm, keep=self.keep, sizes=bind(gm, args, kwargs)), tuple(kwargs))
-
-    def signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
-        """Return a key that is equal for calls that one capture serves."""
-        leaves, spec = pytree.tree_flatten((args, dict(sorted(kwargs.items()))))
-        call = (str(spec), *(_kind(leaf) for leaf in leaves))
-        if isinstance(self.model, torch.export.ExportedProgram):
-            return call
-        weights = tuple((id(p), p.dtype, p.device) for p in self.model.parameters())
-        if isinstance(self.model, GraphModule):
-            return (call, weights, self.model.code)
-        modes = tuple(module.training for module in self.model.modules())
-        autocast = tuple(
-            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in ("cpu", "cuda")
-        )
-        return (call, weights, modes, autocast)
-
-
-def _kind(leaf: Any) -> Hashable:
-    if isinstance(leaf, torch.Tensor):
-        return (tuple(leaf.shape), leaf.dtype, leaf.device)
-    return (type(leaf), leaf if isinstance(leaf, Hashable) else id(leaf))
 
 
 def _same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
@@ -195,4 +128,4 @@ class _Kept(dict[str, torch.Tensor]):
     """A dictionary that suggests a name where one is missing."""
 
     def __missing__(self, name: str) -> torch.Tensor:
-        raise KeyError(f"{name!r} was not kept{nearest(name, self)}; instrument(model, keep=...) says what is")
+        raise KeyError(f"{name!r} was not kept by instrument(model, keep=...){nearest(name, self)}")

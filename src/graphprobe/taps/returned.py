@@ -23,8 +23,8 @@ def kept_names(gm: GraphModule, keep: str | Sequence[str]) -> dict[str, Node]:
         matching = [name for name in known if name == glob or fnmatch.fnmatchcase(name, glob)]
         if not matching:
             raise InputError(
-                f"keep={glob!r} matches no module and no value of the graph{nearest(glob, known)}. "
-                'Names are like "model.layers.0.mlp" (what a module returned) and "model.layers.0.mlp/mul_3"'
+                f"keep={glob!r} matches nothing; names are like 'model.layers.0.mlp' (what a module returned) and "
+                f"'model.layers.0.mlp/mul_3' (a value inside){nearest(glob, known)}"
             )
         found.update((name, known[name]) for name in matching)
     return found
@@ -77,11 +77,20 @@ def module_outputs(gm: GraphModule) -> dict[str, Node]:
     for call in calls.values():
         name = f"{call.path}@{call.number}" if call.number else call.path
         values = call.used or call.unclear or call.output
+        values = [node for node in values if not _is_input_again(node)] or values
         if len(values) == 1:
             found[name] = values[0]
         else:
             found.update((f"{name}[{index}]", node) for index, node in enumerate(values))
     return found
+
+
+def _is_input_again(node: Node) -> bool:
+    """Whether the node only passes a tensor on: ``x.float()`` of a float32 is x itself."""
+    source = node.args[0] if node.args else None
+    if not nodes.is_view(node) or not isinstance(source, Node):
+        return False
+    return nodes.shape(node) == nodes.shape(source)
 
 
 def _is_value(node: Node) -> bool:

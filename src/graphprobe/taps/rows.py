@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,11 @@ class Table:
     rows: tuple[Row, ...]
     stats: tuple[str, ...]  # names of the statistics buffers, one per device
     kept: dict[str, str]  # name of a kept value -> name of its buffer
+
+    @functools.cached_property
+    def is_dynamic(self) -> bool:
+        """Whether any shape depends on the inputs."""
+        return any(not isinstance(size, int) for row in self.rows for size in row.shape or ())
 
     def snapshot(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
         """Copy the statistics [rows, COLUMNS] to the CPU: one synchronisation per device."""
@@ -95,7 +101,7 @@ def size_of(dimension: Any, sizes: Sizes) -> int | None:
     if isinstance(dimension, int):
         return dimension
     bound = dimension.xreplace(sizes)
-    return int(bound) if bound.is_number else None
+    return int(bound) if isinstance(bound, int) or bound.is_number else None
 
 
 def _is_dynamic(size: Any) -> bool:
