@@ -9,7 +9,7 @@ import pytest
 
 from graphprobe import render
 from graphprobe.records import ClaimRecord, Finding, GraphView, NodeView, RegionRow, Report
-from graphprobe.render.divergence import AGREED, heat
+from graphprobe.render.heat import AGREED, heat
 from graphprobe.render.roles import NO_VALUE
 from render_reading import Picture
 from render_samples import calls, llama, wrong_scale

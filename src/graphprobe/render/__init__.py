@@ -10,6 +10,7 @@ from graphprobe.render.layer_picture import dot_graph, dot_layer
 from graphprobe.render.layers import layers_of
 from graphprobe.render.overlays import overlay_report, overlay_taps
 from graphprobe.render.page import page, write_html
+from graphprobe.render.trace import overlay_trace
 from graphprobe.render.wording import coverage_text, findings_table, lint_text, regions_table, taps_text, text
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "lint_text",
     "overlay_report",
     "overlay_taps",
+    "overlay_trace",
     "page",
     "regions_table",
     "taps_text",

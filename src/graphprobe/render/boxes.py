@@ -25,6 +25,7 @@ class Overlay:
     fills: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
     legend: tuple[Key, ...] = ()
+    micros: Mapping[str, float] = field(default_factory=dict)  # time of an operation's kernels, summed for a layer
 
 
 @dataclass

@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import replace
 
 from graphprobe.records import Finding, RegionRow, Report
 from graphprobe.render import labels
 from graphprobe.render.boxes import tooltip
-from graphprobe.render.folding import Group, fold, group_of, singles
-from graphprobe.render.numbers import error, made, share, size
+from graphprobe.render.context import LIMIT, Focus, Side, focus_of, side_of, tainted_by
+from graphprobe.render.folding import Group, group_of
+from graphprobe.render.heat import AGREED, ALONE, HATCH, PART, heat, scale_keys
+from graphprobe.render.numbers import error, made, size
 from graphprobe.render.roles import NO_VALUE
 from graphprobe.render.scene import Box, Frame, Key, Line, Link, Scene, stripes, to_dot
 from graphprobe.render.wiring import CALLS, Wiring, wire
-from graphprobe.render.wording import headline, worst
+from graphprobe.render.wording import headline
 
-LIMIT = 60  # boxes of the whole picture
-ABOVE, BELOW = 2, 1  # levels of context
-#: error made -> fill, light to dark; the figure itself stands in the box.
-SCALE = ((1e-6, "#fff7bc"), (1e-4, "#fee391"), (1e-2, "#fec44f"), (1e-1, "#fe9929"), (1.0, "#ec7014"))
-GRAVE = "#cc4c02"  # an error of one and more, NaN and infinity
-AGREED, PART, ALONE, HATCH = "#e6e6e6", "#fff9e8", "#ffffff", "#dddddd"
 EDGE, CLAIM, FAINT = "#7f2704", "#1f65ad", "#9dbcdc"
 PASSED_ON = 3.0  # below a finding, a total this many times what an operation introduced came from above
-
-
-@dataclass(frozen=True)
-class Focus:
-    """What the picture is about: a finding, or the region with the largest error where there is none."""
-
-    before: frozenset[str]
-    after: frozenset[str]
-    outputs: tuple[str, str]
-    frontier: tuple[tuple[str, str], ...]
-    module: str
-    culprit: str
-    introduced: float | None
-    exact: float | None
-    lines: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Side:
-    """One graph's half of the picture."""
-
-    name: str  # before, after
-    wiring: Wiring
-    region: frozenset[str]
-    groups: list[Group]
-    rows: dict[str, RegionRow]
-    partners: dict[str, str]  # claimed operations of this graph -> of the other
-    tainted: frozenset[str]  # what lies below a finding
 
 
 def dot_divergence(report: Report, finding: Finding | None = None, *, limit: int = LIMIT) -> str:
@@ -66,9 +33,9 @@ def dot_divergence(report: Report, finding: Finding | None = None, *, limit: int
     forward |= dict(focus.frontier) | dict([focus.outputs])
     backward |= {y: x for x, y in (*focus.frontier, focus.outputs)}
     sides = (
-        _side("before", before, focus, {r.before: r for r in report.regions}, forward, limit // 2),
-        _side(
-            "after", after, focus, {r.after: r for r in report.regions}, backward, limit // 2, _tainted(report, after)
+        side_of("before", before, focus, {r.before: r for r in report.regions}, forward, limit // 2),
+        side_of(
+            "after", after, focus, {r.after: r for r in report.regions}, backward, limit // 2, tainted_by(report, after)
         ),
     )
     boxes = [_box(side, group, focus) for side in sides for group in side.groups]
@@ -77,141 +44,6 @@ def dot_divergence(report: Report, finding: Finding | None = None, *, limit: int
     title = [Line(headline(report), "title"), *(Line(text) for text in focus.lines)]
     legend = _legend(boxes, bool(claims))
     return to_dot(Scene(tuple(title), tuple(boxes), (*links, *claims), _frames(sides, focus), legend, level))
-
-
-def focus_of(report: Report, finding: Finding | None, before: Wiring, after: Wiring) -> Focus:
-    """Return what to draw of a report."""
-    chosen = finding or report.first or next(iter(worst(report.findings)), None)
-    if chosen is not None:
-        figures = (
-            f"introduced {error(chosen.introduced)}, total {error(chosen.total)}, exact {error(chosen.exact)}, "
-            f"rounding floor {error(chosen.floor)}, cures {share(chosen.cures)}"
-        )
-        where = ", ".join(
-            word for word in (chosen.source, f"transform {chosen.transform}" * bool(chosen.transform)) if word
-        )
-        return Focus(
-            frozenset(chosen.before),
-            frozenset(chosen.after),
-            chosen.outputs,
-            chosen.frontier,
-            chosen.module_path,
-            chosen.culprit,
-            chosen.introduced,
-            chosen.exact,
-            (figures, where, chosen.hint),
-        )
-    rows = [row for row in report.regions if row.before in before.order and row.after in after.order]
-    if not rows:
-        return Focus(frozenset(), frozenset(), ("", ""), (), "", "", None, None, ("no region was judged",))
-    row = max(rows, key=lambda r: size(r.introduced))
-    stops = ({r.before for r in rows}, {r.after for r in rows})
-    return Focus(
-        _cone(before, row.before, stops[0]),
-        _cone(after, row.after, stops[1]),
-        (row.before, row.after),
-        (),
-        row.module_path,
-        "",
-        row.introduced,
-        row.exact,
-        (f"nothing diverges; this region introduces the most: {error(row.introduced)}, floor {error(row.floor)}",),
-    )
-
-
-def heat(error_made: float | None) -> str:
-    """Return the fill for the error that was made at one place."""
-    if error_made is None:
-        return PART
-    return next((fill for bound, fill in SCALE if error_made < bound), GRAVE)
-
-
-def scale_keys(used: set[str]) -> list[Key]:
-    """Return the legend of the colours for errors that are in use."""
-    bounds = [f"{bound:g}" for bound, _ in SCALE]
-    spans = [f"below {bounds[0]}", *(f"{low} to {high}" for low, high in pairwise(bounds)), "1 and more"]
-    fills = [*(fill for _, fill in SCALE), GRAVE]
-    return [Key(f"error made here {span}", fill) for span, fill in zip(spans, fills, strict=True) if fill in used]
-
-
-def _cone(wiring: Wiring, name: str, stops: set[str]) -> frozenset[str]:
-    """Return `name` and what lies above it, down from the next claimed operations."""
-    found, todo = set[str](), [name]
-    while todo and len(found) < LIMIT:
-        current = todo.pop()
-        found.add(current)
-        above = (i for i in wiring.inputs(current) if i not in stops and wiring.node(i).op in CALLS)
-        todo.extend(i for i in above if i not in found)
-    return frozenset(found)
-
-
-def _side(
-    name: str,
-    wiring: Wiring,
-    focus: Focus,
-    rows: dict[str, RegionRow],
-    partners: dict[str, str],
-    limit: int,
-    tainted: frozenset[str] = frozenset(),
-) -> Side:
-    which = 0 if name == "before" else 1
-    known = frozenset(wiring.shown) & (focus.before, focus.after)[which]
-    seeds = known or frozenset(n for n in (focus.outputs[which],) if n in wiring.order)
-    opening = [pair[which] for pair in focus.frontier if pair[which] in wiring.order]
-    # what the region hands on is its output; a mask or table inside it may serve every layer of the model
-    closing = seeds & {focus.outputs[which]} or seeds
-    for levels in (ABOVE, 1):
-        context = (_above(wiring, seeds, levels) | _below(wiring, closing, BELOW) | set(opening)) - seeds
-        names = sorted((seeds | context) - wiring.weights | seeds, key=wiring.order.__getitem__)
-        groups = singles(wiring, names)
-        if len(groups) <= limit:
-            return Side(name, wiring, seeds, groups, rows, partners, tainted)
-    keep = {focus.culprit, *focus.outputs, *opening}
-    rest = [n for n in names if n not in keep]
-    groups = singles(wiring, [n for n in names if n in keep]) + fold(wiring, rest, max(4, limit - len(keep)))
-    order = wiring.order
-    groups.sort(key=lambda g: order[g.members[0]])
-    return Side(name, wiring, seeds, groups, rows, partners, tainted)
-
-
-def _tainted(report: Report, after: Wiring) -> frozenset[str]:
-    """Return every operation of after that takes a value from a finding's region."""
-    found: set[str] = set()
-    todo = [name for f in report.findings if not f.accepted for name in f.after if name in after.order]
-    while todo:
-        below = [user for user in after.users[todo.pop()] if user not in found]
-        found.update(below)
-        todo.extend(below)
-    return frozenset(found)
-
-
-def _above(wiring: Wiring, seeds: frozenset[str], levels: int) -> set[str]:
-    return _reach(seeds, levels, wiring, wiring.inputs)
-
-
-def _below(wiring: Wiring, seeds: frozenset[str], levels: int) -> set[str]:
-    shown = set(wiring.shown)
-    return _reach(seeds, levels, wiring, lambda name: tuple(u for u in wiring.users[name] if u in shown))
-
-
-def _reach(seeds: Iterable[str], levels: int, wiring: Wiring, step: Callable[[str], tuple[str, ...]]) -> set[str]:
-    """Return what lies within so many operations of the seeds; views count for nothing."""
-    found: set[str] = set()
-    edge = list(seeds)
-    for _ in range(levels):
-        reached: list[str] = []
-        todo = [n for name in edge for n in step(name)]
-        while todo:
-            name = todo.pop()
-            if name in found:
-                continue
-            found.add(name)
-            if wiring.node(name).is_view:
-                todo.extend(step(name))
-            else:
-                reached.append(name)
-        edge = reached
-    return found
 
 
 def _box(side: Side, group: Group, focus: Focus) -> Box:

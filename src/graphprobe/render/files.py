@@ -6,7 +6,8 @@ import os
 
 from graphprobe.records import GraphView, Report
 from graphprobe.render.boxes import Overlay
-from graphprobe.render.divergence import LIMIT, dot_divergence
+from graphprobe.render.context import LIMIT
+from graphprobe.render.divergence import dot_divergence
 from graphprobe.render.engine import write_picture
 from graphprobe.render.layer_picture import dot_graph, dot_layer
 

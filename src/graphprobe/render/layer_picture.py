@@ -9,6 +9,7 @@ from graphprobe.render import labels
 from graphprobe.render.boxes import Canvas, Overlay, arrange, canvas_of, operation_box
 from graphprobe.render.folding import Group, fold
 from graphprobe.render.layers import members, select
+from graphprobe.render.numbers import count
 from graphprobe.render.roles import COLOURS, NO_VALUE, SPINE
 from graphprobe.render.scene import Box, Key, Line, Link, Scene, to_dot
 from graphprobe.render.wiring import CALLS, Wiring, layer_prefix, wire
@@ -38,6 +39,9 @@ def dot_layer(
     kind = wiring.kinds.get(modules[0], "")
     details = f"{kind + ', ' if kind else ''}{ops} operations and {len(names) - ops} views"
     heading = [Line(", ".join(modules[:4]), "title"), Line(f"{graph.name + ': ' if graph.name else ''}{details}")]
+    timed = [canvas.overlay.micros[name] for name in names if name in canvas.overlay.micros]
+    if timed:
+        heading.append(Line(f"kernels of {count(len(timed), 'operation')} take {sum(timed):.1f} \u00b5s together"))
     return to_dot(_scene(canvas, heading, base=modules[0] if len(modules) == 1 else ""))
 
 

@@ -52,9 +52,9 @@ def statistic(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, noun: str, plural: str = "") -> str:
     """Return '1 operation', '2,190 operations'."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def flat(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from graphprobe.records import Report, Tap
 from graphprobe.render.boxes import Overlay
-from graphprobe.render.divergence import AGREED, heat, scale_keys
+from graphprobe.render.heat import AGREED, heat, scale_keys
 from graphprobe.render.numbers import error, made, statistic
 from graphprobe.render.scene import Key
 from graphprobe.render.wording import headline

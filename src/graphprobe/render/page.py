@@ -11,8 +11,9 @@ from typing import Any
 from graphprobe.errors import RenderError
 from graphprobe.records import VERDICTS, Finding, GraphView, Report, RunReport, to_data
 from graphprobe.render import labels
-from graphprobe.render.divergence import dot_divergence, heat
+from graphprobe.render.divergence import dot_divergence
 from graphprobe.render.engine import draw, find_engine, write
+from graphprobe.render.heat import heat
 from graphprobe.render.numbers import count, error, made, share
 from graphprobe.render.roles import COLOURS, NO_VALUE, role_of, rotary_nodes
 from graphprobe.render.runs import matches

@@ -48,7 +48,7 @@ def steps_table(report: RunReport) -> str:
         for step in report.steps
     ]
     headers = ["stage", "transform", "came of it", "nodes", "weights, MB", "ms", "lints", "verdict"]
-    return table(headers, rows, flexible=(1,)) if rows else "the pipeline is empty"
+    return table(headers, rows, flexible=(0, 1)) if rows else "the pipeline is empty"
 
 
 def _briefly(step: RunStep) -> str:
