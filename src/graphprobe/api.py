@@ -17,11 +17,12 @@ from graphprobe.capturing import Model, capture
 from graphprobe.devices import moved
 from graphprobe.errors import InputError, MismatchError
 from graphprobe.execute import run_program
-from graphprobe.program import Program, program
+from graphprobe.program import Program, copied, program
 from graphprobe.records import Replacement, Report
 
 Side = Model | str | os.PathLike[str]
 Progress = Callable[[int, int, str], None]
+EVENTS = "graphprobe_events"  # where a graph that was transformed under observation carries its replacements
 
 
 def diff(
@@ -57,7 +58,7 @@ def diff(
     left, right, bound = _programs(gm_before, gm_after, args, kwargs)
     notes: list[str] = []
     redrawn = _redrawn(left, bound, valid, notes)
-    alignment = align.align(left, right, tuple(events or ()), bound)
+    alignment = align.align(left, right, tuple(events if events is not None else gm_after.meta.get(EVENTS, ())), bound)
     judgement = judge.judge(left, right, alignment, bound, redrawn=redrawn, exact=exact, progress=progress)
     judgement.notes += notes
     report = judge.report(judgement, accept=accept, allow=allow, min_coverage=min_coverage)
@@ -130,9 +131,20 @@ def _programs(
     _check_signatures(left, right)
     for side, one, gm in (("before", left, gm_before), ("after", right, gm_after)):
         inputs.check(one, bound, side, inputs.device_of(gm))
+    bound = _as_before_takes(left, bound)
     for one in (left, right):
         concretise(one, bound)
     return left, right, bound
+
+
+def _as_before_takes(left: Program, bound: inputs.Inputs) -> inputs.Inputs:
+    """Cast floating inputs to the dtypes of before; after's are cast from there."""
+    out = dict(bound)
+    for path, node in left.inputs.items():
+        wanted, value = nodes.tensor_val(node), bound.get(path)
+        if wanted is not None and isinstance(value, torch.Tensor) and value.dtype != wanted.dtype:
+            out[path] = value.to(wanted.dtype)
+    return out
 
 
 def _rename_positional(
@@ -175,14 +187,14 @@ def concretise(one: Program, bound: inputs.Inputs) -> None:
     """
     if all(_is_concrete(n) for n in one.live):
         return
-    copied = _copy(one)
+    copy = copied(one)
     try:
-        values = run_program(copied, bound, copied.live, observe=_as_meta)
+        values = run_program(copy, bound, copy.live, observe=_as_meta)
     except Exception:  # the run itself will say which node raises
         values = {}
     for node, value in values.items():
         node.meta["val"] = value
-    one.__dict__.update(copied.__dict__)
+    one.__dict__.update(copy.__dict__)
 
 
 def _is_concrete(node: torch.fx.Node) -> bool:
@@ -198,22 +210,6 @@ def _as_meta(value: Any) -> Any:
             torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="meta") if isinstance(v, torch.Tensor) else v
         ),
         value,
-    )
-
-
-def _copy(one: Program) -> Program:
-    graph = torch.fx.Graph()
-    made: dict[torch.fx.Node, torch.fx.Node] = {}
-    for node in one.gm.graph.nodes:
-        made[node] = graph.node_copy(node, made.__getitem__)
-        made[node].meta = dict(node.meta)
-    gm = torch.fx.GraphModule(one.gm, graph)
-    labels = {made[n]: one.label(n) for n in made}
-    return Program(
-        gm,
-        {p: made[n] for p, n in one.inputs.items()},
-        {p: made[n] for p, n in one.outputs.items()},
-        labels,
     )
 
 

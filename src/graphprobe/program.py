@@ -16,11 +16,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch.fx import GraphModule, Node
 
-from graphprobe import nodes, subclasses
+from graphprobe import nodes, provenance, subclasses
 from graphprobe.capturing import quiet, register_caches
 from graphprobe.errors import CaptureError
 
 _LABEL = "graphprobe_label"
+#: In place on paper, but no value changes: they only leave the autograd graph.
+DETACHES = ("aten::detach_",)
 
 
 @dataclass(eq=False)
@@ -95,7 +97,7 @@ def needs_export(node: Node) -> bool:
         return False
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return "autocast" in node.target._name or "set_grad" in node.target._name
-    return nodes.is_mutating(node)
+    return nodes.is_mutating(node) and nodes.schema_name(node) not in DETACHES
 
 
 def input_paths(gm: GraphModule) -> dict[str, Node]:
@@ -112,14 +114,31 @@ def input_paths(gm: GraphModule) -> dict[str, Node]:
 
 def spec_paths(in_spec: Any, names: list[str]) -> list[str]:
     """Name every leaf of (args, kwargs): positional ones by the parameter they bind to."""
-    tree = pytree.tree_unflatten(list(range(in_spec.num_leaves)), in_spec)
-    leaves, _ = pytree.tree_flatten_with_path(tree)
     out = []
     path: Any
-    for path, _leaf in leaves:
+    for path in leaf_paths(in_spec):
+        if len(path) < 2:
+            out.append(f"input[{path[0].idx}]")
+            continue
         first = names[path[1].idx] if path[0].idx == 0 else str(path[1].key)
         out.append(first + _suffix(path[2:]))
     return out
+
+
+def leaf_paths(spec: Any) -> list[Any]:
+    """Return the key path of every leaf of a tree spec; its classes are built from small tensors for that.
+
+    A class that cannot be built so (a cache that checks its tensors) leaves plain positions.
+    """
+    try:
+        with quiet():
+            tree = pytree.tree_unflatten([torch.zeros(1, 1, 1, 1) for _ in range(spec.num_leaves)], spec)
+            found = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+    except Exception:
+        found = []
+    if len(found) == spec.num_leaves:
+        return found
+    return [(pytree.SequenceKey(i),) for i in range(spec.num_leaves)]
 
 
 def output_paths(gm: GraphModule) -> dict[str, Node]:
@@ -129,9 +148,14 @@ def output_paths(gm: GraphModule) -> dict[str, Node]:
     returned = output.args[0]
     flat = list(returned) if isinstance(returned, (list, tuple)) else [returned]
     if info is not None and info.out_spec is not None and info.out_spec.num_leaves == len(flat):
-        returned = pytree.tree_unflatten(flat, info.out_spec)
+        return _named(leaf_paths(info.out_spec), flat)
     leaves, _ = pytree.tree_flatten_with_path(returned)
-    return {(_suffix(path).lstrip(".") or "output"): leaf for path, leaf in leaves if isinstance(leaf, Node)}
+    return _named([path for path, _ in leaves], [leaf for _, leaf in leaves])
+
+
+def _named(paths: list[Any], leaves: list[Any]) -> dict[str, Node]:
+    pairs = zip(paths, leaves, strict=True)
+    return {(_suffix(path).lstrip(".") or "output"): leaf for path, leaf in pairs if isinstance(leaf, Node)}
 
 
 def _suffix(path: tuple[Any, ...]) -> str:
@@ -139,6 +163,30 @@ def _suffix(path: tuple[Any, ...]) -> str:
     for key in path:
         name = getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))
         out += f".{name}" if isinstance(name, str) and name.isidentifier() else f"[{name!r}]"
+    return out
+
+
+def copied(one: Program) -> Program:
+    """Copy a program's graph, that its nodes may be changed; weights stay shared, labels stay the user's names."""
+    graph = torch.fx.Graph()
+    made: dict[Node, Node] = {}
+    for node in one.gm.graph.nodes:
+        made[node] = graph.node_copy(node, made.__getitem__)
+        made[node].meta = dict(node.meta)
+    return Program(
+        GraphModule(one.gm, graph),
+        {p: made[n] for p, n in one.inputs.items()},
+        {p: made[n] for p, n in one.outputs.items()},
+        {made[n]: one.label(n) for n in made},
+    )
+
+
+def _without_detach(one: Program) -> Program:
+    out = copied(one)
+    for node in out.gm.graph.nodes:
+        if nodes.schema_name(node) in DETACHES:
+            node.target = torch.ops.aten.detach.default
+    out.gm.recompile()
     return out
 
 
@@ -162,9 +210,22 @@ def _marked(gm: GraphModule) -> GraphModule:
         graph = copy.deepcopy(gm.graph)
     marked = GraphModule(gm, graph, type(gm).__name__)  # copy.copy would take the original's graph over
     for old, new in zip(gm.graph.nodes, marked.graph.nodes, strict=True):
+        if new.op == "get_attr":
+            _as_buffer(marked, new)
         new.meta["custom"] = {**(new.meta.get("custom") or {}), _LABEL: old.name}
     marked.recompile()
     return marked
+
+
+def _as_buffer(gm: GraphModule, node: Node) -> None:
+    """Register a constant that is a plain attribute as a buffer: export loses track of the others."""
+    value = fetch(gm, str(node.target))
+    known = {**dict(gm.named_parameters(remove_duplicate=False)), **dict(gm.named_buffers(remove_duplicate=False))}
+    if isinstance(value, torch.Tensor) and str(node.target) not in known:
+        name = "_constant_" + str(node.target).replace(".", "_")
+        gm.register_buffer(name, value, persistent=True)
+        node.target = name
+    node.meta["custom"] = {k: v for k, v in (node.meta.get("custom") or {}).items() if k != provenance.KEY}
 
 
 def from_exported(exported: torch.export.ExportedProgram) -> Program:
@@ -201,7 +262,8 @@ def _positional_names(exported: torch.export.ExportedProgram, in_spec: Any) -> l
     names = list(getattr(exported, "_forward_arg_names", None) or [])
     module_spec = exported.module_call_graph[0].signature
     found = list(getattr(module_spec, "forward_arg_names", None) or []) or names
-    count = len(pytree.tree_unflatten([0] * in_spec.num_leaves, in_spec)[0])
+    paths = [path for path in leaf_paths(in_spec) if len(path) > 1 and path[0].idx == 0]
+    count = max((path[1].idx + 1 for path in paths), default=0)
     return found if len(found) >= count else [f"args{i}" for i in range(count)]
 
 
@@ -213,7 +275,4 @@ def _signature_outputs(exported: torch.export.ExportedProgram, flat: list[Any]) 
             user.append(node)
         elif isinstance(node, Node):
             state[f"state:{spec.target}"] = node
-    returned = pytree.tree_unflatten(user, exported.call_spec.out_spec)
-    leaves, _ = pytree.tree_flatten_with_path(returned)
-    named = {(_suffix(path).lstrip(".") or "output"): leaf for path, leaf in leaves if isinstance(leaf, Node)}
-    return {**named, **state}
+    return {**_named(leaf_paths(exported.call_spec.out_spec), user), **state}

@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.align import anchors, identity, occurrence, structure, values
+from graphprobe.align import anchors, casts, identity, occurrence, structure, values
 from graphprobe.align import events as events_
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.program import Program
@@ -22,8 +22,8 @@ Evidence = Callable[[Program, Program, Alignment], None]
 EVIDENCE = (identity.claim, occurrence.claim)
 #: These grow from what is claimed, so they are asked in turn until none adds anything. What only guesses comes after
 #: the values have been asked: a wrong guess misleads all that grows from it.
-SURE = (structure.claim,)
-GUESSES = (structure.claim, structure.claim_slots, anchors.claim)
+SURE = (structure.claim, casts.claim)
+GUESSES = (structure.claim, casts.claim, structure.claim_slots, anchors.claim)
 
 
 def align(

@@ -12,25 +12,46 @@ from graphprobe.program import Program
 
 
 def claim(before: Program, after: Program, alignment: Alignment) -> None:
-    """Claim nodes by id. One id may have reached several nodes (a decomposition): then the last of each side."""
+    """Claim nodes by id. One id may have reached several nodes (a decomposition): then what the last of each side makes.
+
+    Where a decomposition ends in a view (a linear becomes addmm and a view of it), that view is what is claimed.
+    """
     left, right = _by_id(before), _by_id(after)
     for id, ys in right.items():
         xs = left.get(id)
         if not xs:
             continue
-        if [provenance.target_name(x) for x in xs] == [provenance.target_name(y) for y in ys]:
-            pairs = list(zip(xs, ys, strict=True))
+        made_before, made_after = _making(xs), _making(ys)
+        if [provenance.target_name(x) for x in made_before] == [provenance.target_name(y) for y in made_after]:
+            pairs = list(zip(made_before, made_after, strict=True))
         else:
-            pairs = [(xs[-1], ys[-1])]
+            pairs = _last_of_equal_shape(xs, ys)
         for x, y in pairs:
             if nodes.shape(x) == nodes.shape(y) and not alignment.of_after.get(y):
                 alignment.add(Claim(x, y, "id"))
+
+
+def _making(group: list[Node]) -> list[Node]:
+    return [n for n in group if nodes.makes_values(n)]
+
+
+def _last_of_equal_shape(xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
+    """Pair what the two groups hand on; only where values were made on both sides."""
+    if not _making(xs) or not _making(ys):
+        return []
+    x, y = xs[-1], ys[-1]
+    # a trailing view that only one side has is stepped over, where what it views has the right shape
+    for mine in (x, _making(xs)[-1]):
+        for theirs in (y, _making(ys)[-1]):
+            if nodes.shape(mine) == nodes.shape(theirs) and nodes.tensor_val(mine) is not None:
+                return [(mine, theirs)]
+    return []
 
 
 def _by_id(program: Program) -> dict[tuple[str, int], list[Node]]:
     found: dict[tuple[str, int], list[Node]] = defaultdict(list)
     for node in program.live:
         id = provenance.node_id(node)
-        if id is not None and nodes.makes_values(node):
+        if id is not None and (nodes.makes_values(node) or nodes.is_view(node)):
             found[id].append(node)
     return found
