@@ -15,13 +15,13 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.model ## find a planted bug in a real language model (first run: several minutes)
-	@GRAPHPROBE_CACHE="$(MODEL_CACHE)" $(BIN)/graphprobe demo
+	@GRAPHPROBE_CACHE="$(abspath $(MODEL_CACHE))" $(BIN)/graphprobe demo
 
 test: lint ## what CI runs: lint, types, layers and the quick tests (under ten minutes)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-all: lint $(VENV)/.model ## every test this machine can run, also the slow ones on the real model
-	@GRAPHPROBE_CACHE="$(MODEL_CACHE)" $(BIN)/python -m pytest
+	@GRAPHPROBE_CACHE="$(abspath $(MODEL_CACHE))" $(BIN)/python -m pytest
 
 lint: $(VENV)/.ready ## ruff, mypy --strict on src and transforms, import-linter
 	@$(BIN)/ruff check .

@@ -172,7 +172,7 @@ def test_diff_writes_report_and_picture(capsys: pytest.CaptureFixture[str]) -> N
     assert report.first is not None
     assert report.first.op == "aten.mul.Tensor"
     assert Path("culprit.dot").read_text().startswith("digraph")
-    assert "<html" in Path("report.html").read_text()
+    assert "<html" in Path("r.html").read_text()
     assert cli.main(["show", "after.fx", "--report", "report.json", "-o", "errors.dot"]) == 0
     assert "semantic" in Path("errors.dot").read_text()
 

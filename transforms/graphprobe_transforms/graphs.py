@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import operator
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
@@ -85,10 +86,18 @@ def insert(
     with place.graph.inserting_before(place):
         node = place.graph.call_function(target, args, kwargs or {})
     node.meta = {key: like.meta[key] for key in _PLACE if key in like.meta}
-    if outer and "nn_module_stack" in node.meta:
-        node.meta["nn_module_stack"] = dict(list(node.meta["nn_module_stack"].items())[:-1])
+    if outer:
+        _step_out(node.meta)
     node.meta["val"] = evaluate(node)
     return node
+
+
+def _step_out(meta: dict[str, Any]) -> None:
+    """Leave out the innermost module and the innermost source line."""
+    if "nn_module_stack" in meta:
+        meta["nn_module_stack"] = dict(list(meta["nn_module_stack"].items())[:-1])
+    if frames := re.split(r'\n(?=\s*File ")', meta.get("stack_trace") or "")[:-1]:
+        meta["stack_trace"] = "\n".join(frames)
 
 
 def insert_weight(gm: GraphModule, place: Node, path: str, value: torch.Tensor, *, like: Node) -> Node:
