@@ -42,7 +42,7 @@ class Grid:
     step: Tensor  # [rows, columns] float64, > 0
     bits: int  # 8 also for 8-bit floats
     float8: torch.dtype | None = None
-    slack: float = 0.0  # relative rounding of the scale and of the division by it
+    rounding: float = 0.0  # unit roundoff of the scale and of the division by it
 
     @property
     def group(self) -> int:
@@ -70,7 +70,7 @@ def fit(wanted: Tensor, held: Tensor, grid: Grid, x: Tensor | None = None) -> Fi
         wanted, held, grid, x = wanted.t(), held.t(), grid.turned, None
         size = grid.group
     error = held - wanted
-    outside = error.abs() > grid.step * HALF + held.abs() * grid.slack
+    outside = error.abs() > grid.step * HALF + held.abs() * 3 * grid.rounding
     clipped = (
         outside
         & (wanted.abs() > held.abs())
@@ -81,17 +81,46 @@ def fit(wanted: Tensor, held: Tensor, grid: Grid, x: Tensor | None = None) -> Fi
     rms = _groups(error, size).square().mean(-1).sqrt()
     ratios = torch.nan_to_num(rms / nearest_rms, nan=0.0, posinf=math.inf)
     ratio = float(ratios.amax())
+    off = _off_scale(wanted, held, error, grid)
     bad_rows = outside.sum(1) > max(1.0, (1 - INSIDE) * wanted.shape[1])
-    if not bool(bad_rows.any()) and not bool((outside & ~clipped).sum(1).gt(1).any()) and ratio <= COARSEST:
+    if (
+        off is None
+        and not bool(bad_rows.any())
+        and not bool((outside & ~clipped).sum(1).gt(1).any())
+        and ratio <= COARSEST
+    ):
         return Fit(True, "", inside, ratio)
-    if grid.float8 is None and _chosen(error, wanted, grid, ratios, x):
+    if off is None and grid.float8 is None and _chosen(error, wanted, grid, ratios, x):
         return Fit(True, "", inside, ratio, nearest=False)
+    if off is not None:
+        return Fit(False, off, inside, ratio)
     if ratio > COARSEST:
         row = int(ratios.amax(1).argmax())
         return Fit(False, f"row {row} is {ratio:.1f} times coarser than round-to-nearest", inside, ratio)
     row = int(outside.sum(1).argmax())
     share = 100 * float(outside[row].double().mean())
     return Fit(False, f"{share:.0f} % of row {row} lies farther than half a step from the weight", inside, ratio)
+
+
+def _off_scale(wanted: Tensor, held: Tensor, error: Tensor, grid: Grid) -> str | None:
+    """Say which row is systematically too large or too small: more than rounding the scale and the codes explains."""
+    size = held.square().sum(1).clamp(min=1e-300)
+    slope = (error * held).sum(1) / size  # of the error over the value
+    noise = error.square().mean(1).sqrt() / size.sqrt()
+    excess = slope.abs() - 1.05 * grid.rounding - 5 * noise
+    row = int(excess.argmax())
+    if float(excess[row]) <= 0:
+        # what no row shows alone they may show together: rounded scales err in both directions
+        scales = max(int(torch.unique(grid.step[:, 0]).numel()), 1)
+        whole = float((error * held).sum() / size.sum())
+        bound = 1.05 * grid.rounding * min(1.0, 2.0 / math.sqrt(scales))
+        bound += 5 * float(error.square().mean().sqrt() / size.sum().sqrt())
+        return f"the rows together are {100 * abs(whole):.1f} % too {_sign(whole)}" if abs(whole) > bound else None
+    return f"row {row} is {100 * abs(float(slope[row])):.1f} % too {_sign(float(slope[row]))}"
+
+
+def _sign(slope: float) -> str:
+    return "large" if slope > 0 else "small"
 
 
 def _groups(x: Tensor, size: int) -> Tensor:

@@ -107,11 +107,15 @@ def _within_rounding(
     for side, plain in (("before", found.truth), ("after", found.other)):
         program = replay.plan.before if side == "before" else replay.plan.after
         values = {n: program.attribute(n).detach() for n in constants[side]}
+        if side == "before":  # a 16-bit weight that after does not use is no reason for noise
+            values = {n: v for n, v in values.items() if v.dtype.itemsize >= 4}
         coarse = coarse or any(v.dtype.itemsize < 4 for v in values.values())
         for draw in range(_DRAWS if values else 0):
             rounded = {n: _rounded(v, draw) for n, v in values.items()}
             noisy = replay.exact(side, region, override={**variant.override, **rounded})
             noises.append(torch.nan_to_num(noisy - plain))
+    if not noises:
+        return None
     spread, where = worst_ratio(found.difference, noises)
     if coarse and _resembles_computed(replay, region, constants):
         return None
@@ -142,7 +146,8 @@ def _resembles_computed(replay: Replay, region: Region, constants: dict[str, lis
 def _is_near(made: torch.Tensor, value: torch.Tensor) -> bool:
     if not made.is_floating_point() or made.numel() != value.numel():
         return False
-    return bool(torch.linalg.vector_norm(made.reshape(-1) - value) < 0.1 * torch.linalg.vector_norm(value))
+    made = made.double().reshape(-1)
+    return bool(torch.linalg.vector_norm(made - value) < 0.1 * torch.linalg.vector_norm(value))
 
 
 def _value(replay: Replay, side: str, node: Node) -> torch.Tensor:

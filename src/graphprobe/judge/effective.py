@@ -108,19 +108,19 @@ class Finder:
         step = torch.where(torch.isfinite(step) & (step > 0), step, _fallback(step, held2, codes.dtype))
         float8 = codes.dtype if codes.dtype in FP8 else None
         bits = 8 if float8 else min(codes.dtype.itemsize * 8 // fields, 8)
-        grid = Grid(step, bits, float8, self._slack(value))
-        grid = Grid(step, narrowest(codes, held2, step, bits, grid.group), float8, grid.slack)
+        grid = Grid(step, bits, float8, self._rounding(value))
+        grid = Grid(step, narrowest(codes, held2, step, bits, grid.group), float8, grid.rounding)
         return Effective(weight, wanted, held2, grid, value.shape)
 
-    def _slack(self, value: Tensor) -> float:
-        """The rounding of the scales, as coarse as the coarsest of them, and of a division in the weight's dtype."""
+    def _rounding(self, value: Tensor) -> float:
+        """Return the unit roundoff of the coarsest scale, or of a division in the weight's dtype."""
         coarsest = torch.finfo(value.dtype).eps
         for node in self.piece:
             if node.op == "get_attr":
                 scale = self.program.attribute(node)
                 if isinstance(scale, torch.Tensor) and scale.dtype in (torch.float32, torch.float16, torch.bfloat16):
                     coarsest = max(coarsest, torch.finfo(scale.dtype).eps)
-        return 1.5 * coarsest
+        return coarsest / 2
 
     # --- the three ways ---------------------------------------------------------------------------------------------
 

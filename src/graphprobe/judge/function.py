@@ -25,7 +25,10 @@ def same_function(replay: Replay, region: Region) -> Sameness:
     if plain.same is not False or plain.where == "shape":
         return plain
     for excuse in EXCUSES:
-        answer = excuse(replay, region, plain)
+        try:
+            answer = excuse(replay, region, plain)
+        except Exception as error:  # arithmetic that some operator here does not know: nothing can be said
+            return Sameness(None, plain.spread, reason=f"{excuse.__name__}: {type(error).__name__}: {error}"[:300])
         if answer is not None:
             return answer
     return plain

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from graphprobe import provenance
+from graphprobe import nodes, provenance
 from graphprobe.judge.codes import Fit, Grid, code_fit, fit, flip, float8_fit
 from graphprobe.judge.effective import Effective, Finder
 from graphprobe.judge.same import Sameness, Variant, ask
 from graphprobe.lanes import exact
+from graphprobe.lanes.quantized import FAKE_QUANTIZERS, Affine
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.relaxed import FP8, Chain, chains, relaxed_call
 from graphprobe.lanes.replay import Replay
@@ -28,7 +29,10 @@ _GATHERS = {"aten::embedding", "aten::index", "aten::index_select", "aten::gathe
 
 
 def ask_quantization(replay: Replay, region: Region, plain: Sameness) -> Sameness | None:
-    """Ask rule 1 with quantisation taken out of both sides; None where nothing here is quantised."""
+    """Ask rule 1 with quantisation taken out of both sides; None where nothing here is quantised.
+
+    What is left of the difference then has the last word: it is a defect beside the quantisation.
+    """
     made = {side: chains(getattr(region, side)) for side in ("before", "after")}
     relaxed = {n for side in made for chain in made[side] for n in chain.members}
     stored, lost = _stored(replay, region, relaxed)
@@ -36,8 +40,6 @@ def ask_quantization(replay: Replay, region: Region, plain: Sameness) -> Samenes
         return _gathered(replay, region, plain) if lost else None
     variant = Variant({e.weight: e.override for e in stored}, relaxed)
     answer = ask(replay, region, variant)
-    if not answer.same:
-        return None
     fits = [(_weight_name(e), fit(e.wanted, e.held, e.grid, _activation(replay, region, e))) for e in stored]
     for side in ("before", "after"):
         fits += _chain_fits(replay, region, side, made[side])
@@ -46,6 +48,9 @@ def ask_quantization(replay: Replay, region: Region, plain: Sameness) -> Samenes
             return dataclasses.replace(plain, rule=RULE, note=f"{name}: {found.why}")
     if not fits:
         return None
+    if not answer.same:
+        note = f"beside an honest quantisation ({_summary(fits)})"
+        return dataclasses.replace(answer, rule=RULE, note=note) if answer.same is False else answer
     return Sameness(
         True, answer.spread, rule=RULE, kind="quantization", note=_summary(fits), better="before", exact=plain.exact
     )
@@ -90,21 +95,20 @@ def _chain_fits(replay: Replay, region: Region, side: str, made: list[Chain]) ->
 
     fits = []
     for chain in made:
-        codes = values[chain.last]
-        unrounded = _unrounded(chain, value_of)
         name = f"{provenance.target_name(chain.source)} rounded to codes"
+        if chain.fake:
+            affine = _fake_operands(chain.last, value_of)
+            fits.append((name, code_fit(affine.relaxed(), affine.codes().double(), chain.bounds())))
+            continue
+        codes, unrounded = values[chain.last], _unrounded(chain, value_of)
         if chain.dtype() in FP8:
             fits.append((name, float8_fit(unrounded, codes, chain.dtype() or torch.float8_e4m3fn)))
             continue
-        codes = codes.double()
         bounds = chain.bounds()
-        if chain.fake:  # compare in units of the step, which the difference of neighbouring values tells
-            codes, unrounded = _in_steps(codes, unrounded)
-            bounds = None
         helps = any(
             chain is not c and _feeds(chain, c) for c in made
         )  # a zero point: one number, all levels of its own
-        fits.append((name, code_fit(unrounded, codes, None if helps else bounds)))
+        fits.append((name, code_fit(unrounded, codes.double(), None if helps else bounds)))
     return fits
 
 
@@ -125,14 +129,10 @@ def _unrounded(chain: Chain, value_of: Callable[[Node], Any]) -> torch.Tensor:
     return value.double()
 
 
-def _in_steps(held: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Divide by the smallest distance of two held values, a scale per slice of the first dimension where it differs."""
-    levels = torch.unique(held)
-    gaps = levels[1:] - levels[:-1]
-    step = (
-        gaps[gaps > 1e-9 * held.abs().amax()].amin() if bool((gaps > 0).any()) else held.abs().amax().clamp(min=1e-300)
-    )
-    return held / step, value / step
+def _fake_operands(node: Node, value_of: Callable[[Node], Any]) -> Affine:
+    """Return the operands of a fake quantiser."""
+    args, kwargs = torch.fx.map_arg(node.args, value_of), torch.fx.map_arg(node.kwargs, value_of)
+    return FAKE_QUANTIZERS[nodes.schema_name(node)](*args, **kwargs)
 
 
 def _feeds(chain: Chain, other: Chain) -> bool:
@@ -167,7 +167,7 @@ def _gathered(replay: Replay, region: Region, plain: Sameness) -> Sameness | Non
                 continue
             step = torch.where(torch.isfinite(step) & (step > 0), step, step.nan_to_num(0.0).amax(1, keepdim=True))
             float8 = codes.dtype if codes.dtype in FP8 else None
-            grid = Grid(step, codes.dtype.itemsize * 8 // fields, float8, 1.5 * 2.0**-8)
+            grid = Grid(step, codes.dtype.itemsize * 8 // fields, float8, 2.0**-9)
             found = fit(truth.reshape(-1, wide), held.reshape(-1, wide), grid)
             if found.holds:
                 note = _summary([("the table", found)])

@@ -12,12 +12,14 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.lanes import measure
+from graphprobe.execute import Values
+from graphprobe.lanes import exact, measure
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import U64, Replay
 
@@ -49,9 +51,17 @@ class Variant:
     override: Mapping[Node, torch.Tensor] = dataclasses.field(default_factory=dict)
     relaxed: Collection[Node] = ()
 
-    def exact(self, replay: Replay, side: str, region: Region, noise: torch.Generator | None = None) -> torch.Tensor:
-        """Evaluate one piece."""
-        return replay.exact(side, region, noise=noise, override=self.override, relaxed=self.relaxed)
+    def exact(self, replay: Replay, side: str, region: Region) -> tuple[Any, Values]:
+        """Evaluate one piece; return its result and the decisions taken on the way."""
+        values = replay.exact_values(side, region, override=self.override, relaxed=self.relaxed)
+        taken = [n for n in getattr(region, side) if n in values and n not in self.relaxed and exact.decides(n)]
+        return replay.result(side, region, values, self.override), {n: values[n] for n in taken}
+
+    def noisy(self, replay: Replay, side: str, region: Region, decisions: Values, draw: int) -> torch.Tensor:
+        """Evaluate one piece under float64 noise, with the decisions held: a flip on a tie is no rounding noise."""
+        device = next((v.device for v in replay.values.values() if isinstance(v, torch.Tensor)), torch.device("cpu"))
+        noise = torch.Generator(device=device).manual_seed(draw)
+        return replay.exact(side, region, noise, override={**decisions, **self.override}, relaxed=self.relaxed)
 
 
 PLAIN = Variant()
@@ -66,6 +76,7 @@ class Compared:
     difference: torch.Tensor
     kept: torch.Tensor
     wrong: torch.Tensor
+    decisions: tuple[Values, Values]  # of before, of after
 
     @property
     def relative(self) -> float:
@@ -93,9 +104,8 @@ def judge_difference(replay: Replay, region: Region, found: Compared, variant: V
         return Sameness(True, 0.0, exact=0.0)
     noises = [(2 * U64 / math.sqrt(3)) * found.kept]  # rounding of the result itself
     for draw in range(_DRAWS):
-        for side, plain in (("before", found.truth), ("after", found.other)):
-            generator = torch.Generator(device=found.truth.device).manual_seed(draw)
-            noisy = variant.exact(replay, side, region, generator)
+        for side, plain, taken in zip(("before", "after"), (found.truth, found.other), found.decisions, strict=True):
+            noisy = variant.noisy(replay, side, region, taken, draw)
             noises.append(_difference(replay, region, plain, noisy)[0])
     spread, where = worst_ratio(found.difference, noises)
     return Sameness(spread <= BOUND, spread, where, exact=found.relative)
@@ -103,13 +113,13 @@ def judge_difference(replay: Replay, region: Region, found: Compared, variant: V
 
 def compare(replay: Replay, region: Region, variant: Variant = PLAIN) -> Compared | Sameness:
     """Evaluate both pieces exactly; a Sameness where they hold no tensors of equal shape."""
-    truth = variant.exact(replay, "before", region)
-    other = variant.exact(replay, "after", region)
+    truth, decided = variant.exact(replay, "before", region)
+    other, decided_after = variant.exact(replay, "after", region)
     if not isinstance(truth, torch.Tensor) or not isinstance(other, torch.Tensor):
         return Sameness(truth == other, 0.0 if truth == other else math.inf)
     if truth.shape != other.shape:
         return Sameness(False, math.inf, where="shape")
-    return Compared(truth, other, *_difference(replay, region, truth, other))
+    return Compared(truth, other, *_difference(replay, region, truth, other), (decided, decided_after))
 
 
 def _difference(

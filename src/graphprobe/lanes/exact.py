@@ -63,6 +63,30 @@ def takes_native(node: Node) -> bool:
     return False
 
 
+#: Operators that choose or move numbers and never round one: noise has no place in their results.
+UNROUNDED = {
+    f"aten::{name}"
+    for name in (
+        "round", "floor", "ceil", "trunc", "sign", "abs", "neg", "relu", "clamp", "clamp_min", "clamp_max", "clip",
+        "hardtanh", "minimum", "maximum", "max", "min", "amax", "amin", "where", "masked_fill", "to", "_to_copy", "cat",
+        "stack", "index", "index_select", "index_put", "gather", "scatter", "embedding", "sort", "topk", "tril", "triu",
+        "repeat", "repeat_interleave", "roll", "flip", "full", "zeros", "ones", "arange", "pad", "constant_pad_nd",
+        "max_pool2d", "nan_to_num", "cummax", "copy", "fill", "scalar_tensor", "tensor",
+    )
+} | {"prims::convert_element_type"}  # fmt: skip
+_ROUNDINGS = {"aten::round", "aten::floor", "aten::ceil", "aten::trunc", "aten::sign", "aten::fix"}
+
+
+def decides(node: Node) -> bool:
+    """Whether the node takes a decision: its result jumps where its operands pass a bound (codes, indices, masks)."""
+    if node.op != "call_function" or nodes.is_view(node):
+        return False
+    if nodes.schema_name(node) in _ROUNDINGS:
+        return True
+    value = nodes.tensor_val(node)
+    return value is not None and value.dtype not in LIFTED and value.dtype not in (torch.float64, torch.complex128)
+
+
 #: Gathers: only the rows that are read need lifting, not a table of 128,256 rows.
 GATHERS = {"aten::embedding", "aten::index_select", "aten::gather"}
 

@@ -89,10 +89,17 @@ class Replay:
         values. The nodes in `relaxed` are evaluated without their rounding to codes (see `lanes.relaxed`).
         """
         values = self.exact_values(side, region, noise, given, cast, override, size, relaxed)
-        last = region.claim.before if side == "before" else region.claim.after
-        if last.op != "get_attr":
-            return values[last]  # type: ignore[no-any-return]
-        return exact.lift(self._weight(side, last, override or {}))  # type: ignore[no-any-return]
+        return self.result(side, region, values, override)
+
+    def result(
+        self, side: str, region: Region, values: Values, override: Mapping[Node, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Return the claimed value of one piece, given those of its nodes."""
+        last: Node = getattr(region.claim, side)
+        found: torch.Tensor = (
+            values[last] if last.op != "get_attr" else exact.lift(self._weight(side, last, override or {}))
+        )
+        return found
 
     def exact_values(
         self,
@@ -120,7 +127,7 @@ class Replay:
             if node.op == "get_attr" or (only is not None and node not in only):
                 continue
             if node in override:
-                env[node] = jitter(override[node])
+                env[node] = override[node] if exact.decides(node) else jitter(override[node])
             elif self._is_native(node):
                 env[node] = exact.lift(native[node])
             else:
@@ -158,7 +165,7 @@ class Replay:
             else:
                 target, args, kwargs = exact.lifted_call(node, args, kwargs)
             value = target(*args, **kwargs)
-        return value if nodes.is_view(node) else jitter(value)
+        return value if nodes.is_view(node) or nodes.schema_name(node) in exact.UNROUNDED else jitter(value)
 
     def _weight(self, side: str, node: Node, override: Mapping[Node, torch.Tensor]) -> Any:
         if node in override:
