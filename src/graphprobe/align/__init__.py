@@ -1,4 +1,4 @@
-"""Alignment: which node of `after` must equal which node of `before`, and how we know. One file per kind of evidence."""
+"""Alignment: which node of `after` must equal which of `before`, and how we know. One file per kind of evidence."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _claim_outputs(before: Program, after: Program, alignment: Alignment) -> Non
 
 
 def output_pairs(before: Program, after: Program) -> list[tuple[str, Node, Node]]:
-    """Pair the outputs by path, or by position where the paths differ; the same input handed through on both is none."""
+    """Pair the outputs by path, or by position where paths differ; an input handed through on both sides is none."""
     if set(before.outputs) & set(after.outputs):
         pairs = [(p, x, after.outputs[p]) for p, x in before.outputs.items() if p in after.outputs]
     else:

@@ -1,4 +1,4 @@
-"""Evidence 4, anchors: an operation on a weight that stands once on each side claims its counterpart, whatever feeds it."""
+"""Evidence 4, anchors: an operation on a weight that stands once on each side claims its counterpart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evidence by definition: a cast among floating dtypes changes no value but for rounding, so it claims its input's partner."""
+"""Evidence by definition: a floating cast changes no value but for rounding, so it claims its input's partner."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.program import Program
 
-_CASTS = ("aten::to", "aten::_to_copy", "prims::convert_element_type")
+_CASTS = ("aten::to", "aten::_to_copy", "aten::type_as", "prims::convert_element_type")
 
 
 def claim(before: Program, after: Program, alignment: Alignment) -> None:

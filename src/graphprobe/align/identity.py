@@ -12,7 +12,7 @@ from graphprobe.program import Program
 
 
 def claim(before: Program, after: Program, alignment: Alignment) -> None:
-    """Claim nodes by id. One id may have reached several nodes (a decomposition): then what the last of each side makes.
+    """Claim nodes by id. One id may have reached several nodes (a decomposition): then the last of each side.
 
     Where a decomposition ends in a view (a linear becomes addmm and a view of it), that view is what is claimed.
     """

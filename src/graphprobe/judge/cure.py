@@ -32,7 +32,7 @@ class Cures:
         self.error = self._error(run_program(after, replay.inputs, [c.after for c in self.outputs], skip=skip))
 
     def share(self, region: Region) -> float | None:
-        """Return the share (0..1) of the output error that goes when only this region is replaced; None without error."""
+        """Return the share (0..1) of the output error that goes when this region is replaced; None without error."""
         if self.error == 0 or not self.outputs:
             return None
         pairs = {q: p for p, q in region.frontier}

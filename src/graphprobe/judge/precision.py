@@ -2,8 +2,8 @@
 
 ``R = rms(forced - t) / max(rms(before - t), u_after rms(t), rms(exact_after(cast(x)) - t))``, with ``t`` the value of
 ``exact_before`` and ``cast`` the cast of before's values, and of its parameters, into what `after` takes. (Buffers are
-no parameters: a table of rotary frequencies that was cast to bf16 is computed too coarsely.) About 1 is rounding; honest lowering
-to bf16 measures at most 1.1, sdpa against eager attention 2.2; above 8 is precision.
+no parameters: a table of rotary frequencies that was cast to bf16 is computed too coarsely.) About 1 is rounding;
+honest lowering to bf16 measures at most 1.1, sdpa against eager attention 2.2; above 8 is precision.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def sentinel_bound(dtype: torch.dtype) -> float:
 
 
 def compared(x: Tensor, y: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return (difference with 0 where a class compares, x with 0 there, mask of elements whose class differs or None)."""
+    """Return (difference, x, mask of elements whose class differs or None); 0 where a class compares."""
     difference = y - x
     if not x.is_cuda and _plain(difference, x, bound):
         return difference, x, None

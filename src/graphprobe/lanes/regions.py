@@ -166,7 +166,7 @@ def regions_of(before: Program, after: Program, alignment: Alignment) -> list[Re
 
 
 def consumers(group: Iterable[Claim], regions: Iterable[Region]) -> list[Region]:
-    """Return the regions that a group of claims feeds, or that hold one of its nodes inside: D of the judge's rule 5."""
+    """Return the regions that a group of claims feeds, or that hold one of its nodes inside: D of rule 5."""
     members = set(group)
     pairs = {(c.before, c.after) for c in members}
     inside_before = {c.before for c in members}
