@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 
 from graphprobe.errors import InputError, nearest
@@ -44,11 +46,40 @@ def _is_not_its_fault(why: str) -> bool:
     return any(word in why for word in ("fake impl", "UnsupportedOp", "DynamicOutput", "DataDependent", "KeyError"))
 
 
+def hidden_input(scope: Scope) -> Iterator[Lint]:
+    """Nodes kept in another node's metadata: data that flows where no edge shows it."""
+    for node in scope.gm.graph.nodes:
+        for key, value in node.meta.items():
+            held = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Node) and leaf.graph is node.graph]
+            held = [leaf for leaf in held if leaf not in node.all_input_nodes]
+            if held:
+                message = f"its meta[{key!r}] holds {held[0].name}, which is none of its inputs: no edge keeps it alive"
+                yield scope.issue("hidden-input", node, message, "make what the operator reads an argument of it")
+
+
+def foreign_fake_mode(scope: Scope) -> Iterator[Lint]:
+    """Values made in another FakeTensorMode than the graph's inputs: the next operator to see both raises."""
+    modes = [(node, mode) for node in scope.gm.graph.nodes if (mode := _mode(node)) is not None]
+    own = next((mode for node, mode in modes if node.op == "placeholder"), None)
+    for node, mode in modes:
+        if own is not None and mode is not own:
+            message = 'its meta["val"] belongs to another FakeTensorMode than the inputs of the graph'
+            fix = "compute it under the mode of an input's val, node.meta['val'].fake_mode"
+            yield scope.issue("foreign-fake-mode", node, message, fix)
+
+
+def _mode(node: Node) -> Any:
+    leaves = pytree.tree_leaves(node.meta.get("val"))
+    return next((leaf.fake_mode for leaf in leaves if isinstance(leaf, FakeTensor)), None)
+
+
 #: Name -> what is looked at, and when. `diff` and `total` compare numbers and are asked for by name.
 CHECKS: dict[str, Check] = {
     "missing-val": Check("after apply", RULES["missing-val"]),
     "stale-val": Check("after apply", RULES["stale-val"]),
     "cannot-run": Check("after apply", cannot_run),
+    "hidden-input": Check("after apply", hidden_input),
+    "foreign-fake-mode": Check("after apply", foreign_fake_mode),
     "python-closure": Check("after apply", RULES["python-closure"]),
     "copied-id": Check("after apply", RULES["copied-id"]),
     "dead-node": Check("after clean-up", RULES["dead-node"]),
@@ -152,7 +183,7 @@ def _state(gm: GraphModule) -> list[tuple[Any, ...]]:
 
 
 def _row(node: Node) -> tuple[Any, ...]:
-    return node, node.target, node.args, node.kwargs, "val" in node.meta, node.meta.get("val"), node.meta.get("custom")
+    return node, node.target, node.args, node.kwargs, "val" in node.meta, node.meta.get("val"), *node.meta.values()
 
 
 def _value_key(row: tuple[Any, ...]) -> tuple[int, int]:

@@ -17,9 +17,11 @@ from torch.fx import GraphModule
 
 from graphprobe import api, checking, fxfile, inputs
 from graphprobe.capturing import capture
-from graphprobe.dumps.directory import ENVIRONMENT, DumpDirectory
+from graphprobe.dumps.directory import DumpDirectory
+from graphprobe.dumps.names import ENVIRONMENT
 from graphprobe.errors import GraphprobeError
 from graphprobe.pipeline import Applied, NotApplied, Pipeline, Step, Transform, fresh_copy
+from graphprobe.pipeline.hygiene import clean_up
 from graphprobe.pipeline.running import Run
 from graphprobe.records import Lint, Replacement, Report, RunReport, RunStep
 
@@ -114,6 +116,8 @@ class _Session:
 
     def run(self, gm: GraphModule) -> RunReport:
         started = time.perf_counter()
+        captured, gm = gm, fresh_copy(gm)
+        clean_up(gm)  # what export leaves behind is no transform's doing
         self._mark(gm)
         if self.dumps is not None:
             self.dumps.write(gm, "export", "export_to_gm")
@@ -126,11 +130,11 @@ class _Session:
             raising=False,
         )
         self._say("done")
-        result.gm.meta[_EVENTS] = (*gm.meta.get(_EVENTS, ()), *result.events)
+        result.gm.meta[_EVENTS] = (*captured.meta.get(_EVENTS, ()), *result.events)
         report = RunReport(
             pipeline=self._text(),
             steps=tuple(self.steps),
-            report=self._total(gm, result),
+            report=self._total(captured, result),
             notes=self.plan.notes,
             environment=api.environment({str(i): v for i, v in enumerate(pytree.tree_leaves(self.call))}),
             dump_dir="" if self.dumps is None else str(self.dumps.path),
@@ -163,11 +167,12 @@ class _Session:
 
     def _after_each(self, gm: GraphModule, step: Step) -> None:
         ran = step.status in ("applied", "matched nothing")
+        settled = step.status == "skipped" and bool(step.traceback)  # it raised, was undone, and the run goes on
         if ran:
             self._lints += self.watchman.after_clean_up(gm, step.transform)
         report, notes = self._compared(gm, step) if ran else (None, ())
         row = self._row(gm, step, report, notes)
-        if self.dumps is not None and step.status != "failed":
+        if self.dumps is not None and (ran or step.status == "disabled" or settled):
             name = self.dumps.write(gm, step.stage, step.name, row, changed=ran and self.watchman.changed)
             row = dataclasses.replace(row, dump=name)
         now = time.perf_counter()
@@ -215,10 +220,10 @@ class _Session:
             return None, ()
         return self._diff(self._before, gm, seen.replacements, Run(gm, (step,)))
 
-    def _total(self, gm: GraphModule, result: Run) -> Report | None:
+    def _total(self, captured: GraphModule, result: Run) -> Report | None:
         if "total" not in self.names:
             return None
-        return self._diff(gm, result.gm, result.events, result)[0]
+        return self._diff(captured, result.gm, result.events, result)[0]
 
     def _diff(
         self, before: GraphModule, after: GraphModule, events: Sequence[Replacement], run: Run

@@ -19,12 +19,11 @@ from torch.fx import GraphModule
 
 from graphprobe import fxfile
 from graphprobe.dumps import page, writing
+from graphprobe.dumps.names import INDEX, MANIFEST, RUN
 from graphprobe.errors import DumpError
 from graphprobe.foreign import autodeploy
 from graphprobe.records import GraphView, Report, RunReport, RunStep
 
-ENVIRONMENT = "AD_DUMP_GRAPHS_DIR"  # AutoDeploy's variable
-MANIFEST, INDEX, RUN = "graphprobe-dumps.json", "index.html", "run.json"
 _FORMAT = "graphprobe.dumps"
 _UNFIT = re.compile(r"[^\w.-]+")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from graphprobe.errors import PipelineError, nearest
@@ -56,10 +55,11 @@ def _keys(name: Any, keys: Any, where: str) -> dict[str, Any]:
 def _read(path: Path_) -> dict[str, Any]:
     yaml = _yaml()
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_strict_loader(yaml))
+        with open(path, encoding="utf-8") as file:
+            data = yaml.load(file, Loader=_strict_loader(yaml))
     except OSError as error:
         raise PipelineError(f"cannot read the pipeline {os.fspath(path)}: {error.strerror or error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PipelineError(f"{os.fspath(path)} is not valid YAML: {' '.join(str(error).split())}") from error
     if data is None:
         return {}

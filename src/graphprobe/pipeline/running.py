@@ -84,8 +84,8 @@ class Runner:
     def step(self, transform: Transform, settings: Settings) -> Step:
         """Apply one transform, or say why not. Raises PipelineError where it fails and `raising` is set."""
         if self.failed:
-            return self._idle(transform, settings, "skipped", f"not run, because {self.failed} failed before it")
-        if not settings.enabled:
+            step = self._idle(transform, settings, "skipped", f"not run, because {self.failed} failed before it")
+        elif not settings.enabled:
             step = self._idle(transform, settings, "disabled", "switched off by the pipeline")
         else:
             step = self._apply(transform, settings)

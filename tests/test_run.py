@@ -1,0 +1,227 @@
+"""graphprobe.run: whose defect is whose, statuses, comparisons, the record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.fx import GraphModule
+
+import graphprobe
+import pipeline_models as passes
+import planted_metadata
+from graphprobe import checking
+from graphprobe.errors import InputError
+from graphprobe.pipeline import Pipeline, fresh_copy
+from graphprobe.records import STATUSES, RunReport
+from pipeline_models import net
+from planted_metadata import DEFECTS, Planted
+from transform_tools import captured
+
+
+def mend(gm: GraphModule) -> None:
+    """Do nothing: what its settings ask for is done around it."""
+
+
+def with_own_weights(gm: GraphModule) -> GraphModule:
+    gm = fresh_copy(gm)
+    for path, parameter in list(gm.named_parameters()):
+        owner, _, name = path.rpartition(".")
+        setattr(gm.get_submodule(owner), name, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))
+    return gm
+
+
+# --- whose defect is whose -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("planted", DEFECTS, ids=lambda p: p.plant.__name__)
+def test_a_planted_defect_is_attributed_to_its_transform_even_if_a_later_one_mends_it(planted: Planted) -> None:
+    gm = with_own_weights(captured("llama")[0])  # one of them writes into the weights
+    report = graphprobe.run(
+        gm, pipeline=["fuse_rmsnorm", planted.plant, "test_run:mend{requires_shape_prop=true}", "fuse_qkv"]
+    )
+    found = [lint for step in report.steps for lint in step.lints]
+    assert {lint.rule for lint in found} == set(planted.rules)
+    assert {lint.transform for lint in found} == {planted.plant.__name__}
+    assert len(found) == planted.count
+    assert report.first is not None and report.first.name == planted.plant.__name__
+    assert report.exit_code != 0
+
+
+def test_a_static_shape_baked_into_a_dynamic_graph_is_seen() -> None:
+    def bake(gm: GraphModule) -> None:
+        """14781: the replacement was traced with the sizes of its example."""
+        view = next(n for n in gm.graph.nodes if n.target is torch.ops.aten.view.default)
+        view.args = (view.args[0], [3, 4, 2])
+        view.meta["val"] = view.args[0].meta["val"].new_empty((3, 4, 2))
+
+    class Heads(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.view(x.shape[0], 4, 2).neg()
+
+    shapes = {"x": {0: torch.export.Dim("batch", min=2, max=64)}}
+    report = graphprobe.run(Heads(), (torch.randn(3, 8),), pipeline=bake, dynamic_shapes=shapes)
+    assert report.first is not None
+    assert {lint.transform for lint in report.first.lints} == {"bake"}
+
+
+def test_what_was_wrong_before_is_nobodys() -> None:
+    model, args = net()
+    gm = graphprobe.capture(model, args)
+    passes.node_of(gm, torch.ops.aten.relu.default).meta.pop("val")
+    report = graphprobe.run(gm, args, pipeline="pipeline_models:idle")
+    assert report.ok and report.steps[0].lints == ()
+
+
+def test_a_defect_that_was_mended_and_made_again_is_the_second_makers() -> None:
+    model, args = net()
+    lose = "pipeline_models:{}{{keep_val=false, run_shape_prop=true}}"
+
+    def lose_again(gm: GraphModule) -> None:
+        passes.node_of(gm, torch.ops.aten.relu6.default).meta.pop("val")
+
+    report = graphprobe.run(model, args, pipeline=[lose.format("returned"), lose_again])
+    assert [[lint.transform for lint in step.lints] for step in report.steps] == [
+        ["returned{keep_val=false}"],
+        ["lose_again"],
+    ]
+
+
+def test_honest_transforms_leave_no_defect() -> None:
+    gm, args, kwargs = captured("llama")
+    pipeline = "fuse_rmsnorm,fuse_qkv,eager_attention_to_sdpa"
+    report = graphprobe.run(gm, args, kwargs, pipeline=pipeline, check=("all",))
+    assert report.ok and report.exit_code == 0
+    assert [step.report.verdict for step in report.steps if step.report] == ["identical", "identical", "rounding"]
+    assert report.report is not None and report.report.verdict == "rounding"
+
+
+# --- comparisons -----------------------------------------------------------------------------------------------------
+
+
+def double(gm: GraphModule) -> None:
+    """Replace relu(x) by 2 relu(x): a bug."""
+    relu = passes.node_of(gm, torch.ops.aten.relu.default)
+    with gm.graph.inserting_after(relu):
+        new = gm.graph.call_function(torch.ops.aten.mul.Tensor, (relu, 2.0))
+    new.meta["val"] = relu.meta["val"]
+    relu.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+
+
+def test_the_transform_that_changes_the_numbers_is_the_one_that_is_named() -> None:
+    model, args = net()
+    report = graphprobe.run(model, args, pipeline=[passes.in_place, passes.idle], check=["diff"])
+    assert report.ok
+    report = graphprobe.run(model, args, pipeline=[passes.idle, double, passes.idle], check=["diff", "total"])
+    assert report.first is not None and report.first.name == "double"
+    finding = report.first.report.first if report.first.report else None
+    assert finding is not None and finding.transform == "double"
+    assert report.report is not None and report.report.verdict == "semantic"
+    assert report.exit_code != 0
+
+
+def test_without_inputs_those_of_the_file_or_drawn_ones_are_compared(tmp_path: Path) -> None:
+    model, args = net()
+    gm = graphprobe.capture(model, args)
+    assert not graphprobe.run(gm, pipeline=double, check=["diff"]).ok
+    graphprobe.save(gm, tmp_path / "net.fx", args=args)
+    assert not graphprobe.run(tmp_path / "net.fx", pipeline=double, check=["diff"]).ok
+
+
+def test_a_graph_that_cannot_be_compared_is_structural() -> None:
+    def drop_output(gm: GraphModule) -> None:
+        output = next(iter(gm.graph.find_nodes(op="output")))
+        output.args = ((*output.args[0], output.args[0][0]),)
+
+    model, args = net()
+    report = graphprobe.run(model, args, pipeline=drop_output, check=["diff"])
+    assert report.steps[0].report is not None and report.steps[0].report.verdict == "structural"
+    assert "could not be compared" in report.steps[0].notes[-1]
+
+
+# --- the record ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def every_status() -> RunReport:
+    model, args = net()
+    pipeline = [
+        passes.in_place,
+        'options{label="x"}',
+        "pipeline_models:raises{enabled=false}",
+        "pipeline_models:unlucky",
+        passes.idle,
+    ]
+    return graphprobe.run(model, args, pipeline=Pipeline.of(pipeline, passes.KNOWN), check=("all",))
+
+
+def test_every_transform_ends_in_one_of_five_ways(every_status: RunReport) -> None:
+    assert [step.status for step in every_status.steps] == [
+        "applied",
+        "matched nothing",
+        "disabled",
+        "failed",
+        "skipped",
+    ]
+    assert set(STATUSES) == {step.status for step in every_status.steps}
+    applied, nothing, _disabled, failed, skipped = every_status.steps
+    assert applied.matches == ("relu",) and applied.created == ("relu6_default",)
+    assert (nothing.reason, nothing.near_miss) == ("there is nothing to do", "up_weight")
+    assert "out of luck" in failed.reason and "RuntimeError" in failed.error
+    assert "unlucky failed before it" in skipped.reason
+    assert every_status.exit_code == 2
+
+
+def test_the_record_says_how_large_how_long_and_how_much(every_status: RunReport) -> None:
+    first = every_status.steps[0]
+    assert first.nodes_before == first.nodes_after == 9
+    assert first.weights_before == first.weights_after == 4 * (8 * 16 + 16 + 16 * 8 + 8)
+    assert first.memory_after > 0 and first.seconds > 0 and first.overhead > 0
+    assert every_status.seconds >= sum(step.seconds + step.overhead for step in every_status.steps)
+
+
+def test_the_record_survives_json_but_for_the_graph(every_status: RunReport) -> None:
+    again = RunReport.from_json(every_status.to_json())
+    assert again == every_status
+    assert isinstance(every_status.gm, GraphModule) and again.gm is None
+    with pytest.raises(ValueError, match="no graphprobe RunReport"):
+        RunReport.from_json("{}")
+
+
+def test_the_text_names_the_first_trouble_first(every_status: RunReport) -> None:
+    text = str(every_status)
+    assert text.splitlines()[0] == "1 of 5 transforms applied; unlucky failed"
+    assert max(map(len, text.splitlines())) <= 100
+    for step in every_status.steps:
+        assert step.transform in text and step.status.split()[0] in text
+
+
+def test_the_result_runs_and_keeps_its_events(tmp_path: Path) -> None:
+    model, args = net()
+    report = graphprobe.run(model, args, pipeline=passes.in_place)
+    torch.testing.assert_close(report.gm(*args), model(*args))
+    graphprobe.save(report.gm, tmp_path / "after.fx")
+    assert graphprobe.load(tmp_path / "after.fx").meta["graphprobe_events"] == report.events
+
+
+def test_checks_are_a_table_and_unknown_ones_are_refused() -> None:
+    model, args = net()
+    lost = "pipeline_models:returned{keep_val=false}"
+    assert graphprobe.run(model, args, pipeline=lost, check=["stale-val"]).ok
+    assert not graphprobe.run(model, args, pipeline=lost, check=["missing-val"]).ok
+    with pytest.raises(InputError, match="did you mean 'missing-val'"):
+        graphprobe.run(model, args, pipeline=lost, check=["missing-vall"])
+    assert set(checking.DEFAULT) | set(checking.COMPARISONS) == set(checking.chosen("all"))
+
+
+def test_growing_weights_are_noted_unless_expected() -> None:
+    def grow(gm: GraphModule) -> None:
+        gm.register_buffer("big", torch.zeros(2_000_000))
+        with gm.graph.inserting_before(next(iter(gm.graph.nodes))):
+            node = gm.graph.get_attr("big")
+        node.meta["val"] = planted_metadata.calls(gm, torch.ops.aten.relu.default)[0].meta["val"].new_empty(2_000_000)
+
+    model, args = net()
+    report = graphprobe.run(model, args, pipeline=[grow])
+    assert "the weights went from 0 to 8 MB" in report.steps[0].notes
