@@ -10,11 +10,14 @@ from graphprobe.render.layer_picture import dot_graph, dot_layer
 from graphprobe.render.layers import layers_of
 from graphprobe.render.overlays import overlay_report, overlay_taps
 from graphprobe.render.page import page, write_html
+from graphprobe.render.plots import plot_states
+from graphprobe.render.states import compare_states, states_text
 from graphprobe.render.trace import overlay_trace
 from graphprobe.render.wording import coverage_text, findings_table, lint_text, regions_table, taps_text, text
 
 __all__ = [
     "Overlay",
+    "compare_states",
     "coverage_text",
     "dot_divergence",
     "dot_graph",
@@ -27,7 +30,9 @@ __all__ = [
     "overlay_taps",
     "overlay_trace",
     "page",
+    "plot_states",
     "regions_table",
+    "states_text",
     "taps_text",
     "text",
     "write_divergence",

@@ -21,6 +21,7 @@ _SAYS = {
     "nonfinite": "makes NaN or infinity of finite inputs",
     "structural": "does not fit: an operation fails or an output is missing",
 }
+_CURES = "of the output error goes when only this region is replaced"
 _LABEL = 12  # columns of the names of a finding's figures
 
 
@@ -84,7 +85,7 @@ def finding_text(finding: Finding) -> str:
         ("total", f"{error(finding.total):9} accumulated up to here"),
         ("exact", f"{error(finding.exact):9} difference in exact arithmetic"),
         ("floor", f"{error(finding.floor):9} rounding error of before itself"),
-        ("cures", f"{share(finding.cures):9} of the output error goes when only this region is replaced"),
+        ("cures", f"{share(finding.cures):9} {_CURES if finding.cures is not None else 'no share of an output error'}"),
         ("region", region),
         ("opened by", ", ".join(" = ".join(pair) for pair in finding.frontier)),
         ("nearer", f"{finding.better} is nearer to exact arithmetic" if finding.better else ""),
