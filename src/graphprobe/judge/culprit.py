@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
+from graphprobe import provenance
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.same import Weights, same_arguments
 
@@ -32,14 +33,25 @@ def culprit(region: Region, weights: Weights) -> Culprit:
     lone_before = [x for x in rest_before if x not in set(alike.values())]
     lone = frozenset(lone_after + lone_before)
     if lone_after:
-        return Culprit("after", lone_after[0], lone)
+        return Culprit("after", _at_home(lone_after, region)[0], lone)
     if lone_before:
-        return Culprit("before", lone_before[-1], lone)
+        return Culprit("before", _at_home(lone_before, region)[-1], lone)
     for y in rest_after:
         if _other_weights(alike[y], y, weights):
             return Culprit("after", y, frozenset([y]))
     first = rest_after[0] if rest_after else region.claim.after
     return Culprit("after", first, frozenset([first]))
+
+
+def _at_home(lone: list[Node], region: Region) -> list[Node]:
+    """Pass over operations that stand far above the region's module: a mask made once for all layers is seldom to blame."""
+    home = provenance.module_path(region.claim.after) or provenance.module_path(region.claim.before)
+    return [n for n in lone if not _far_above(provenance.module_path(n), home)] or lone
+
+
+def _far_above(path: str, home: str) -> bool:
+    inside = home.startswith(path + ".") if path else bool(home)
+    return inside and home.count(".") - path.count(".") >= 3
 
 
 def _same_from_the_frontier(region: Region, weights: Weights) -> Pairs:

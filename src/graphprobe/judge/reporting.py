@@ -12,7 +12,7 @@ from torch.fx import Node
 from graphprobe import nodes, provenance
 from graphprobe.align.claims import Claim
 from graphprobe.errors import InputError
-from graphprobe.judge.culprit import culprit
+from graphprobe.judge.culprit import Culprit, culprit
 from graphprobe.judge.cure import Cures
 from graphprobe.judge.explain import explain
 from graphprobe.judge.judging import Judged, Judgement
@@ -82,17 +82,17 @@ def _findings(judgement: Judgement, judged: list[Judged], accept: Sequence[str])
 
 def _merged(judgement: Judgement, found: list[tuple[Judged | None, Finding]]) -> list[tuple[Judged | None, Finding]]:
     """Join findings that share an operation without partner: what nothing claims shows in every region it feeds."""
-    owner: dict[Node, int] = {}  # lone operation -> place in out of the finding that names it
+    named: list[tuple[int, str, Culprit]] = []  # (place in out, kind, culprit)
     out: list[tuple[Judged | None, Finding]] = []
     also: dict[int, list[str]] = {}
     for j, finding in found:
-        if j is None or finding.kind not in ("semantic", "precision", "quantization"):
+        if j is None or finding.kind not in ("semantic", "precision"):
             out.append((j, finding))
             continue
-        lone = culprit(_tight(judgement, j.region), judgement.weights).lone
-        home = next((owner[n] for n in lone if n in owner and out[owner[n]][1].kind == finding.kind), len(out))
-        owner.update({n: home for n in lone if n not in owner})
-        if home == len(out):
+        guilty = culprit(_tight(judgement, j.region), judgement.weights)
+        home = next((place for place, kind, c in named if kind == finding.kind and _one_cause(c, guilty)), None)
+        if home is None:
+            named.append((len(out), finding.kind, guilty))
             out.append((j, finding))
         else:
             also.setdefault(home, []).append(finding.outputs[1])
@@ -102,6 +102,11 @@ def _merged(judgement: Judgement, found: list[tuple[Judged | None, Finding]]) ->
         hint = "; ".join(h for h in (finding.hint, f"the same operation also shows in {shown}") if h)
         out[place] = (j, dataclasses.replace(finding, hint=hint))
     return out
+
+
+def _one_cause(first: Culprit, second: Culprit) -> bool:
+    """Whether one of two culprits is an operation without partner in the other's region, too."""
+    return first.node in second.lone or second.node in first.lone
 
 
 def _finding(judgement: Judgement, j: Judged) -> Finding:
