@@ -21,7 +21,8 @@ from graphprobe.program import Program
 
 SAMPLES = 256
 AGREE = 0.05  # relative distance of two sketches that counts as equal
-TIE = 4.0  # the next best must be so many times farther away
+TIE = 2.0  # what is less than so many times farther away makes the answer uncertain
+SAME = 1.1  # distances that differ by less are one
 _FLOOR = 1e-6
 
 
@@ -36,34 +37,50 @@ def claim(before: Program, after: Program, alignment: Alignment, bound: Mapping[
         right = _sketches(after, bound, ys)
     except Exception:  # a graph that raises is found out by the lanes, which say where
         return
-    by_shape: dict[Any, list[Node]] = defaultdict(list)
-    for x in xs:
-        if x in left:
-            by_shape[nodes.shape(x), left[x].shape].append(x)
-    for y in ys:
-        if y in right:
-            found = _best(y, right[y], by_shape.get((nodes.shape(y), right[y].shape), []), left)
-            if found is not None:
-                alignment.add(Claim(found, y, "value", certain=False))
+    groups: dict[Any, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
+    for column, sketches in ((0, left), (1, right)):
+        for node, sketch in sketches.items():
+            groups[nodes.shape(node), sketch.shape][column].append(node)
+    for mine, theirs in groups.values():
+        if mine and theirs:
+            for x, y in _pairs(mine, theirs, left, right):
+                alignment.add(Claim(x, y, "value", certain=False))
 
 
-def _best(y: Node, mine: torch.Tensor, xs: list[Node], left: dict[Node, torch.Tensor]) -> Node | None:
+def _pairs(
+    xs: list[Node], ys: list[Node], left: dict[Node, torch.Tensor], right: dict[Node, torch.Tensor]
+) -> list[tuple[Node, Node]]:
+    """Pair nodes that hold the same numbers; what is nearest on one side must be nearest on the other, too."""
+    a, b = torch.stack([left[x] for x in xs]), torch.stack([right[y] for y in ys])
+    norms = torch.linalg.vector_norm(b, dim=1, keepdim=True)
+    distance = torch.cdist(b, a, compute_mode="donot_use_mm_for_euclid_dist") / norms  # [ys, xs]
+    nearest_y = distance.amin(0)
+    pairs = []
+    for row, y in enumerate(ys):
+        found = _best(y, distance[row], xs)
+        if (
+            found is not None
+            and float(distance[row, xs.index(found)]) <= float(nearest_y[xs.index(found)]) * SAME + _FLOOR
+        ):
+            pairs.append((found, y))
+    return pairs
+
+
+def _best(y: Node, distance: torch.Tensor, xs: list[Node]) -> Node | None:
     """Return the before node that holds the same numbers, or None where there is none or it cannot be told."""
-    if not xs:
-        return None
-    stack = torch.stack([left[x] for x in xs])
-    norm = torch.linalg.vector_norm(mine)
-    distance = torch.linalg.vector_norm(stack - mine, dim=1) / norm
-    order = torch.argsort(distance)
-    best = float(distance[order[0]])
+    best = float(distance.amin())
     if best > AGREE:
         return None
-    near = [xs[int(i)] for i in order if float(distance[i]) <= max(best, _FLOOR) * TIE]
-    same_operator = [x for x in near if provenance.target_name(x) == provenance.target_name(y)]
-    near = same_operator or near
-    if len(near) == 1 or _is_chain(near):
-        return near[-1] if len(near) == 1 else max(near, key=lambda n: len(_ancestors(n, near)))
-    return None
+    same = [x for x, d in zip(xs, distance.tolist(), strict=True) if d <= best * SAME + _FLOOR]
+    near = [x for x, d in zip(xs, distance.tolist(), strict=True) if d <= max(best, _FLOOR) * TIE]
+    if len(near) > len(same):  # others are almost as near: it cannot be told
+        return None
+    same_operator = [x for x in same if provenance.target_name(x) == provenance.target_name(y)]
+    same = same_operator or same
+    if len(same) == 1:
+        return same[0]
+    # a value that is handed on unchanged: the last of the chain
+    return max(same, key=lambda n: len(_ancestors(n, same))) if _is_chain(same) else None
 
 
 def _is_chain(group: list[Node]) -> bool:
