@@ -8,12 +8,14 @@ from graphprobe.judge.constants import ask_constants
 from graphprobe.judge.nonfinite import ask_nonfinite
 from graphprobe.judge.quantization import ask_quantization
 from graphprobe.judge.same import Sameness, ask
+from graphprobe.judge.ties import ask_ties
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
 
 #: Asked in this order where rule 1 says no; the first that explains the difference has the last word.
 EXCUSES: tuple[Callable[[Replay, Region, Sameness], Sameness | None], ...] = (
     ask_nonfinite,
+    ask_ties,
     ask_quantization,
     ask_constants,
 )

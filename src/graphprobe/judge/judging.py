@@ -15,6 +15,7 @@ from graphprobe.judge import precision
 from graphprobe.judge.function import same_function
 from graphprobe.judge.rows import Measured, read
 from graphprobe.judge.same import RULE, Sameness
+from graphprobe.judge.ties import native_ties
 from graphprobe.judge.withdraw import Settled, Withdrawal
 from graphprobe.lanes import exact as exact_lanes
 from graphprobe.lanes.build import Plan
@@ -206,6 +207,8 @@ def _rounding_or_precision(replay: Replay, row: Measured, spread: float | None) 
     replay.fetch_frontiers([row.region])
     replay.fetch_masks([(row.region.claim.before, row.region.claim.after)])
     ratio = precision.ratio(replay, row)
+    if ratio > precision.BOUND and (ties := native_ties(replay, row)) is not None:
+        return Judged(row, "rounding", "6 tie", spread, note=ties, better=better)
     if ratio > precision.BOUND:
         return Judged(row, "precision", "2 precision", spread, note=f"R = {ratio:.1f}", better="before")
     return Judged(row, "rounding", "2 precision", spread, note=f"R = {ratio:.1f}", better=better)

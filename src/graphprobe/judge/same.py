@@ -106,7 +106,7 @@ def judge_difference(replay: Replay, region: Region, found: Compared, variant: V
     for draw in range(_DRAWS):
         for side, plain, taken in zip(("before", "after"), (found.truth, found.other), found.decisions, strict=True):
             noisy = variant.noisy(replay, side, region, taken, draw)
-            noises.append(_difference(replay, region, plain, noisy)[0])
+            noises.append(difference(replay, region, plain, noisy)[0])
     spread, where = worst_ratio(found.difference, noises)
     return Sameness(spread <= BOUND, spread, where, exact=found.relative)
 
@@ -119,34 +119,35 @@ def compare(replay: Replay, region: Region, variant: Variant = PLAIN) -> Compare
         return Sameness(truth == other, 0.0 if truth == other else math.inf)
     if truth.shape != other.shape:
         return Sameness(False, math.inf, where="shape")
-    return Compared(truth, other, *_difference(replay, region, truth, other), (decided, decided_after))
+    return Compared(truth, other, *difference(replay, region, truth, other), (decided, decided_after))
 
 
-def _difference(
+def difference(
     replay: Replay, region: Region, truth: torch.Tensor, other: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (other - truth, truth, where the class differs); don't-care elements and equal classes are zero."""
     moved = replay.mask(region.claim.before, region.claim.after)
     value = nodes.tensor_val(region.claim.before)
     bound = measure.sentinel_bound(value.dtype if value is not None else truth.dtype)
     x, y = measure.keep(moved, measure.real(truth).double(), measure.real(other).double())
-    difference, kept, wrong = measure.compared(x, y, bound)
-    return difference, kept, torch.zeros_like(x, dtype=torch.bool) if wrong is None else wrong
+    change, kept, wrong = measure.compared(x, y, bound)
+    return change, kept, torch.zeros_like(x, dtype=torch.bool) if wrong is None else wrong
 
 
-def whole_ratio(difference: torch.Tensor, noises: list[torch.Tensor]) -> float:
-    """Return rms(difference) / rms(noise) over the whole tensor; infinite without noise."""
+def whole_ratio(change: torch.Tensor, noises: list[torch.Tensor]) -> float:
+    """Return rms(change) / rms(noise) over the whole tensor; infinite without noise."""
     noise = max((rms(n) for n in noises), default=0.0)
-    return rms(difference) / noise if noise > 0 else math.inf
+    return rms(change) / noise if noise > 0 else math.inf
 
 
-def worst_ratio(difference: torch.Tensor, noises: list[torch.Tensor]) -> tuple[float, str]:
-    """Return the largest rms(difference) / rms(noise) over the tensor and all slices, and the slice that has it."""
-    whole = whole_ratio(difference, noises)
+def worst_ratio(change: torch.Tensor, noises: list[torch.Tensor]) -> tuple[float, str]:
+    """Return the largest rms(change) / rms(noise) over the tensor and all slices, and the slice that has it."""
+    whole = whole_ratio(change, noises)
     spread, where = whole, ""
-    for dim in range(difference.dim()):
-        if difference.shape[dim] < 2:
+    for dim in range(change.dim()):
+        if change.shape[dim] < 2:
             continue
-        ratio = slices(difference, dim) / torch.stack([slices(n, dim) for n in noises]).amax(0)
+        ratio = slices(change, dim) / torch.stack([slices(n, dim) for n in noises]).amax(0)
         ratio = torch.nan_to_num(ratio, nan=0.0, posinf=math.inf)  # 0/0: no difference and no noise
         top = float(ratio.amax())
         if top > spread:

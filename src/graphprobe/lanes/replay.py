@@ -213,7 +213,12 @@ class _Jitter:
             return value
         if isinstance(value, (tuple, list)):
             return tuple(self(v) for v in value)
-        if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float64, torch.complex128):
-            return value
-        xi = torch.rand(value.shape, generator=self.noise, dtype=torch.float64, device=value.device) * 2 - 1
-        return value * (1 + self.size * xi)
+        return jittered(value, self.noise, self.size)
+
+
+def jittered(value: Any, noise: torch.Generator, size: float) -> Any:
+    """Multiply a float64 tensor by 1 + size xi, xi ~ U(-1, 1); anything else stays."""
+    if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float64, torch.complex128):
+        return value
+    xi = torch.rand(value.shape, generator=noise, dtype=torch.float64, device=value.device) * 2 - 1
+    return value * (1 + size * xi)
