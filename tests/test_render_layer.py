@@ -142,6 +142,28 @@ def test_the_residual_stream_leads_from_the_input_through_both_additions_to_the_
     }
 
 
+def test_the_residual_stream_goes_on_through_a_fused_norm_without_a_shape() -> None:
+    def node(name: str, target: str, *inputs: str, shape: tuple[int, ...] | None = (1, 5, 64)) -> NodeView:
+        return NodeView(
+            name, "call_function", target, inputs, f"({', '.join('%' + i for i in inputs)})", "layers.0", shape=shape
+        )
+
+    nodes = (
+        NodeView("x", "placeholder", "x", shape=(1, 5, 64)),
+        NodeView("y", "placeholder", "y", shape=(1, 5, 64)),
+        node("fused", "lib.fused_add_rms_norm", "y", "x", shape=None),
+        node("normed", "operator.getitem", "fused", shape=None),
+        node("added", "operator.getitem", "fused", shape=None),
+        node("attention", "lib.attention", "normed"),
+        node("total", "aten.add.Tensor", "added", "attention"),
+        NodeView("output", "output", "output", ("total",)),
+    )
+    picture = Picture(render.dot_layer(GraphView("g", nodes), 0))
+    thick = {pair for pair, attributes in picture.links.items() if float(attributes.get("penwidth", "1")) > 2}
+    assert {("fused", "added"), ("added", "total"), ("total", "out total")} <= thick
+    assert not any("attention" in end or "normed" in end for pair in thick for end in pair)
+
+
 @pytest.mark.parametrize("victim", ["scale_1", "q_t_1", "model_layers_1_mlp_up_proj_weight", "layer_out_0", "cos"])
 def test_a_node_without_a_value_is_red_and_nothing_else_is(victim: str) -> None:
     graph = llama()

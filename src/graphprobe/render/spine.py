@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from graphprobe.render.labels import short_op
 from graphprobe.render.wiring import Wiring
+
+#: Additions, and norms that add the residual themselves.
+_ADDS = re.compile(r"^add_?$|add_(rms|layer)_?norm|residual_(rms|layer)?_?norm")
 
 
 def spine_of(wiring: Wiring, names: Sequence[str]) -> set[str]:
@@ -28,22 +32,34 @@ def _stream_input(wiring: Wiring, name: str, within: set[str]) -> str | None:
     node = wiring.node(name)
     sources = wiring.inputs(name)
     if not adds(wiring, name):
-        same = [s for s in sources if wiring.node(s).shape == node.shape]
+        same = [s for s in sources if _alike(wiring.node(s).shape, node.shape)]
         return same[0] if len(same) == 1 else None
     first, second = sources
-    if first not in within or _above(wiring, second, first):
+    if first not in within or _above(wiring, second, _maker(wiring, first)):
         return first
-    if second not in within or _above(wiring, first, second):
+    if second not in within or _above(wiring, first, _maker(wiring, second)):
         return second
     return None
+
+
+def _maker(wiring: Wiring, name: str) -> str:
+    """Return the operation that made a value: a fused norm hands on the stream as one of its several results."""
+    sources = wiring.inputs(name)
+    return sources[0] if wiring.node(name).target == "operator.getitem" and sources else name
+
+
+def _alike(shape: tuple[int | str, ...] | None, other: tuple[int | str, ...] | None) -> bool:
+    # an operation without meta["val"] has no shape to compare
+    return shape is None or other is None or shape == other
 
 
 def adds(wiring: Wiring, name: str) -> bool:
     """Whether the operation adds two values of one shape."""
     node = wiring.node(name)
     sources = wiring.inputs(name)
-    same = all(wiring.node(s).shape == node.shape for s in sources)
-    return short_op(node) == "add" and len(sources) == 2 and same and len(node.shape or ()) >= 2
+    fits = len(sources) == 2 and all(_alike(wiring.node(s).shape, node.shape) for s in sources)
+    flat = node.shape is not None and len(node.shape) < 2
+    return bool(_ADDS.search(short_op(node))) and fits and not flat
 
 
 def _above(wiring: Wiring, name: str, wanted: str, limit: int = 400) -> bool:
