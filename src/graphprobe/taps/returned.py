@@ -96,4 +96,6 @@ def _is_input_again(node: Node) -> bool:
 def _is_value(node: Node) -> bool:
     if node.op not in ("call_function", "call_method", "call_module") or nodes.returns_nothing(node):
         return False
+    if nodes.schema_name(node) in nodes.UNDEFINED:  # reserved memory: whatever was there before
+        return False
     return nodes.tensor_val(node) is not None or nodes.makes_values(node)
