@@ -126,7 +126,7 @@ def _programs(
     bound = inputs.bind(gm_before, args, kwargs, "before")
     inputs.bind(gm_after, args, kwargs, "after")
     left = program(gm_before, args, kwargs)
-    right = program(gm_after, args, kwargs)
+    right = copied(program(gm_after, args, kwargs))  # a copy: alignment may write layouts into it
     _rename_positional(left, right, gm_before, gm_after, len(args))
     _check_signatures(left, right)
     for side, one, gm in (("before", left, gm_before), ("after", right, gm_after)):

@@ -40,6 +40,10 @@ class Program:
     )  # random operations: the k-th of its kind and shape draws alike
 
     def __post_init__(self) -> None:
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take note of the graph as it is now: which nodes live, in which order, which are random."""
         alive: set[Node] = set()
         stack = list(self.outputs.values())
         while stack:

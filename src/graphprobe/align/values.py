@@ -8,7 +8,7 @@ constant, and what several unrelated nodes hold, is never claimed on values alon
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,14 +32,10 @@ def claim(before: Program, after: Program, alignment: Alignment, bound: Mapping[
     ys = [n for n in after.live if nodes.makes_values(n) and not alignment.of_after.get(n)]
     if not xs or not ys:
         return
-    try:
-        left = _sketches(before, bound, xs)
-        right = _sketches(after, bound, ys)
-    except Exception:  # a graph that raises is found out by the lanes, which say where
-        return
+    left, right = sketches(before, bound, xs), sketches(after, bound, ys)
     groups: dict[Any, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
-    for column, sketches in ((0, left), (1, right)):
-        for node, sketch in sketches.items():
+    for column, known in ((0, left), (1, right)):
+        for node, sketch in known.items():
             groups[nodes.shape(node), sketch.shape][column].append(node)
     for mine, theirs in groups.values():
         if mine and theirs:
@@ -103,14 +99,22 @@ def _ancestors(node: Node, group: list[Node]) -> set[Node]:
     return found
 
 
-def _sketches(program: Program, bound: Mapping[str, Any], wanted: list[Node]) -> dict[Node, torch.Tensor]:
-    """Return the sketch of each wanted node that is neither constant nor too small to tell."""
-    raw = run_program(program, bound, wanted, observe=_sample)
+def sketches(
+    program: Program,
+    bound: Mapping[str, Any],
+    wanted: list[Node],
+    observe: Callable[[Any], torch.Tensor | None] | None = None,
+) -> dict[Node, torch.Tensor]:
+    """Return the sketch of each wanted node that is neither constant nor too small to tell; one synchronisation."""
+    try:
+        raw = run_program(program, bound, wanted, observe=observe or _sample)
+    except RuntimeError:  # an operator that raises is found out by the lanes, which say where; here it has no values
+        return {}
     kept = [n for n, s in raw.items() if s is not None]
     if not kept:
         return {}
     sizes = [raw[n].numel() for n in kept]
-    read = torch.cat([raw[n] for n in kept]).cpu().split(sizes)  # one synchronisation for all
+    read = torch.split(torch.cat([raw[n] for n in kept]).cpu(), sizes)  # one synchronisation for all
     return {n: s for n, s in zip(kept, read, strict=True) if _tells(s)}
 
 
