@@ -13,6 +13,19 @@ from graphprobe.program import Program
 
 Values = dict[Node, Any]
 
+#: A lane may be given a value of the other side, with other strides; there a view fails that means the values alone.
+_LOOSE = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
+}
+
+
+def target_of(node: Node) -> Callable[..., Any]:
+    """Return what a lane calls for a node: its target, or the form of it that takes any strides."""
+    assert callable(node.target)
+    found: Callable[..., Any] = _LOOSE.get(node.target, node.target)  # type: ignore[call-overload]
+    return found
+
 
 def run_program(
     program: Program,
@@ -61,12 +74,12 @@ def call(program: Program, node: Node, env: Mapping[Node, Any]) -> Any:
     """Evaluate one node natively; random operators draw from their own generator state."""
     args = torch.fx.map_arg(node.args, env.__getitem__)
     kwargs = torch.fx.map_arg(node.kwargs, env.__getitem__)
-    assert callable(node.target)
+    target = target_of(node)
     if nodes.is_undefined(node):
-        return zeroed(node.target, *args, **kwargs)
+        return zeroed(target, *args, **kwargs)
     if node in program.seeds:
-        return replayed(program.seeds[node], node.target, args, kwargs)
-    return node.target(*args, **kwargs)
+        return replayed(program.seeds[node], target, args, kwargs)
+    return target(*args, **kwargs)
 
 
 def zeroed(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -55,11 +55,11 @@ def tell(*, model: str, layer: int | None, prompt: str | None, directory: str, s
 
     `model` is "auto", "smollm2" or "tiny". Raises InputError where the model, the layer or the directory is none.
     """
+    out = _directory(directory)
     subject = subjects.choose(model, say)
     layer = subject.layer if layer is None else layer
     if not 0 <= layer < subject.layers:
         raise InputError(f"--layer {layer}: {subject.name} has layers 0 to {subject.layers - 1}")
-    out = _directory(directory)
     prompt = prompt or subject.prompt
 
     stage, said_before = _capture(subject, prompt, say, progress)

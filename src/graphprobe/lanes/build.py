@@ -14,7 +14,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from graphprobe import nodes
-from graphprobe.execute import replayed, zeroed
+from graphprobe.execute import replayed, target_of, zeroed
 from graphprobe.lanes import exact, measure
 from graphprobe.lanes.regions import Region
 from graphprobe.program import Program
@@ -149,7 +149,7 @@ class _Builder:
             call: Any = (program.seeds[node], node.target, args, kwargs)
             made = self.graph.call_function(replayed, call)
         else:
-            made = self.graph.call_function(node.target, args, kwargs)
+            made = self.graph.call_function(target_of(node), args, kwargs)
         return self._note(lane, node, made)
 
     def _note(self, lane: str, node: Node, made: Node) -> Node:

@@ -18,7 +18,7 @@ import torch.utils._pytree as pytree
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.execute import zeroed
+from graphprobe.execute import target_of, zeroed
 from graphprobe.lanes import quantized, references
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
@@ -99,9 +99,8 @@ def lifts_late(node: Node) -> Node | None:
 
 
 def _plain(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    assert callable(node.target)
     args, kwargs = pytree.tree_map(lift_dtype, (args, kwargs), is_leaf=lambda v: isinstance(v, (Node, torch.dtype)))
-    return node.target, tuple(args), kwargs
+    return target_of(node), tuple(args), kwargs
 
 
 def _factory(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
