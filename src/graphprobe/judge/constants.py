@@ -53,9 +53,38 @@ def _lone(replay: Replay, region: Region, side: str) -> list[Node]:
     for node in getattr(region, side):
         if node.op == "get_attr" and node not in partnered:
             value = program.attribute(node)
-            if isinstance(value, torch.Tensor) and value.dtype in _FLOATS:
+            if (
+                isinstance(value, torch.Tensor)
+                and value.dtype in _FLOATS
+                and not _is_joined(replay, region, side, value)
+            ):
                 found.append(node)
     return found
+
+
+def _is_joined(replay: Replay, region: Region, side: str, value: torch.Tensor) -> bool:
+    """Whether a weight is bitwise a block of rows of one of the other side, or the other way round (fused q, k, v)."""
+    other = "after" if side == "before" else "before"
+    program = replay.plan.after if side == "before" else replay.plan.before
+    for node in getattr(region, other):
+        theirs = program.attribute(node) if node.op == "get_attr" else None
+        if (
+            not isinstance(theirs, torch.Tensor)
+            or theirs.dtype != value.dtype
+            or theirs.dim() != value.dim()
+            or value.dim() < 2
+        ):
+            continue
+        if _holds_rows(theirs.detach(), value.detach()) or _holds_rows(value.detach(), theirs.detach()):
+            return True
+    return False
+
+
+def _holds_rows(whole: torch.Tensor, part: torch.Tensor) -> bool:
+    if whole.shape[1:] != part.shape[1:] or whole.shape[0] < part.shape[0] or part.numel() == 0:
+        return False
+    first = (whole == part[0]).flatten(1).all(1).nonzero().flatten().tolist()
+    return any(torch.equal(whole[i : i + part.shape[0]], part) for i in first)
 
 
 def _same_as_computed(

@@ -248,7 +248,7 @@ def _arranged(x: Tensor | None, like: Tensor, near: bool = True) -> Tensor | Non
     if x.dim() == 2 and like.dim() == 2:
         candidates = [c for c in (x, x.t()) if c.shape == like.shape] or candidates
     # not scaled yet, the layouts are told apart by the angle alone
-    return max(candidates, key=lambda c: float((c.double() * like.double()).sum()))
+    return max(candidates, key=lambda c: float((torch.nan_to_num(c.double()) * like.double()).sum()))
 
 
 def _scaled(x: Tensor | None, scale: Tensor | None, axis: int) -> Tensor | None:

@@ -8,6 +8,8 @@ honest lowering to bf16 measures at most 1.1, sdpa against eager attention 2.2; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch.fx import Node
 
@@ -20,10 +22,13 @@ from graphprobe.lanes.replay import Replay
 BOUND = 8.0
 
 
-def ratio(replay: Replay, measured: Measured, quantized: bool = False) -> float:
+def ratio(
+    replay: Replay, measured: Measured, quantized: bool = False, taken: Mapping[Node, torch.Tensor] | None = None
+) -> float:
     """Return R with all three denominators. The region's frontier must have been fetched.
 
-    Where `after` is quantised, what quantisation changes in exact arithmetic is a denominator too.
+    Where `after` is quantised, what quantisation changes in exact arithmetic is a denominator too. `taken` are
+    decisions that `after` takes as before does.
     """
     region = measured.region
     truth = replay.exact("before", region)
@@ -35,8 +40,9 @@ def ratio(replay: Replay, measured: Measured, quantized: bool = False) -> float:
         return rms(measure.compared(x, y, bound)[0])
 
     before = replay.native("before", region)[region.claim.before]
-    forced = replay.native("after", region)[region.claim.after]
-    rounded_inputs = replay.exact("after", region, cast=True, override=_own_parameters(replay, region))
+    forced = replay.native("after", region, override=taken)[region.claim.after]
+    override = {**_own_parameters(replay, region), **(taken or {})}
+    rounded_inputs = replay.exact("after", region, cast=True, override=override)
     floor = max(
         distance(before),
         unit_roundoff(region) * distance(torch.zeros_like(truth)),

@@ -1,39 +1,46 @@
 """Rule 6: decisions (argmax, top-k, floor, comparison, rounding to codes) flip on ties, and that is rounding.
 
-A flip is on a tie where noise flips it too: noise of float64 for the exact lanes, where only equal scores and exact
-halves can flip, and of ``8 u`` of the coarsest dtype involved for the native ones. What moves further down because of
-a flip must be no larger than what the flips under noise move.
+A flip is on a tie where noise makes one side take the other's decision: noise of float64 in the exact lanes, where only
+equal scores and exact halves flip, and of ``8 u`` of the coarsest dtype involved in the native ones. What hangs on the
+decisions is then compared with `after` taking before's decisions, so that nothing can hide behind a flip.
 """
 
 from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.execute import Values
+from graphprobe.judge import precision
 from graphprobe.judge.rows import Measured
-from graphprobe.judge.same import BOUND, Compared, Sameness, compare, difference, worst_ratio
+from graphprobe.judge.same import BOUND, Compared, Sameness, Variant, ask, compare
 from graphprobe.lanes import exact, measure
 from graphprobe.lanes.regions import Region
+from graphprobe.lanes.relaxed import chains
 from graphprobe.lanes.replay import U64, Replay, jittered
 
 RULE = "6 tie"
 _DRAWS = 16
-_RATIO = 8.0
 _NATIVE = 8.0  # times the unit roundoff
-_CHOOSERS = {
-    f"aten::{name}" for name in ("topk", "sort", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median")
-} | {"aten::searchsorted", "aten::bucketize"}
+
+Pairs = list[tuple[Node, Node]]  # decisions of before and after that correspond
+Evaluate = Callable[[Values], Values]  # decisions that after shall take -> the values of after's nodes
 
 
-def decisions(region: Region) -> list[Node]:
-    """Return the operations of both pieces that decide on floating values."""
-    return [n for side in ("before", "after") for n in region.operations(side) if _decides_on_floats(n)]
+def decisions(region: Region, side: str) -> list[Node]:
+    """Return the nodes of a piece that hold a decision taken on floating values; of a chain of codes only the last."""
+    inner = {n for chain in chains(getattr(region, side)) for n in chain.members if n is not chain.last}
+    return [n for n in region.operations(side) if n not in inner and exact.decides(n) and _on_floats(n)]
 
 
-def _decides_on_floats(node: Node) -> bool:
-    if not (exact.decides(node) or nodes.schema_name(node) in _CHOOSERS):
-        return False
+def _on_floats(node: Node) -> bool:
+    if node.target is operator.getitem:  # the indices of a top-k
+        return any(_is_floating(n) for n in node.all_input_nodes[0].all_input_nodes)
     return any(_is_floating(n) for n in node.all_input_nodes)
 
 
@@ -43,65 +50,114 @@ def _is_floating(node: Node) -> bool:
 
 
 def ask_ties(replay: Replay, region: Region, plain: Sameness) -> Sameness | None:
-    """Excuse what differs in exact arithmetic if float64 noise flips the same decisions."""
-    if not decisions(region):
+    """Excuse what differs in exact arithmetic if it goes with the flips of decisions that hang on a tie."""
+    pairs = _pairs(region)
+    if pairs is None:
         return None
+    truth = replay.exact_values("before", region)
+
+    def after(taken: Values) -> Values:
+        return replay.exact_values("after", region, override=taken)
+
+    size = BOUND * U64
+    flips = _flips(replay, region, pairs, truth, after, size)
+    if flips is not None:
+        taken = {y: truth[x] for x, y in pairs}
+        answer = ask(replay, region, Variant(taken)) if flips else plain
+        if answer.same:
+            return Sameness(True, answer.spread, rule=RULE, kind="rounding", note=_note(flips), exact=plain.exact)
     found = compare(replay, region)
-    if not isinstance(found, Compared):
-        return None
-    if not _explained(replay, region, found, found.truth, found.other, BOUND * U64):
-        return None
-    count = int(((found.difference != 0) | found.wrong).sum())
-    note = f"{count} of {found.truth.numel()} elements differ, where a decision hangs on a tie"
-    return Sameness(True, 0.0, rule=RULE, kind="rounding", note=note, exact=found.relative)
+    if isinstance(found, Compared) and not _is_floating(region.claim.after):
+        count = _met(replay, region, region.claim.before, region.claim.after, found.truth, found.other, {}, size)
+        if count is not None:
+            return Sameness(True, 0.0, rule=RULE, kind="rounding", note=_note(count), exact=plain.exact)
+    return None
 
 
 def native_ties(replay: Replay, row: Measured) -> str | None:
-    """Say how many elements differ natively, if noise of the native precision flips the same decisions; else None."""
+    """Say how many native decisions flip, if all of them hang on a near tie and explain the difference; else None."""
     region = row.region
-    if not decisions(region):
+    pairs = _pairs(region)
+    if pairs is None:
         return None
-    before = replay.native("before", region)[region.claim.before]
-    forced = replay.native("after", region)[region.claim.after]
-    found = compare(replay, region)
-    if not isinstance(found, Compared) or before.shape != forced.shape:
+    before = replay.native("before", region)
+
+    def after(taken: Values) -> Values:
+        return replay.native("after", region, override=taken)
+
+    flips = _flips(replay, region, pairs, before, after, _NATIVE * _coarsest(region))
+    if not flips:
         return None
-    if not _explained(replay, region, found, before, forced, _NATIVE * _coarsest(region)):
+    taken = {y: before[x] for x, y in pairs}
+    if precision.ratio(replay, row, taken=taken) > precision.BOUND:
         return None
-    change, _, wrong = difference(replay, region, before, forced)
-    count = int(((change != 0) | wrong).sum())
-    return f"{count} of {before.numel()} elements differ, where a decision hangs on a near tie"
+    return _note(flips).replace("a tie", "a near tie")
 
 
-def _explained(
-    replay: Replay, region: Region, found: Compared, mine: torch.Tensor, theirs: torch.Tensor, size: float
-) -> bool:
-    """Whether noise makes of each side what the other side holds.
+def _note(count: int) -> str:
+    return f"{count} decisions flip that hang on a tie" if count != 1 else "one decision flips that hangs on a tie"
 
-    Codes, indices and masks must be met one by one; of numbers it is asked that they move no less than they differ.
-    """
-    change, _, wrong = difference(replay, region, mine, theirs)
-    whole = not _is_floating(region.claim.after)
-    open_ = (change != 0) | wrong
-    noises: list[torch.Tensor] = []
+
+def _pairs(region: Region) -> Pairs | None:
+    """Pair the decisions of both pieces in order; None where there are none, or as many as do not correspond."""
+    mine, theirs = decisions(region, "before"), decisions(region, "after")
+    if not mine or len(mine) != len(theirs):
+        return None
+    if any(nodes.shape(x) != nodes.shape(y) for x, y in zip(mine, theirs, strict=True)):
+        return None
+    return list(zip(mine, theirs, strict=True))
+
+
+def _flips(replay: Replay, region: Region, pairs: Pairs, before: Values, after: Evaluate, size: float) -> int | None:
+    """Count the decisions that differ, each with the earlier ones taken as before takes them; None if one is no tie."""
+    taken: Values = {}
+    count = 0
+    for x, y in pairs:
+        held = after(taken)[y]
+        if not torch.equal(_plain(before[x]), _plain(held)):
+            met = _met(replay, region, x, y, before[x], held, taken, size)
+            if met is None:
+                return None
+            count += met
+        taken[y] = before[x].to(held.dtype)
+    return count
+
+
+def _met(
+    replay: Replay,
+    region: Region,
+    x: Node,
+    y: Node,
+    mine: torch.Tensor,
+    theirs: torch.Tensor,
+    taken: Values,
+    size: float,
+) -> int | None:
+    """Count where two nodes differ, if noise makes each such element of one what the other holds; else None."""
+    left, right = (_plain(t) for t in (mine, theirs))
+    moved = replay.mask(region.claim.before, region.claim.after)
+    open_ = left != right
+    if moved is not None and moved.shape == open_.shape:
+        open_ = open_ & ~moved
+    count = int(open_.sum())
     for seed in range(_DRAWS):
-        for side, plain, goal in (("before", found.truth, theirs), ("after", found.other, mine)):
-            noisy = _noisy(replay, side, region, plain, seed, size)
-            moved, _, moved_class = difference(replay, region, plain, noisy)
-            noises.append(moved)
-            open_ = open_ & (measure.real(noisy) != measure.real(goal)) if whole else open_ & ~moved_class
-        if whole and not bool(open_.any()):
-            return True
-    if whole or bool((open_ & wrong).any()):
-        return False
-    return worst_ratio(change, noises)[0] <= _RATIO
+        for side, node, goal, held in (("before", x, right, {}), ("after", y, left, taken)):
+            noise = torch.Generator(device=goal.device).manual_seed(seed)
+            # what the piece starts from is shaken too, else equal scores would not part
+            given = {p: _shaken(replay.values[p], noise, size) for p, _ in region.frontier if p in replay.values}
+            noisy = replay.exact_values(side, region, noise, given=given, override=held, size=size)
+            open_ = open_ & (_plain(noisy[node]) != goal)
+        if not bool(open_.any()):
+            return count
+    return None
 
 
-def _noisy(replay: Replay, side: str, region: Region, plain: torch.Tensor, seed: int, size: float) -> torch.Tensor:
-    """Evaluate one piece with noise on all it computes and on all it starts from: equal scores must part, too."""
-    noise = torch.Generator(device=plain.device).manual_seed(seed)
-    given = {p: jittered(exact.lift(replay.values[p]), noise, size) for p, _ in region.frontier if p in replay.values}
-    return replay.exact(side, region, noise, given=given, size=size)
+def _shaken(value: Any, noise: torch.Generator, size: float) -> Any:
+    return jittered(exact.lift(value), noise, size)
+
+
+def _plain(value: torch.Tensor) -> torch.Tensor:
+    return measure.real(value).double()
 
 
 def _coarsest(region: Region) -> float:

@@ -81,7 +81,7 @@ def decides(node: Node) -> bool:
     """Whether the node takes a decision: its result jumps where its operands pass a bound (codes, indices, masks)."""
     if node.op != "call_function" or nodes.is_view(node):
         return False
-    if nodes.schema_name(node) in _ROUNDINGS:
+    if nodes.schema_name(node) in _ROUNDINGS or nodes.schema_name(node) in quantized.FAKE_QUANTIZERS:
         return True
     value = nodes.tensor_val(node)
     return value is not None and value.dtype not in LIFTED and value.dtype not in (torch.float64, torch.complex128)

@@ -63,13 +63,22 @@ class Replay:
             if x in both[0] and y in both[1] and both[0][x].shape == both[1][y].shape:
                 self._masks[x, y] = both[0][x] | both[1][y]
 
-    def native(self, side: str, region: Region, given: Mapping[Node, torch.Tensor] | None = None) -> Values:
-        """Evaluate one piece natively on before's values (or on `given`, keyed by before's node)."""
+    def native(
+        self,
+        side: str,
+        region: Region,
+        given: Mapping[Node, torch.Tensor] | None = None,
+        override: Mapping[Node, torch.Tensor] | None = None,
+    ) -> Values:
+        """Evaluate one piece natively on before's values (or on `given`, keyed by before's node).
+
+        Nodes in `override` take the given values.
+        """
         env = self._leaves(side, region, given)
         if side == "after":
             for leaf, value in env.items():
                 env[leaf] = _as_taken(value, leaf)
-        return self.run_piece(side, region, env)
+        return self.run_piece(side, region, env, override)
 
     def exact(
         self,
@@ -185,12 +194,17 @@ class Replay:
             env.update({q: self.inputs[paths[q]] for q in region.loose_after})
         return env
 
-    def run_piece(self, side: str, region: Region, env: Values) -> Values:
+    def run_piece(
+        self, side: str, region: Region, env: Values, override: Mapping[Node, torch.Tensor] | None = None
+    ) -> Values:
         """Run one piece natively on the leaves in `env`; returns env with the piece's values added."""
         program = self.plan.before if side == "before" else self.plan.after
         with torch.no_grad():
             for node in getattr(region, side):
-                env[node] = program.attribute(node) if node.op == "get_attr" else call(program, node, env)
+                if override and node in override:
+                    env[node] = override[node]
+                else:
+                    env[node] = program.attribute(node) if node.op == "get_attr" else call(program, node, env)
         return env
 
 
