@@ -16,6 +16,7 @@ _PUBLIC = {
     "instrument": "taps",
     "diff": "api",
     "run": "running",
+    "bisect": "bisection.entry",
     "lint": "linting",
     "view": "graphview",
     "Report": "records",
@@ -25,12 +26,17 @@ _PUBLIC = {
     "Lint": "records",
     "RunReport": "records",
     "RunStep": "records",
+    "Bisection": "bisection.records",
+    "BisectStep": "bisection.records",
     "GraphprobeError": "errors",
     "testing": "",
 }
 
 if TYPE_CHECKING:
     from graphprobe.api import diff as diff
+    from graphprobe.bisection.entry import bisect as bisect
+    from graphprobe.bisection.records import Bisection as Bisection
+    from graphprobe.bisection.records import BisectStep as BisectStep
     from graphprobe.capturing import capture as capture
     from graphprobe.errors import GraphprobeError as GraphprobeError
     from graphprobe.fxfile import load as load

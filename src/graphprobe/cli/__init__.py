@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import graphprobe
-from graphprobe.cli import capture, demo, diff, dumps, lint, run, show, tap
+from graphprobe.cli import bisect, capture, demo, diff, dumps, lint, run, show, tap
 from graphprobe.errors import GraphprobeError
 
 #: The subcommands, in the order of ``graphprobe --help``.
@@ -25,6 +25,7 @@ COMMANDS: dict[str, ModuleType] = {
     "diff": diff,
     "tap": tap,
     "run": run,
+    "bisect": bisect,
     "dumps": dumps,
     "lint": lint,
     "show": show,

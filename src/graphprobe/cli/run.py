@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> RunReport:
     import graphprobe
 
     pipeline = plan(options.pipeline, options.transform)
-    model, args, kwargs, shapes = _model(options)
+    model, args, kwargs, shapes = model_of(options)
     with output.Progress() as progress:
         report = graphprobe.run(
             model,
@@ -121,7 +121,8 @@ def plan(pipelines: list[str], transforms: list[str]) -> Pipeline:
     return Pipeline.from_yaml(*files, known=known) if files else Pipeline.parse(",".join(pipelines), known)
 
 
-def _model(options: argparse.Namespace) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
+def model_of(options: argparse.Namespace) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
+    """Return the model that the options name, its inputs and its dynamic shapes. Raises InputError."""
     if options.spec.endswith(".fx"):
         from graphprobe import fxfile
         from graphprobe.cli import inputs

@@ -38,8 +38,16 @@ def said(transform: Transform, settings: Settings | None = None) -> dict[str, An
 
 
 def transform_text(transform: Transform) -> str:
-    """Return ``name`` or ``name{option=value, ...}``: the options that differ from their defaults, values as JSON."""
-    return _text(transform.name, said(transform))
+    """Return ``name`` or ``name{option=value, ...}``: the options that differ from their defaults, values as JSON.
+
+    It is for reading: an option without a JSON form is shown as its class.
+    """
+    inner = ", ".join(f"{key}={json.dumps(value, default=_class_name)}" for key, value in said(transform).items())
+    return f"{transform.name}{{{inner}}}" if inner else transform.name
+
+
+def _class_name(value: Any) -> str:
+    return f"<{type(value).__name__}>"
 
 
 def entry_text(transform: Transform, settings: Settings) -> str:

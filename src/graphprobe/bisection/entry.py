@@ -1,0 +1,99 @@
+"""`graphprobe.bisect`: which transform, and which match of it, made a model wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from graphprobe import api, fxfile, inputs
+from graphprobe.bisection import bench, oracle, store
+from graphprobe.bisection.commands import Commands
+from graphprobe.bisection.hunt import Hunt
+from graphprobe.bisection.records import Bisection
+from graphprobe.capturing import capture
+from graphprobe.pipeline import Pipeline
+
+Progress = Callable[[int, int, str], None]
+
+
+def bisect(
+    model: api.Side,
+    args: tuple[Any, ...] | list[Any] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    pipeline: Any,
+    check: oracle.Check | None = None,
+    state: str | os.PathLike[str] | None = None,
+    dynamic_shapes: Any = None,
+    exact: str = "auto",
+    valid: torch.Tensor | None = None,
+    accept: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    min_coverage: float = 0.9,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Bisection:
+    """Say which transform of a pipeline made the model wrong, by which of its matches, and by which operation.
+
+    `model` is an nn.Module, an ExportedProgram, a GraphModule (which goes into the first transform as it is) or an
+    ``.fx`` file; `pipeline` is whatever ``Pipeline.of`` takes. A trial runs a part of the pipeline on its own deep copy
+    of the captured graph. It is judged by graphprobe.diff (under `exact`, `valid`, `accept`, `allow`, `min_coverage`),
+    or by `check`: a function of the transformed graph that returns True, False or None (cannot judge), or a shell
+    command (exit status 0 good, 125 cannot judge, others bad) with ``{before}`` and ``{after}`` as ``.fx`` files.
+    Transforms and graphs that raise are bad, as are new NaNs. Answers are kept in the file `state`, from which an
+    interrupted bisection goes on. `command` holds a shell's words for the model, for the commands that reproduce the
+    trials. Raises GraphprobeError on bad input.
+    """
+    started = time.perf_counter()
+    plan = Pipeline.of(pipeline)
+    options: dict[str, Any] = {"exact": exact, "valid": valid, "accept": tuple(accept), "allow": tuple(allow)}
+    options["min_coverage"] = min_coverage
+    gm, call_args, call_kwargs = _captured(model, tuple(args), kwargs, dynamic_shapes, check is None)
+    if call_args or call_kwargs:
+        inputs.bind(gm, call_args, call_kwargs, "the model")
+    entries = bench.entries_of(plan)
+    words = [(bench.text_of((e,)), getattr(e.transform, "function", None)) for e in entries]
+    key = store.key_of(gm, (call_args, call_kwargs), words, check, options)
+    with oracle.made(check, gm, call_args, call_kwargs, options) as judge:
+        found = Hunt(
+            captured=gm,
+            args=call_args,
+            kwargs=call_kwargs,
+            entries=entries,
+            oracle=judge,
+            store=store.Store.open(state, key),
+            commands=Commands(command, check),
+            options=options,
+            progress=progress,
+        ).run()
+    leaves = pytree.tree_leaves((call_args, call_kwargs))
+    return dataclasses.replace(
+        found,
+        notes=(*plan.notes, *found.notes),
+        environment=api.environment({str(i): leaf for i, leaf in enumerate(leaves)}),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _captured(
+    model: api.Side, args: tuple[Any, ...], kwargs: dict[str, Any] | None, dynamic_shapes: Any, needs_inputs: bool
+) -> tuple[torch.fx.GraphModule, tuple[Any, ...], dict[str, Any]]:
+    """Return a graph that no trial will change, and the inputs: given, stored with a file, or drawn."""
+    stored = None
+    if isinstance(model, (str, os.PathLike)):
+        stored = fxfile.load_inputs(model)
+        model = fxfile.load(model)
+    if not args and not kwargs and stored is not None:
+        args, kwargs = stored
+    if isinstance(model, torch.fx.GraphModule):
+        model = oracle.deep_copy(model)
+    gm = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    if not args and not kwargs and needs_inputs:
+        args, kwargs = inputs.draw(gm)
+    return gm, args, dict(kwargs or {})

@@ -1,0 +1,140 @@
+"""What a bisection remembers of its trials, in a file if asked, so that it can go on where it was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch.fx import GraphModule
+
+from graphprobe.bisection.oracle import Answer
+from graphprobe.errors import InputError
+from graphprobe.provenance import target_name
+
+_VERSION = 1
+
+
+@dataclass
+class Store:
+    """Answers by trial; written to `path` after each new one."""
+
+    path: Path | None
+    key: str  # of the model, the inputs, the pipeline and the check: answers of another question are no answers
+    answers: dict[str, Answer] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    remembered: set[str] = field(default_factory=set)
+
+    @staticmethod
+    def open(path: str | os.PathLike[str] | None, key: str) -> Store:
+        """Read a state file if it is there. Raises InputError where it is none, or belongs to another question."""
+        store = Store(None if path is None else Path(path), key)
+        if store.path is None or not store.path.exists():
+            return store
+        try:
+            data = json.loads(store.path.read_text(encoding="utf-8"))
+            version, found, trials = data["version"], data["key"], data["trials"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is no state file of a bisection ({type(error).__name__}): give another path"
+            ) from error
+        if version != _VERSION or found != key:
+            raise InputError(
+                f"{path} remembers a bisection of another model, pipeline, check or inputs, or of another version: "
+                "delete it, or give another path"
+            )
+        for trial, row in trials.items():
+            store.answers[trial] = Answer(row["verdict"], row["reason"], row["crashed"])
+            store.seconds[trial] = row["seconds"]
+        store.remembered = set(store.answers)
+        return store
+
+    def put(self, trial: str, answer: Answer, seconds: float) -> None:
+        """Remember an answer."""
+        self.answers[trial], self.seconds[trial] = answer, seconds
+        if self.path is not None:
+            self._write(self.path)
+
+    def _write(self, path: Path) -> None:
+        rows = {
+            trial: {
+                "verdict": answer.verdict,
+                "reason": answer.reason,
+                "crashed": answer.crashed,
+                "seconds": self.seconds[trial],
+            }
+            for trial, answer in self.answers.items()
+        }
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_text(json.dumps({"version": _VERSION, "key": self.key, "trials": rows}), encoding="utf-8")
+            os.replace(partial, path)
+        except OSError as error:
+            raise InputError(f"cannot write the state file {path}: {error.strerror or error}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+def key_of(gm: GraphModule, inputs: Any, *words: Any) -> str:
+    """Return a digest of a graph with its weights, of inputs, and of whatever else the answers depend on."""
+    digest = hashlib.sha256()
+    digest.update(torch.__version__.encode())
+    for node in gm.graph.nodes:
+        digest.update(f"{node.name} {node.op} {target_name(node)} {node.args} {node.kwargs}\n".encode())
+    tensors = [*gm.named_parameters(), *gm.named_buffers(), *enumerate(pytree.tree_leaves(inputs))]
+    for name, leaf in tensors:
+        digest.update(f"{name}:".encode())
+        digest.update(_bytes(leaf))
+    for word in words:
+        digest.update(f"|{_described(word)}".encode())
+    return digest.hexdigest()
+
+
+def _bytes(leaf: Any) -> bytes:
+    if hasattr(leaf, "__tensor_flatten__"):  # a quantised weight: the tensors inside it
+        names, context = leaf.__tensor_flatten__()
+        return b"".join(_bytes(getattr(leaf, name)) for name in names) + repr(context).encode()
+    if not isinstance(leaf, torch.Tensor) or leaf.layout is not torch.strided or leaf.device.type == "meta":
+        return repr(leaf).encode()
+    data = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{leaf.dtype}{tuple(leaf.shape)}".encode() + hashlib.sha256(data.tobytes()).digest()
+
+
+def _described(word: Any, depth: int = 3) -> str:
+    """A function is its code and what it closes over, not its address: one that was edited answers another question."""
+    if isinstance(word, torch.Tensor):
+        return hashlib.sha256(_bytes(word)).hexdigest()
+    if isinstance(word, (list, tuple)):
+        return f"[{', '.join(_described(one, depth) for one in word)}]"
+    if isinstance(word, dict):
+        return f"{{{', '.join(f'{key}: {_described(value, depth)}' for key, value in word.items())}}}"
+    if isinstance(word, (str, int, float, bool, type(None))):
+        return repr(word)
+    code = getattr(word, "__code__", None)
+    name = f"{getattr(word, '__module__', '')}.{getattr(word, '__qualname__', type(word).__qualname__)}"
+    if code is None or depth == 0:
+        return name
+    held = [*_contents(getattr(word, "__closure__", None) or ()), *(getattr(word, "__defaults__", None) or ())]
+    # lists and other things that may change while it runs say nothing of what it is
+    fixed = [value for value in held if isinstance(value, (str, int, float, bool, tuple)) or callable(value)]
+    return f"{name}:{_code(code)}:{[_described(value, depth - 1) for value in fixed]}"
+
+
+def _contents(cells: Iterable[Any]) -> Iterator[Any]:
+    for cell in cells:
+        with contextlib.suppress(ValueError):  # a name that is assigned later
+            yield cell.cell_contents
+
+
+def _code(code: types.CodeType) -> str:
+    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {constants} {code.co_names}"

@@ -1,0 +1,296 @@
+"""graphprobe.bisect: every planted bug is named by transform and match; what is unknown stays unknown."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.fx import GraphModule
+
+import bisect_passes as passes
+import graphprobe
+from bisect_passes import BUGS, Bug, chain, planted
+from graphprobe.bisection.records import Bisection
+from graphprobe.cli import main
+from graphprobe.errors import InputError
+from transform_tools import captured
+
+
+def search(*pipeline: Any, **options: Any) -> Bisection:
+    model, args = chain()
+    return graphprobe.bisect(model, args, pipeline=list(pipeline), **options)
+
+
+def said(found: Bisection) -> list[tuple[str, str]]:
+    return [(step.what, step.verdict) for step in found.steps]
+
+
+# --- which transform, which match ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.change.__name__)
+def test_a_bug_in_any_transform_at_any_layer_is_named_with_its_match(bug: Bug, layer: int) -> None:
+    gm, args, kwargs = captured("llama")
+    if bug.change is passes.weight_of_another:  # as random as all others, but of another value
+        gm = torch.fx.GraphModule(gm, gm.graph)
+        torch.nn.init.normal_(gm.get_parameter("model.norm.weight"))
+    found = graphprobe.bisect(gm, args, kwargs, pipeline=planted(bug, layer))
+    assert (found.verdict, found.exit_code) == ("bad", 1)
+    assert found.transform == bug.host and found.transforms == (bug.host,)
+    assert found.match is not None and f".layers.{layer}." in f"{found.match}."
+    assert found.report is not None and found.report.verdict == "semantic"
+    assert found.report.first is not None and f".layers.{layer}." in found.report.first.module_path
+    assert f"{bug.host} is to blame" in str(found) and found.match in str(found)
+
+
+def test_an_honest_pipeline_is_not_blamed() -> None:
+    gm, args, kwargs = captured("llama")
+    found = graphprobe.bisect(gm, args, kwargs, pipeline=",".join(passes.HONEST))
+    assert (found.verdict, found.exit_code, found.ok) == ("good", 0, True)
+    assert found.transform is None and found.transforms == () and found.match is None
+    assert found.report is not None and found.report.verdict == "rounding"
+    assert len(found.steps) == 1
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_the_position_does_not_matter(at: int) -> None:
+    pipeline: list[Any] = [passes.idle, passes.honest, passes.idle]
+    pipeline.insert(at, passes.wrong_sin)
+    found = search(*pipeline)
+    assert found.transforms == ("wrong_sin",)
+    ablated = "the first 3 of 4 transforms" if at == 3 else "all but wrong_sin"
+    assert {("wrong_sin alone", "bad"), (ablated, "good")} <= set(said(found))
+
+
+def test_all_that_are_guilty_are_named_the_first_of_them_first() -> None:
+    found = search(passes.idle, passes.wrong_tanh, passes.honest, passes.wrong_sin)
+    assert found.transform == "wrong_tanh"
+    assert found.transforms == ("wrong_tanh", "wrong_sin")
+    assert found.together == (("wrong_tanh",), ("wrong_sin",))
+    assert "wrong_tanh is to blame" in str(found) and "so is wrong_sin" in str(found)
+
+
+def test_two_that_are_wrong_only_together_are_both_named() -> None:
+    pipeline = [passes.idle, passes.honest, passes.idle, passes.assumes_relu, passes.idle]
+    found = search(*pipeline)
+    assert found.transforms == ("honest", "assumes_relu") and found.together == (found.transforms,)
+    assert found.report is not None and found.report.verdict == "semantic"
+    assert "wrong only together" in str(found)
+    assert search(*pipeline[2:]).ok and search(*pipeline[:3]).ok
+
+
+def test_names_are_those_of_the_pairs_and_repeated_ones_are_numbered() -> None:
+    found = search(("first", passes.idle), ("again", passes.idle), ("again", passes.wrong_sin))
+    assert found.transform == "again#2"
+
+
+@pytest.mark.parametrize("wrong", [(0,), (2,), (3,), (1, 3)])
+def test_a_transform_that_takes_first_is_limited_until_the_match_is_known(wrong: tuple[int, ...]) -> None:
+    def always(gm: GraphModule) -> bool:
+        """Judge without graphprobe.diff, which could name the match by itself."""
+        return torch.allclose(gm(*args), good, atol=1e-4)
+
+    model, args = chain()
+    good = model(*args)
+    rewrite = functools.partial(passes.rewrites, wrong=wrong)
+    found = graphprobe.bisect(model, args, pipeline=[passes.idle, ("rewrite", rewrite)], check=always)
+    assert found.transform == "rewrite"
+    assert found.match == ("cos", "sin", "relu", "tanh")[wrong[0]]
+    assert any("limited to its first" in step.what and "first=" in step.command for step in found.steps)
+
+
+# --- crashes, NaNs, what cannot be judged ----------------------------------------------------------------------------
+
+
+def test_a_transform_that_fails_is_bad() -> None:
+    found = search(passes.honest, passes.raises, passes.idle)
+    assert found.transforms == ("raises",)
+    assert found.report is not None and found.report.verdict == "structural"
+    assert "out of luck" in str(found)
+
+
+def test_a_graph_that_cannot_be_run_is_bad() -> None:
+    found = search(passes.honest, passes.bad_shape)
+    assert found.transforms == ("bad_shape",)
+    assert found.report is not None and found.report.verdict == "structural"
+
+
+@pytest.mark.parametrize("check", [None, lambda gm: True], ids=["diff", "predicate"])
+def test_new_nans_are_bad_whatever_a_check_says(check: Any) -> None:
+    found = search(passes.idle, passes.divides_by_zero, check=check)
+    assert found.transforms == ("divides_by_zero",)
+    assert found.report is not None and found.report.verdict == "nonfinite"
+
+
+def test_a_transform_that_only_fails_without_the_guilty_one_is_not_blamed() -> None:
+    def wrong_clamp(gm: GraphModule) -> None:
+        passes.honest(gm)
+        passes.scaled(gm, torch.ops.aten.clamp_min.default, 2.0)
+
+    found = search(passes.idle, wrong_clamp, passes.needs_clamp)
+    assert found.transforms == ("wrong_clamp",)
+    assert any("whether more is wrong cannot be judged" in note for note in found.notes)
+
+
+def test_what_cannot_be_judged_is_neither_good_nor_bad() -> None:
+    def undecided(gm: GraphModule) -> bool | None:
+        return None if passes.node_of(gm, torch.ops.aten.clamp_min.default) is not None else True
+
+    found = search(passes.idle, passes.honest, check=undecided)
+    assert (found.verdict, found.exit_code, found.transforms) == ("unknown", 2, ())
+
+    def bad_or_undecided(gm: GraphModule) -> bool | None:
+        if passes.node_of(gm, torch.ops.aten.mul.Tensor) is not None:
+            return False
+        return undecided(gm)
+
+    found = search(passes.idle, passes.honest, passes.idle, passes.wrong_sin, check=bad_or_undecided)
+    assert found.transforms == ("wrong_sin",)
+    assert any("count as neither" in note for note in found.notes)
+
+
+def test_a_model_that_is_bad_itself_has_no_guilty_transform() -> None:
+    found = search(passes.honest, check=lambda gm: False)
+    assert (found.verdict, found.transform) == ("unknown", None)
+    assert any("no transform is to blame" in note for note in found.notes)
+
+
+# --- copies, lints ---------------------------------------------------------------------------------------------------
+
+
+class Counter(torch.nn.Module):
+    """Counts its calls in a buffer, and is different at the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        return x * self.calls
+
+
+def test_trials_do_not_see_each_others_state() -> None:
+    def run_twice(gm: GraphModule) -> bool:
+        first, second = gm(x), gm(x)
+        return torch.equal(first, x) and torch.equal(second, 2 * x)
+
+    model, x = Counter(), torch.randn(3)
+    found = graphprobe.bisect(model, (x,), pipeline=[passes.idle, passes.idle, passes.idle], check=run_twice)
+    assert found.ok and float(model.calls) == 0
+
+
+def test_a_transform_that_writes_into_weights_spoils_no_other_trial() -> None:
+    def spoil(gm: GraphModule) -> None:
+        with torch.no_grad():
+            gm.get_parameter("weight").mul_(2)
+
+    model, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
+    was = model.weight.detach().clone()
+    found = graphprobe.bisect(model, (x,), pipeline=[passes.idle, spoil, passes.idle])
+    assert found.transforms == ("spoil",) and torch.equal(model.weight, was)
+    assert {lint.rule for lint in found.lints} == {"weight-written"}
+
+
+def test_a_graph_goes_in_as_it_is() -> None:
+    seen = []
+
+    def look(gm: GraphModule) -> None:
+        seen.append([node.op for node in gm.graph.nodes])
+
+    gm = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()))
+    found = graphprobe.bisect(gm, (torch.randn(2, 4),), pipeline=[look])
+    assert found.ok and seen[0] == ["placeholder", "call_module", "call_module", "output"]
+
+
+def test_lints_bear_the_name_of_their_transform() -> None:
+    found = search(passes.honest, passes.loses_val)
+    assert [(lint.rule, lint.transform) for lint in found.lints] == [("missing-val", "loses_val")]
+
+
+# --- memory, files, commands -----------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_bisection_goes_on_where_it_was(tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    asked: list[int] = []
+
+    def careful(gm: GraphModule) -> bool:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return passes.node_of(gm, torch.ops.aten.mul.Tensor) is None
+
+    pipeline = [passes.idle, passes.honest, passes.wrong_sin, passes.idle]
+    with pytest.raises(KeyboardInterrupt):
+        search(*pipeline, check=careful, state=state)
+    found = search(*pipeline, check=careful, state=state)
+    assert found.transforms == ("wrong_sin",)
+    assert sum(step.remembered for step in found.steps) == 2
+    before = len(asked)
+    again = search(*pipeline, check=careful, state=state)
+    assert again.transforms == found.transforms and len(asked) == before
+    with pytest.raises(InputError, match="another model, pipeline"):
+        search(*pipeline[1:], check=careful, state=state)
+    state.write_text("{}")
+    with pytest.raises(InputError, match="no state file"):
+        search(*pipeline, state=state)
+
+
+def test_a_bisection_survives_json() -> None:
+    found = search(passes.honest, passes.wrong_sin)
+    again = Bisection.from_json(found.to_json())
+    assert again == found and json.loads(found.to_json())["commands"] == list(found.commands)
+    with pytest.raises(ValueError, match="no graphprobe Bisection"):
+        Bisection.from_json("{}")
+
+
+def test_a_command_judges_by_its_exit_status(tmp_path: Path) -> None:
+    script = tmp_path / "check.py"
+    script.write_text(
+        "import sys, graphprobe\n"
+        "names = [str(n.target) for n in graphprobe.load(sys.argv[1]).graph.nodes]\n"
+        "sys.exit(3 if 'aten.mul.Tensor' in names else 125 if 'aten.clamp_min.default' in names else 0)\n"
+    )
+    command = f"{shlex.quote(sys.executable)} -W ignore {shlex.quote(str(script))} {{after}}"
+    found = search(passes.wrong_sin, passes.honest, check=command)
+    assert found.transforms == ("wrong_sin",)
+    assert {"good", "bad", "unknown"} == {step.verdict for step in found.steps}
+    with pytest.raises(InputError, match="cannot be run"):
+        search(passes.honest, check="there_is_no_such_command")
+
+
+def test_the_command_line_says_it_and_its_commands_reproduce_each_trial(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
+    pipeline = "bisect_passes:honest,bisect_passes:wrong_sin,bisect_passes:idle"
+    assert main(["bisect", "bisect_passes:chain", "--pipeline", pipeline, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["transforms"] == ["wrong_sin"]
+    for step, command in zip(found["steps"], found["commands"], strict=True):
+        words = shlex.split(command)
+        assert words[0] == "graphprobe"
+        assert main(words[1:]) == {"good": 0, "bad": 1}[step["verdict"]]
+        capsys.readouterr()
+
+
+def test_the_command_line_in_a_process_of_its_own() -> None:
+    words = ["bisect", "bisect_passes:chain", "--pipeline", "bisect_passes:honest"]
+    done = subprocess.run(
+        [sys.executable, "-m", "graphprobe", *words],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nothing is wrong" in done.stdout
