@@ -81,7 +81,9 @@ def classify(report, mutant, changed, has_effect) -> str:
     size = 99
     if hit:
         row = next((r for r in report.regions if (r.before, r.after) == hit[0].outputs), None)
-        size = len([n for n in hit[0].after if not report.after.by_name[n].is_view]) if row and report.after.nodes else 0
+        size = (
+            len([n for n in hit[0].after if not report.after.by_name[n].is_view]) if row and report.after.nodes else 0
+        )
     if hit and len(grave) == 1 and size <= 8:
         return "exact"
     return "near" if hit else "wrong"
@@ -132,10 +134,20 @@ def main() -> int:
         table[("benign" if mutant.benign else "defect", level)][result] += 1
         table[("benign" if mutant.benign else "defect", mutant.change)][result] += 1
         if options.show and result not in ("exact", "fine", "silent"):
-            print(f"#{i} {name} {dtype} {level} {mutant.change} at {mutant.nodes}: {result} verdict={report.verdict} res={report.coverage.resolution:.2f} unk={report.coverage.unknown}")
+            print(
+                f"#{i} {name} {dtype} {level} {mutant.change} at {mutant.nodes}: {result} verdict={report.verdict} res={report.coverage.resolution:.2f} unk={report.coverage.unknown}"
+            )
             for f in report.findings[:4]:
                 if f.kind not in ("rounding",):
-                    print("     ", f.kind, f.module_path, f.op, f.culprit, f.outputs, f"exact={f.exact} S={f.spread} {f.rule} {f.hint} loc={f.located} n={len(f.after)}")
+                    print(
+                        "     ",
+                        f.kind,
+                        f.module_path,
+                        f.op,
+                        f.culprit,
+                        f.outputs,
+                        f"exact={f.exact} S={f.spread} {f.rule} {f.hint} loc={f.located} n={len(f.after)}",
+                    )
     for key in sorted(table):
         print(key, dict(table[key]))
     print(f"{options.count} changes in {time.time() - started:.0f} s")

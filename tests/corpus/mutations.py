@@ -315,7 +315,11 @@ def _split_k(gm: GraphModule, node: Node) -> Node | None:
 
     def build(call: Callable[..., Node]) -> Node:
         def part(start: int, end: int) -> Node:
-            return call(aten.linear.default, call(aten.slice.Tensor, x, -1, start, end), call(aten.slice.Tensor, weight, -1, start, end))
+            return call(
+                aten.linear.default,
+                call(aten.slice.Tensor, x, -1, start, end),
+                call(aten.slice.Tensor, weight, -1, start, end),
+            )
 
         total = call(aten.add.Tensor, part(0, half), part(half, 9223372036854775807))
         return call(aten.add.Tensor, total, bias[0]) if bias and bias[0] is not None else total
@@ -339,7 +343,9 @@ def _attention_as_math(gm: GraphModule, node: Node) -> Node | None:
         score = call(aten.mul.Tensor, call(aten.matmul.default, query, call(aten.transpose.int, key, -1, -2)), scale)
         if causal:
             ones = call(aten.ones.default, [size[-2], size[-2]], dtype=torch.bool)
-            score = call(aten.masked_fill.Scalar, score, call(aten.logical_not.default, call(aten.tril.default, ones)), -math.inf)
+            score = call(
+                aten.masked_fill.Scalar, score, call(aten.logical_not.default, call(aten.tril.default, ones)), -math.inf
+            )
         elif isinstance(mask, Node) and mask.meta["val"].dtype == torch.bool:
             score = call(aten.masked_fill.Scalar, score, call(aten.logical_not.default, mask), -math.inf)
         elif mask is not None:
@@ -359,7 +365,9 @@ def _softmax_by_hand(gm: GraphModule, node: Node) -> Node | None:
     def build(call: Callable[..., Node]) -> Node:
         high = call(aten.to.dtype, x, torch.float32)
         shifted = call(aten.exp.default, call(aten.sub.Tensor, high, call(aten.amax.default, high, [dim], True)))
-        return call(aten.to.dtype, call(aten.div.Tensor, shifted, call(aten.sum.dim_IntList, shifted, [dim], True)), dtype)
+        return call(
+            aten.to.dtype, call(aten.div.Tensor, shifted, call(aten.sum.dim_IntList, shifted, [dim], True)), dtype
+        )
 
     return substitute(gm, node, build)
 
@@ -390,7 +398,9 @@ def _mean_by_sum(gm: GraphModule, node: Node) -> Node | None:
     assert isinstance(x, Node) and isinstance(dims, (list, tuple))
     count = math.prod(x.meta["val"].shape[d] for d in dims)
     keep = rest[0] if rest else False
-    return substitute(gm, node, lambda call: call(aten.div.Tensor, call(aten.sum.dim_IntList, x, dims, keep), float(count)))
+    return substitute(
+        gm, node, lambda call: call(aten.div.Tensor, call(aten.sum.dim_IntList, x, dims, keep), float(count))
+    )
 
 
 def _transpose_twice(gm: GraphModule, node: Node) -> Node | None:

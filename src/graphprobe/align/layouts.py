@@ -1,8 +1,8 @@
 """Evidence 5, values in another layout: [batch, heads, tokens, dim] here is [batch, tokens, heads, dim] there.
 
-A claim that carries a view is made plain in the graph: behind node y of `after` its view in before's layout is inserted,
-and behind that the view back, for all that consumes y. The first of the two is what is claimed. Nothing else changes,
-so lanes and judge need to know nothing of layouts.
+A claim that carries a view is made plain in the graph: behind node y of `after` its view in before's layout is
+inserted, and behind that the view back, for all that consumes y. The first of the two is what is claimed. Nothing else
+changes, so lanes and judge need to know nothing of layouts.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ constant, and what several unrelated nodes hold, is never claimed on values alon
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,9 +31,13 @@ def claim(before: Program, after: Program, alignment: Alignment, bound: Mapping[
     """Claim unclaimed nodes of equal shape by what they hold when both graphs run on the same inputs."""
     xs = [n for n in before.live if nodes.makes_values(n) and not alignment.of_before.get(n)]
     ys = [n for n in after.live if nodes.makes_values(n) and not alignment.of_after.get(n)]
-    if not xs or not ys:
+    if not xs and not ys:
         return
-    left, right = sketches(before, bound, xs), sketches(after, bound, ys)
+    # a part of a fused value (a slice of q, k and v) may be what stands as a value of its own on the other side
+    xs_parts = [n for n in before.live if is_part(n) and not alignment.of_before.get(n)]
+    ys_parts = [n for n in after.live if is_part(n) and not alignment.of_after.get(n)]
+    parts = {*xs_parts, *ys_parts}
+    left, right = sketches(before, bound, [*xs, *xs_parts]), sketches(after, bound, [*ys, *ys_parts])
     groups: dict[Any, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
     for column, known in ((0, left), (1, right)):
         for node, sketch in known.items():
@@ -40,7 +45,16 @@ def claim(before: Program, after: Program, alignment: Alignment, bound: Mapping[
     for mine, theirs in groups.values():
         if mine and theirs:
             for x, y in _pairs(mine, theirs, left, right):
+                if x in parts and y in parts:
+                    continue
                 alignment.add(Claim(x, y, "value", certain=False))
+
+
+def is_part(node: Node) -> bool:
+    """Whether the node cuts a part out of another value: a slice, or one output of a split."""
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], Node) and nodes.is_view(node.args[0])
+    return nodes.schema_name(node) in ("aten::slice", "aten::select", "aten::narrow")
 
 
 def _pairs(
