@@ -3,8 +3,8 @@
     python benchmarks/accuracy.py --count 200 [--seed N] [--models llama,gpt2] [--json FILE]
 
 Draws changes of exported graphs (tests/corpus/mutations.py) with a seed that is printed, and counts by class:
-*exact* (one finding, whose region has at most 8 value-making operations and contains the changed one), *near* (the changed
-operation lies in some finding), *wrong* (findings elsewhere only), *missed* (no finding, though the function changed),
+*exact* (one finding, whose region has at most 8 value-making operations and contains the changed one), *near* (the
+changed operation lies in some finding), *wrong* (findings elsewhere only), *missed* (no finding, though the function changed),
 *silent* (the change has no effect on these inputs, and none was reported) and false alarms on benign rewrites.
 """
 
@@ -22,13 +22,12 @@ import warnings
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
 
 import torch
-from corpus import mutations
-from models import tiny
 
 import graphprobe
-from graphprobe.program import program
-from graphprobe.lanes.replay import run_program
+from corpus import mutations
 from graphprobe.lanes import exact
+from graphprobe.program import program
+from models import tiny
 
 MODELS = ("llama", "qwen3", "gpt2", "bert", "mistral", "mixtral", "conv")
 UNSEEN = "unseen"
@@ -89,6 +88,15 @@ def classify(report, mutant, changed, has_effect) -> str:
     return "near" if hit else "wrong"
 
 
+def show(report) -> None:
+    """Print what the judge said of one change."""
+    print(f"     {report.verdict}, resolution {report.coverage.resolution:.2f}, {report.coverage.unknown} unknown")
+    for f in [f for f in report.findings if f.kind != "rounding"][:4]:
+        print(
+            f"     {f.kind} {f.module_path} {f.op} {f.culprit} {f.outputs} exact {f.exact} S {f.spread} {f.rule} {f.hint}"
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100)
@@ -134,20 +142,8 @@ def main() -> int:
         table[("benign" if mutant.benign else "defect", level)][result] += 1
         table[("benign" if mutant.benign else "defect", mutant.change)][result] += 1
         if options.show and result not in ("exact", "fine", "silent"):
-            print(
-                f"#{i} {name} {dtype} {level} {mutant.change} at {mutant.nodes}: {result} verdict={report.verdict} res={report.coverage.resolution:.2f} unk={report.coverage.unknown}"
-            )
-            for f in report.findings[:4]:
-                if f.kind not in ("rounding",):
-                    print(
-                        "     ",
-                        f.kind,
-                        f.module_path,
-                        f.op,
-                        f.culprit,
-                        f.outputs,
-                        f"exact={f.exact} S={f.spread} {f.rule} {f.hint} loc={f.located} n={len(f.after)}",
-                    )
+            print(f"#{i} {name} {dtype} {level} {mutant.change} at {mutant.nodes}: {result}")
+            show(report)
     for key in sorted(table):
         print(key, dict(table[key]))
     print(f"{options.count} changes in {time.time() - started:.0f} s")

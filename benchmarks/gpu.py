@@ -52,14 +52,14 @@ def best(run: Callable[[], object], repeat: int = 5) -> float:
     return min(times) * 1e3
 
 
-def extra_memory(run: Callable[[], object]) -> float:
+def extra_gb(run: Callable[[], object]) -> float:
     """Return the peak in GB over what is allocated now."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     base = torch.cuda.memory_allocated()
     run()
     torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - base) / 1e9
+    return round((torch.cuda.max_memory_allocated() - base) / 1e9, 2)
 
 
 def captured_replay(run: Callable[[], object]) -> Callable[[], None]:
@@ -104,10 +104,10 @@ def measure(model: torch.nn.Module, tokens: int) -> dict[str, object]:
     attempt(row, "taps_cudagraph_ms", lambda: best(captured_replay(lambda: probe.graph(**kwargs))))
     attempt(row, "taps", lambda: sum(not tap.derived for tap in probe.taps))
     for exact in ("never", "auto", "always"):
-        lanes = timing.lanes(before, before, (), kwargs, exact=exact)
-        attempt(row, f"lanes_{exact}_ms", lambda: best(lanes, 3))  # noqa: B023
-        attempt(row, f"lanes_{exact}_extra_gb", lambda: round(extra_memory(lanes), 2))  # noqa: B023
-        del lanes
+        attempt(row, f"lanes_{exact}_ms", lambda e=exact: best(timing.lanes(before, before, (), kwargs, exact=e), 3))
+        attempt(
+            row, f"lanes_{exact}_extra_gb", lambda e=exact: extra_gb(timing.lanes(before, before, (), kwargs, exact=e))
+        )
     return row
 
 

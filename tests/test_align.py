@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from corpus import mutations
-from models import NAMES, tiny
-from plain_llama import PlainLlama
 
 import graphprobe
+from corpus import mutations
 from graphprobe import align, inputs
 from graphprobe.program import copied, program
+from models import NAMES, tiny
+from plain_llama import PlainLlama
 
 # torch warns about its own pytree classes when it copies a program
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")

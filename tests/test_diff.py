@@ -7,11 +7,11 @@ import random
 
 import pytest
 import torch
-from corpus import mutations
-from models import NAMES, tiny
 
 import graphprobe
+from corpus import mutations
 from graphprobe import errors
+from models import NAMES, tiny
 
 DTYPES = [torch.float32, torch.bfloat16]
 GRAVE = ("quantization", "precision", "semantic", "nonfinite", "structural")
@@ -206,13 +206,13 @@ class TestBadInput:
     def test_shape(self) -> None:
         gm, args, kwargs = captured("llama")
         kwargs["input_ids"] = kwargs["input_ids"][:, :5]
-        with pytest.raises(errors.InputError, match="input_ids.*shape"):
+        with pytest.raises(errors.InputError, match=r"input_ids.*shape"):
             graphprobe.diff(gm, mutations.fork(gm), args, kwargs)
 
     def test_dtype(self) -> None:
         gm, args, kwargs = captured("llama")
         kwargs["input_ids"] = kwargs["input_ids"].float()
-        with pytest.raises(errors.InputError, match="dtype float32.*int64"):
+        with pytest.raises(errors.InputError, match=r"dtype float32.*int64"):
             graphprobe.diff(gm, mutations.fork(gm), args, kwargs)
 
     def test_missing(self) -> None:

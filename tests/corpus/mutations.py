@@ -249,7 +249,7 @@ def _shift_slice(gm: GraphModule, node: Node) -> Node | None:
     """Take the other half: a rotate-half that takes the same half twice."""
     if schema(node) != "aten::slice.Tensor" or not is_float(node):
         return None
-    source, dim, start, end = (*node.args, None, None)[:4]
+    source, dim, start, _end = (*node.args, None, None)[:4]
     assert isinstance(source, Node)
     size = source.meta["val"].shape[dim]
     length = node.meta["val"].shape[dim]
