@@ -4,8 +4,8 @@
 
 Draws changes of exported graphs (tests/corpus/mutations.py) with a seed that is printed, and counts by class:
 *exact* (one finding, whose region has at most 8 value-making operations and contains the changed one), *near* (the
-changed operation lies in some finding), *wrong* (findings elsewhere only), *missed* (no finding, though the function changed),
-*silent* (the change has no effect on these inputs, and none was reported) and false alarms on benign rewrites.
+changed operation lies in some finding), *wrong* (findings elsewhere only), *missed* (no finding, though the function
+changed), *silent* (the change has no effect on these inputs, and none was reported), false alarms on benign rewrites.
 """
 
 from __future__ import annotations
@@ -92,9 +92,8 @@ def show(report) -> None:
     """Print what the judge said of one change."""
     print(f"     {report.verdict}, resolution {report.coverage.resolution:.2f}, {report.coverage.unknown} unknown")
     for f in [f for f in report.findings if f.kind != "rounding"][:4]:
-        print(
-            f"     {f.kind} {f.module_path} {f.op} {f.culprit} {f.outputs} exact {f.exact} S {f.spread} {f.rule} {f.hint}"
-        )
+        print(f"     {f.kind} {f.module_path} {f.op} {f.culprit} {f.outputs}")
+        print(f"       exact {f.exact} S {f.spread} {f.rule} {f.hint}")
 
 
 def main() -> int:

@@ -19,11 +19,11 @@ def moved(gm: torch.fx.GraphModule, device: torch.device) -> torch.fx.GraphModul
     def swap(value: Any) -> Any:
         return device if isinstance(value, torch.device) else value
 
+    def is_leaf(value: Any) -> bool:
+        return isinstance(value, (torch.fx.Node, torch.device))
+
     for node in there.graph.nodes:
-        leaves = (torch.fx.Node, torch.device)
-        node.args, node.kwargs = pytree.tree_map(
-            swap, (node.args, dict(node.kwargs)), is_leaf=lambda v: isinstance(v, leaves)
-        )
+        node.args, node.kwargs = pytree.tree_map(swap, (node.args, dict(node.kwargs)), is_leaf=is_leaf)
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor):
             node.meta["val"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")

@@ -2,7 +2,8 @@
 
 An id is ``(lineage, index)``: the lineage is a uuid drawn at capture, the index counts the nodes of that capture.
 It lives in ``node.meta["custom"]["graphprobe"]``; FX copies ``custom`` through decomposition, deepcopy, re-export,
-``.pt2`` files and Inductor's post-grad graph, while ``from_node``'s ``graph_id`` is a memory address and survives nothing.
+``.pt2`` files and Inductor's post-grad graph, while ``from_node``'s ``graph_id`` is a memory address and survives
+nothing.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def culprit(region: Region, weights: Weights) -> Culprit:
 
 
 def _at_home(lone: list[Node], region: Region) -> list[Node]:
-    """Pass over operations that stand far above the region's module: a mask made once for all layers is seldom to blame."""
+    """Pass over operations far above the region's module: a mask made once for all layers is seldom to blame."""
     home = provenance.module_path(region.claim.after) or provenance.module_path(region.claim.before)
     return [n for n in lone if not _far_above(provenance.module_path(n), home)] or lone
 

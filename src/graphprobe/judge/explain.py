@@ -57,12 +57,13 @@ def _nonfinite(f: Finding, what: str) -> str:
 
 
 def _structural(f: Finding, what: str) -> str:
-    return f"{what} cannot be compared: {f.hint or 'it raises or has another shape'}. The rest was judged as far as it ran."
+    why = f.hint or "it raises or has another shape"
+    return f"{what} cannot be compared: {why}. The rest was judged as far as it ran."
 
 
 def _quantization(f: Finding, what: str) -> str:
     return (
-        f"{what} is quantised: it changes its result by {number(f.introduced)}, within what its number of bits explains. "
+        f"{what} is quantised: it changes its result by {number(f.introduced)}, within what its bits explain. "
         "With the quantised values put into both versions, they compute the same function."
     )
 

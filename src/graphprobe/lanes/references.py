@@ -85,8 +85,8 @@ def grouped_mm(
 
 
 def scaled_mm(
-    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor | None = None, scale_result: Tensor | None = None,
-    out_dtype: Any = None, use_fast_accum: bool = False,
+    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor | None = None,
+    scale_result: Tensor | None = None, out_dtype: Any = None, use_fast_accum: bool = False,
 ) -> Tensor:  # fmt: skip
     """aten::_scaled_mm: (scale_a a) @ (scale_b b) + bias on fp8 codes; scales per tensor, row or column."""
     left, right = a.double() * scale_a.double(), b.double() * scale_b.double()
