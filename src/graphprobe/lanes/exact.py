@@ -49,9 +49,11 @@ def lift_dtype(value: Any) -> Any:
 
 def lifted_call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Return what evaluates the node exactly, given its lifted arguments."""
-    rule = RULES.get(nodes.schema_name(node), _plain)
-    assert callable(node.target)
-    return rule(node, args, kwargs)
+    from graphprobe.lanes import control  # bodies hold nodes, which are lifted here
+
+    if control.is_control(node):
+        return control.CONTROL[node.target._name], args, kwargs  # type: ignore[union-attr]
+    return RULES.get(nodes.schema_name(node), _plain)(node, args, kwargs)
 
 
 def takes_native(node: Node) -> bool:

@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.execute import Values, call, run_program
-from graphprobe.lanes import exact, measure
+from graphprobe.lanes import control, exact, measure
 from graphprobe.lanes.build import Plan
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.relaxed import relaxed_call
@@ -163,8 +163,8 @@ class Replay:
             value = self._weight(side, n, override)
             return value if n is late else jitter(exact.lift(value))
 
-        args = torch.fx.map_arg(node.args, operand)
-        kwargs = torch.fx.map_arg(node.kwargs, operand)
+        args: Any = torch.fx.map_arg(node.args, operand)
+        kwargs: Any = torch.fx.map_arg(node.kwargs, operand)
         target: Any = node.target
         with torch.no_grad():
             if late is not None:
@@ -173,8 +173,10 @@ class Replay:
                 target, args, kwargs = relaxed_call(node, args, kwargs, node in relaxed)
             else:
                 target, args, kwargs = exact.lifted_call(node, args, kwargs)
+            if control.is_control(node):
+                kwargs = {**kwargs, "after_each": jitter.of}
             value = target(*args, **kwargs)
-        return value if nodes.is_view(node) or nodes.schema_name(node) in exact.UNROUNDED else jitter(value)
+        return jitter.of(node, value)
 
     def _weight(self, side: str, node: Node, override: Mapping[Node, torch.Tensor]) -> Any:
         if node in override:
@@ -221,6 +223,11 @@ class _Jitter:
 
     def __init__(self, noise: torch.Generator | None, size: float) -> None:
         self.noise, self.size = noise, size
+
+    def of(self, node: Node, value: Any) -> Any:
+        """Return what a node computed, with noise where it rounds."""
+        unrounded = nodes.is_view(node) or nodes.schema_name(node) in exact.UNROUNDED or control.is_control(node)
+        return value if unrounded else self(value)
 
     def __call__(self, value: Any) -> Any:
         if self.noise is None:
