@@ -112,6 +112,9 @@ def _to_device(
     kwargs: dict[str, Any],
     valid: torch.Tensor | None,
 ) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, tuple[Any, ...], dict[str, Any], torch.Tensor | None]:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device='cuda' was asked for, but torch sees no GPU here; leave device= out to run on the CPU")
+
     def there(value: Any) -> Any:
         return value.to(device) if isinstance(value, torch.Tensor) else value
 

@@ -6,6 +6,7 @@ Before's region runs on the free lane's own inputs; putting before's *value* the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,34 +32,35 @@ class Cures:
         skip = replay.plan.dead()
         self.error = self._error(run_program(after, replay.inputs, [c.after for c in self.outputs], skip=skip))
 
-    def share(self, region: Region) -> float | None:
-        """Return the share (0..1) of the output error that goes when this region is replaced; None without error."""
+    def share(self, regions: Sequence[Region]) -> float | None:
+        """Return the share (0..1) of the output error that goes when these regions alone are replaced; None without
+        error. More than one region stands for one finding where an operation that nothing claims feeds several."""
         if self.error == 0 or not self.outputs:
             return None
-        pairs = {q: p for p, q in region.frontier}
-        after = self.replay.plan.after
-
-        def replaced(env: Values) -> Any:
-            local: Values = {}
-            for q, p in pairs.items():
-                local[p] = _to(env[q], p)
-            for p in region.loose_before:
-                local[p] = self.replay.values[p]
-            return _to(self.replay.run_piece("before", region, local)[region.claim.before], region.claim.after)
-
+        replaced = {region.claim.after: self._in_place_of(region) for region in regions}
         try:
             values = run_program(
-                after,
+                self.replay.plan.after,
                 self.replay.inputs,
                 [c.after for c in self.outputs],
-                replace={region.claim.after: replaced},
-                hold=pairs,
-                skip=self.replay.plan.dead() - {region.claim.after},
+                replace=replaced,
+                hold=[q for region in regions for _, q in region.frontier],
+                skip=self.replay.plan.dead() - set(replaced),
             )
         except Exception:  # the replaced value does not fit below: nothing can be said
             return None
         left = self._error(values)
         return max(0.0, min(1.0, 1.0 - left / self.error)) if left == left else 0.0
+
+    def _in_place_of(self, region: Region) -> Callable[[Values], Any]:
+        """Return what evaluates before's piece on the free lane's values."""
+
+        def replaced(env: Values) -> Any:
+            local: Values = {p: _to(env[q], p) for p, q in reversed(region.frontier)}
+            local.update({p: self.replay.values[p] for p in region.loose_before})
+            return _to(self.replay.run_piece("before", region, local)[region.claim.before], region.claim.after)
+
+        return replaced
 
     def _error(self, values: Values) -> float:
         """Return the relative L2 errors of all outputs, joined; NaN counts as infinite."""

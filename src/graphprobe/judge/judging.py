@@ -11,13 +11,13 @@ from typing import Any
 from torch.fx import Node
 
 from graphprobe.align.claims import Alignment, Claim
-from graphprobe.judge import precision
+from graphprobe.judge import opaque, precision
 from graphprobe.judge.function import same_function
+from graphprobe.judge.opaque import judge_opaque, operators
 from graphprobe.judge.rows import Measured, read
 from graphprobe.judge.same import RULE, Sameness
 from graphprobe.judge.ties import native_ties
 from graphprobe.judge.withdraw import Settled, Withdrawal
-from graphprobe.lanes import exact as exact_lanes
 from graphprobe.lanes.build import Plan
 from graphprobe.lanes.regions import Region, regions_of
 from graphprobe.lanes.replay import Replay
@@ -39,7 +39,7 @@ class Judged:
     spread: float | None = None
     note: str = ""
     located: bool = True
-    together: tuple[Claim, ...] = ()  # the claims of one finding whose place is not known
+    also: tuple[Region, ...] = ()  # further regions that show the same culprit
     better: str | None = None
 
     @property
@@ -122,16 +122,10 @@ def _second_look(replay: Replay, suspects: list[Measured], progress: Progress | 
         replay.fetch_masks((r.claim.before, r.claim.after) for r in chunk)
         for region in chunk:
             answer = same_function(replay, region)
-            if answer.same is False and _without_float64(replay, region):
+            if answer.same is False and any(operators(replay, region, side) for side in ("before", "after")):
                 answer = Sameness(None, math.nan, reason="an operator here has no float64 form")
             answers[region.claim] = answer
     return answers
-
-
-def _without_float64(replay: Replay, region: Region) -> bool:
-    return any(
-        exact_lanes.takes_native(n) or n.target in replay.plan.native_only for n in (*region.before, *region.after)
-    )
 
 
 def _kind(replay: Replay, row: Measured, answers: dict[Claim, Sameness], settled: Settled) -> Judged:
@@ -141,20 +135,18 @@ def _kind(replay: Replay, row: Measured, answers: dict[Claim, Sameness], settled
         return Judged(row, "unknown", "9 structural", note="could not be run or has another shape")
     answer = answers.get(claim)
     spread = answer.spread if answer else (0.0 if row.exact is not None else None)
-    for group in settled.groups:
-        if claim in group:
-            if claim is not group[0]:
-                return Judged(row, "unknown", "5 withdrawal", spread, "judged together with another")
-            return Judged(row, "semantic", "1 same function", spread, located=False, together=tuple(group))
     if claim in settled.guilty:
         return _guilty(row, answer, settled.guilty[claim])
     if claim in settled.unknown and not row.reproduced:
-        return Judged(row, "unknown", "3 no float64 form", None, settled.unknown[claim])
+        replay.fetch_frontiers([row.region])
+        replay.fetch_masks([(claim.before, claim.after)])
+        found = judge_opaque(replay, row.region, settled.unknown[claim])
+        return Judged(row, found.kind, opaque.RULE, None, found.note)
     if answer is not None and answer.kind:
         return _excused(replay, row, answer)
-    found = _nonfinite(row, spread)
-    if found is not None:
-        return found
+    broken = _nonfinite(row, spread)
+    if broken is not None:
+        return broken
     if row.reproduced:
         kind = "identical" if row.identical else "rounding"
         return Judged(row, kind, "same program" if row.isomorphic else "1 same function", spread)

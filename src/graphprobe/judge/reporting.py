@@ -84,7 +84,7 @@ def _merged(judgement: Judgement, found: list[tuple[Judged | None, Finding]]) ->
     """Join findings that share an operation without partner: what nothing claims shows in every region it feeds."""
     named: list[tuple[int, str, Culprit]] = []  # (place in out, kind, culprit)
     out: list[tuple[Judged | None, Finding]] = []
-    also: dict[int, list[str]] = {}
+    also: dict[int, list[Judged]] = {}
     for j, finding in found:
         if j is None or finding.kind not in ("semantic", "precision"):
             out.append((j, finding))
@@ -95,12 +95,15 @@ def _merged(judgement: Judgement, found: list[tuple[Judged | None, Finding]]) ->
             named.append((len(out), finding.kind, guilty))
             out.append((j, finding))
         else:
-            also.setdefault(home, []).append(finding.outputs[1])
-    for place, names in also.items():
+            also.setdefault(home, []).append(j)
+    for place, others in also.items():
         j, finding = out[place]
+        assert j is not None
+        names = [judgement.replay.plan.after.label(other.region.claim.after) for other in others]
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         hint = "; ".join(h for h in (finding.hint, f"the same operation also shows in {shown}") if h)
-        out[place] = (j, dataclasses.replace(finding, hint=hint))
+        whole = dataclasses.replace(j, also=tuple(other.region for other in others))
+        out[place] = (whole, dataclasses.replace(finding, hint=hint))
     return out
 
 
@@ -114,12 +117,8 @@ def _finding(judgement: Judgement, j: Judged) -> Finding:
     region, m = _tight(judgement, j.region), j.measured
     guilty = culprit(region, judgement.weights)
     node, program = guilty.node, after if guilty.side == "after" else before
-    if j.together:
-        befores = _names(before, [c.before for c in j.together])
-        afters = _names(after, [c.after for c in j.together])
-    else:
-        befores = _names(before, region.operations("before"))
-        afters = _names(after, region.operations("after"))
+    befores = _names(before, region.operations("before"))
+    afters = _names(after, region.operations("after"))
     finding = Finding(
         kind=j.kind,
         before=befores,
@@ -205,8 +204,8 @@ def _with_cures(
     for asked, (j, finding) in enumerate(found):
         share = None
         if j is not None and asked < _MOST_CURES and j.measured.introduced is not None:
-            judgement.replay.fetch_frontiers([j.region])
-            share = cures.share(j.region)
+            judgement.replay.fetch_frontiers([j.region, *j.also])
+            share = cures.share([j.region, *j.also])
         out.append((j, dataclasses.replace(finding, cures=share)))
     return out
 

@@ -35,7 +35,6 @@ class Settled:
     """What became of the failing claims."""
 
     guilty: dict[Claim, str] = field(default_factory=dict)  # claim -> note ("", "masked on this input")
-    groups: list[list[Claim]] = field(default_factory=list)  # guilty together, place not known
     pardoned: dict[Claim, str] = field(default_factory=dict)  # claim -> "compensated", "don't-care"
     unknown: dict[Claim, str] = field(default_factory=dict)
 
@@ -64,7 +63,7 @@ class Withdrawal:
 
     def _decided(self) -> set[Claim]:
         s = self.settled
-        return {*s.guilty, *s.pardoned, *s.unknown, *(c for group in s.groups for c in group)}
+        return {*s.guilty, *s.pardoned, *s.unknown}
 
     def _decide(self, claim: Claim) -> None:
         if claim.output and not claim.cut:
