@@ -14,10 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._decomp
 import torch.utils._pytree as pytree
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.errors import InputError
 from graphprobe.execute import target_of, zeroed
 from graphprobe.lanes import quantized, references
 
@@ -31,6 +33,8 @@ LIFTED = {
     torch.complex32: torch.complex128,
     torch.complex64: torch.complex128,
 }
+#: Operators that turned out to have no float64 kernel and are evaluated by their decomposition.
+DECOMPOSED: set[str] = set()
 #: Operators on bit patterns: float64 bits are other bits. Their value is taken from the native lane.
 NATIVE = {"aten::view.dtype", "aten::frexp", "aten::nextafter", "aten::_local_scalar_dense", "aten::item"}
 
@@ -54,6 +58,44 @@ def lifted_call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     if control.is_control(node):
         return control.CONTROL[node.target._name], args, kwargs  # type: ignore[union-attr]
     return RULES.get(nodes.schema_name(node), _plain)(node, args, kwargs)
+
+
+def exact_rule(op: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a float64 reference for an operator: ``@graphprobe.exact_rule(torch.ops.mine.fused)``.
+
+    `op` is an operator, one of its overloads, or its name "mine::fused". The decorated function takes the operator's
+    own arguments, floating tensors raised to float64, and returns what the operator returns, computed by its
+    definition. The last registration of an operator counts. Raises InputError where `op` is no operator.
+    """
+    if isinstance(op, torch._ops.OpOverload):
+        name = op._schema.name
+    elif isinstance(op, torch._ops.OpOverloadPacket):
+        name = op._qualified_op_name
+    else:
+        name = op
+    if not isinstance(name, str) or "::" not in name:
+        raise InputError(
+            f"exact_rule({op!r}): give an operator as in torch.ops.mine.fused, or its name as in 'mine::fused'"
+        )
+
+    def register(reference: Callable[..., Any]) -> Callable[..., Any]:
+        RULES[name] = _reference(reference)
+        return reference
+
+    return register
+
+
+def learn_decomposition(node: Node) -> bool:
+    """Evaluate an operator whose kernel refused float64 by its decomposition from now on; False where it has none."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.name in RULES:
+        return False
+    found = torch._decomp.get_decompositions([target]).get(target)
+    if found is None:
+        return False
+    DECOMPOSED.add(target._schema.name)
+    RULES[target._schema.name] = _decomposed(found)
+    return True
 
 
 def takes_native(node: Node) -> bool:
@@ -154,6 +196,13 @@ def _reference(make: Callable[..., Any]) -> Rule:
 
     def rule(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return make, args, kwargs
+
+    return rule
+
+
+def _decomposed(make: Callable[..., Any]) -> Rule:
+    def rule(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return make, *_plain(node, args, kwargs)[1:]
 
     return rule
 

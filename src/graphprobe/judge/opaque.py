@@ -1,0 +1,70 @@
+"""Rule 3: a region with an operator that has no float64 form, no reference and no decomposition.
+
+The side without such an operator still gives the exact value ``t``, and the other side must be as near to it as
+rounding allows: ``R = rms(y - t) / max(rms(x - t), u rms(t))`` over the whole and over every slice. Where both sides are
+opaque there is no ``t``, and `before` stands in its place: beyond rounding nothing can be said then, unless it is the
+same operator on both sides, which does the same to the same.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from graphprobe import provenance
+from graphprobe.judge import precision
+from graphprobe.judge.rows import unit_roundoff
+from graphprobe.judge.same import Sameness, difference, rms, slices
+from graphprobe.lanes import exact
+from graphprobe.lanes.regions import Region
+from graphprobe.lanes.replay import Replay
+
+RULE = "3 no float64 form"
+
+
+def operators(replay: Replay, region: Region, side: str) -> list[str]:
+    """Return the operators of a piece that exact arithmetic has to take from the native lane."""
+    found = [n for n in region.operations(side) if exact.takes_native(n) or n.target in replay.plan.native_only]
+    return sorted({provenance.target_name(n) for n in found})
+
+
+def ask_opaque(replay: Replay, region: Region) -> Sameness | None:
+    """Judge a region by R alone; None where exact arithmetic knows all its operators."""
+    mine, theirs = operators(replay, region, "before"), operators(replay, region, "after")
+    if not mine and not theirs:
+        return None
+    names = ", ".join(dict.fromkeys((*mine, *theirs)))
+    native = {s: replay.native(s, region)[getattr(region.claim, s)] for s in ("before", "after")}
+    known = "before" if not mine else "after" if not theirs else ""
+    truth = replay.exact(known, region) if known else native["before"]
+    if not isinstance(truth, torch.Tensor) or not truth.is_floating_point() or native["after"].shape != truth.shape:
+        return _unknown(f"{names} has no float64 form, and there are no floating tensors of one shape to compare")
+    truth = truth.double()
+    clear, kept, wrong = difference(replay, region, truth, native[known or "before"])
+    cloudy, _, wrong_cloudy = difference(replay, region, truth, native["before" if known == "after" else "after"])
+    if bool((wrong ^ wrong_cloudy).any()):
+        return Sameness(False, torch.inf, rule=RULE, note=f"{names}: one side is not finite where the other is")
+    ratio, floor = _ratio(cloudy, clear, kept, unit_roundoff(region))
+    if ratio <= precision.BOUND:
+        missed = f"a defect below {precision.BOUND * floor:.0e} would not show"
+        note = f"{names} has no float64 form: R = {ratio:.1f}, {missed}"
+        return Sameness(True, ratio, rule=RULE, kind="rounding", note=note)
+    if known or mine == theirs:
+        note = f"R = {ratio:.1f}: {names} computes another function, or far too coarsely"
+        return Sameness(False, ratio, rule=RULE, note=note)
+    return _unknown(f"R = {ratio:.1f}, but {names} have no float64 form; register one with graphprobe.exact_rule")
+
+
+def _unknown(reason: str) -> Sameness:
+    return Sameness(None, torch.nan, reason=reason, rule=RULE)
+
+
+def _ratio(cloudy: torch.Tensor, clear: torch.Tensor, kept: torch.Tensor, u: float) -> tuple[float, float]:
+    """Return the worst R over the whole tensor and its slices, and the relative size of the whole's denominator."""
+    floor = max(rms(clear), u * rms(kept))
+    size = rms(kept)
+    worst = rms(cloudy) / floor if floor > 0 else (0.0 if rms(cloudy) == 0 else float("inf"))
+    for dim in range(cloudy.dim()):
+        if cloudy.shape[dim] > 1 and cloudy.numel() // cloudy.shape[dim] >= 16:  # few numbers scatter
+            under = torch.maximum(slices(clear, dim), u * slices(kept, dim))
+            worst = max(worst, float(torch.nan_to_num(slices(cloudy, dim) / under, nan=0.0).amax()))
+    return worst, floor / size if size > 0 else 0.0
