@@ -18,6 +18,7 @@ _PUBLIC = {
     "run": "running",
     "bisect": "bisection.entry",
     "lint": "linting",
+    "exact_rule": "lanes.exact",
     "view": "graphview",
     "Report": "records",
     "Finding": "records",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from graphprobe.fxfile import load as load
     from graphprobe.fxfile import save as save
     from graphprobe.graphview import view as view
+    from graphprobe.lanes.exact import exact_rule as exact_rule
     from graphprobe.linting import lint as lint
     from graphprobe.records import Coverage as Coverage
     from graphprobe.records import Finding as Finding

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from graphprobe.judge.constants import ask_constants
 from graphprobe.judge.nonfinite import ask_nonfinite
+from graphprobe.judge.opaque import ask_opaque
 from graphprobe.judge.quantization import ask_quantization
 from graphprobe.judge.same import Sameness, ask
 from graphprobe.judge.ties import ask_ties
@@ -21,9 +23,18 @@ EXCUSES: tuple[Callable[[Replay, Region, Sameness], Sameness | None], ...] = (
 )
 
 
+def _opaque(replay: Replay, region: Region) -> Sameness | None:
+    try:
+        return ask_opaque(replay, region)
+    except Exception as error:  # not even its other operators can be evaluated
+        return Sameness(None, math.nan, reason=f"{type(error).__name__}: {error}"[:300])
+
+
 def same_function(replay: Replay, region: Region) -> Sameness:
     """Answer rule 1, and where it says no, ask whether another rule explains the difference."""
     plain = ask(replay, region)
+    if plain.same is not True and (opaque := _opaque(replay, region)) is not None:
+        return opaque
     if plain.same is not False or plain.where == "shape":
         return plain
     for excuse in EXCUSES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,6 @@ from torch.fx import Node
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.judge import opaque, precision
 from graphprobe.judge.function import same_function
-from graphprobe.judge.opaque import judge_opaque, operators
 from graphprobe.judge.rows import Measured, read
 from graphprobe.judge.same import RULE, Sameness
 from graphprobe.judge.ties import native_ties
@@ -79,6 +77,7 @@ def judge(
     answers = _second_look(replay, [r for r in rows if r.suspect], progress)
     withdrawal = Withdrawal(replay, alignment, [r.region for r in rows], answers)
     settled = withdrawal.settle()
+    answers |= withdrawal.failing  # a frontier may have moved since the first look
     pardoned = [r for r in rows if r.region.claim in settled.pardoned]
     if pardoned:  # below a pardon the frontiers have changed: measure again on the new ones
         plan, rows, measurements = _measure(before, after, withdrawal.active, inputs, redrawn, exact, weights, progress)
@@ -121,10 +120,7 @@ def _second_look(replay: Replay, suspects: list[Measured], progress: Progress | 
         replay.fetch_frontiers(chunk)
         replay.fetch_masks((r.claim.before, r.claim.after) for r in chunk)
         for region in chunk:
-            answer = same_function(replay, region)
-            if answer.same is False and any(operators(replay, region, side) for side in ("before", "after")):
-                answer = Sameness(None, math.nan, reason="an operator here has no float64 form")
-            answers[region.claim] = answer
+            answers[region.claim] = same_function(replay, region)
     return answers
 
 
@@ -135,18 +131,16 @@ def _kind(replay: Replay, row: Measured, answers: dict[Claim, Sameness], settled
         return Judged(row, "unknown", "9 structural", note="could not be run or has another shape")
     answer = answers.get(claim)
     spread = answer.spread if answer else (0.0 if row.exact is not None else None)
-    if claim in settled.guilty:
-        return _guilty(row, answer, settled.guilty[claim])
-    if claim in settled.unknown and not row.reproduced:
-        replay.fetch_frontiers([row.region])
-        replay.fetch_masks([(claim.before, claim.after)])
-        found = judge_opaque(replay, row.region, settled.unknown[claim])
-        return Judged(row, found.kind, opaque.RULE, None, found.note)
+    if claim in settled.guilty or (answer is not None and answer.same is False):
+        return _guilty(row, answer, settled.guilty.get(claim, ""))
+    if not row.reproduced and (claim in settled.unknown or (answer is not None and answer.same is None)):
+        reason = settled.unknown.get(claim) or (answer.reason if answer else "")
+        return Judged(row, "unknown", opaque.RULE, None, reason)
     if answer is not None and answer.kind:
         return _excused(replay, row, answer)
-    broken = _nonfinite(row, spread)
-    if broken is not None:
-        return broken
+    found = _nonfinite(row, spread)
+    if found is not None:
+        return found
     if row.reproduced:
         kind = "identical" if row.identical else "rounding"
         return Judged(row, kind, "same program" if row.isomorphic else "1 same function", spread)
@@ -163,7 +157,7 @@ def _guilty(row: Measured, answer: Sameness | None, why: str) -> Judged:
     kind = answer.kind or "semantic"
     rule = f"{answer.rule} ({why})" if why else answer.rule
     note = "; ".join(w for w in (_where(answer, why), answer.note) if w)
-    return Judged(row, kind, rule, answer.spread, note, better=answer.better)
+    return Judged(row, kind, rule, _spread(answer), note, better=answer.better)
 
 
 def _excused(replay: Replay, row: Measured, answer: Sameness) -> Judged:
@@ -175,7 +169,11 @@ def _excused(replay: Replay, row: Measured, answer: Sameness) -> Judged:
         if ratio > precision.BOUND:
             note = f"R = {ratio:.1f} beside the quantisation; {answer.note}"
             return Judged(row, "precision", "2 precision", answer.spread, note, better="before")
-    return Judged(row, answer.kind, answer.rule, answer.spread, answer.note, better=answer.better)
+    return Judged(row, answer.kind, answer.rule, _spread(answer), answer.note, better=answer.better)
+
+
+def _spread(answer: Sameness) -> float | None:
+    return None if answer.rule == opaque.RULE else answer.spread  # what R alone decides has no S
 
 
 def _where(answer: Sameness | None, note: str) -> str:

@@ -1,9 +1,9 @@
 """Rule 3: a region with an operator that has no float64 form, no reference and no decomposition.
 
 The side without such an operator still gives the exact value ``t``, and the other side must be as near to it as
-rounding allows: ``R = rms(y - t) / max(rms(x - t), u rms(t))`` over the whole and over every slice. Where both sides are
-opaque there is no ``t``, and `before` stands in its place: beyond rounding nothing can be said then, unless it is the
-same operator on both sides, which does the same to the same.
+rounding allows: ``R = rms(y - t) / max(rms(x - t), u rms(t))`` over the whole and over every slice. Where both sides
+are opaque there is no ``t``, and `before` stands in its place: beyond rounding nothing can be said then, unless it is
+the same operator on both sides, which does the same to the same.
 """
 
 from __future__ import annotations

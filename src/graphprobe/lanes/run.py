@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from graphprobe import provenance
 from graphprobe.errors import OperatorError
+from graphprobe.lanes import exact
 from graphprobe.lanes.build import Plan, Probe, build
 
 Inputs = dict[str, Any]  # path -> value
@@ -45,7 +46,8 @@ def measure(plan: Plan, inputs: Inputs, redrawn: Inputs | None = None) -> Measur
             if lane.startswith("exact"):
                 if node.target in native_only:
                     raise
-                native_only[node.target] = reason
+                if not exact.learn_decomposition(node):
+                    native_only[node.target] = reason
             elif lane in ("free", "forced", "free_redrawn"):
                 if node in raised:
                     raise
@@ -64,9 +66,7 @@ def _values(probe: Probe, inputs: Inputs, redrawn: Inputs) -> list[Any]:
 
 def _execute(probe: Probe, inputs: Inputs, redrawn: Inputs) -> torch.Tensor:
     values = _values(probe, inputs, redrawn)
-    slots = probe.gm.get_buffer("slots")
-    device = next((v.device for v in values if isinstance(v, torch.Tensor)), slots.device)
-    probe.gm.register_buffer("slots", torch.zeros_like(slots, device=device), persistent=False)
+    probe.place(next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu")))
     with torch.no_grad():
         probe.gm(*values)
     return probe.gm.get_buffer("slots").cpu()
