@@ -68,7 +68,8 @@ def read(region: Region, row: torch.Tensor, isomorphic: bool) -> Measured:
     c = row.tolist()
 
     def relative(top: Column, bottom: Column) -> float:
-        return math.sqrt(_ratio(c[top], c[bottom])) if c[top] == c[top] else math.inf
+        ratio = _ratio(c[top], c[bottom])
+        return math.sqrt(ratio) if ratio == ratio else math.inf  # squares beyond float64 are no reason to trust
 
     ran, exact_ran = c[Column.NATIVE_DONE] > 0, c[Column.EXACT_DONE] > 0
     return Measured(

@@ -20,6 +20,8 @@ from graphprobe.lanes.regions import Region
 from graphprobe.program import Program
 
 Key = frozenset[tuple[Node, Node]]
+#: Bytes from which on a value is compared with the free and the forced lane's one after the other, to save memory.
+_LARGE = 1 << 28
 
 
 @dataclass
@@ -52,6 +54,13 @@ class Probe:
     gm: GraphModule
     paths: list[str]  # input path of each placeholder; redrawn inputs carry the prefix "redrawn:"
     origin: dict[str, tuple[str, Node]]  # name in the probe graph -> (lane, node of before or after)
+    rows: int
+
+    def place(self, device: torch.device) -> None:
+        """Make new, empty buffers on the device where the values will be."""
+        slots, partials = measure.buffers(self.rows, device)
+        self.gm.register_buffer("slots", slots, persistent=False)
+        self.gm.register_buffer("partials", partials, persistent=False)
 
 
 def build(plan: Plan) -> Probe:
@@ -79,16 +88,26 @@ class _Builder:
 
     def build(self) -> Probe:
         self._placeholders()
-        self.slots = self.graph.get_attr("slots")
+        self.slots, self.partials = self.graph.get_attr("slots"), self.graph.get_attr("partials")
         regions = self.plan.regions
         for row, region in enumerate(regions):
+            if row and row % measure.JOINED == 0:
+                self._join(row - measure.JOINED, measure.JOINED)
             self._region(row, region)
             if self.plan.tick is not None and row % max(1, len(regions) // 100) == 0:
                 self.graph.call_function(self.plan.tick, (row,))
+        if regions:
+            last = (len(regions) - 1) // measure.JOINED * measure.JOINED
+            self._join(last, len(regions) - last)
         self.graph.output(None)
-        width = len(regions), measure.WIDTH
-        self.root.register_buffer("slots", torch.zeros(width, dtype=torch.float64), persistent=False)
-        return Probe(GraphModule(self.root, self.graph), self.paths, self.origin)
+        for name in ("slots", "partials"):
+            self.root.register_buffer(name, torch.empty(0, dtype=torch.float64), persistent=False)
+        probe = Probe(GraphModule(self.root, self.graph), self.paths, self.origin, len(regions))
+        probe.place(torch.device("cpu"))
+        return probe
+
+    def _join(self, first: int, rows: int) -> None:
+        self.graph.call_function(measure.join, (self.slots, self.partials, first, rows))
 
     # --- inputs -------------------------------------------------------------------------------------------------
 
@@ -170,17 +189,21 @@ class _Builder:
         if not _comparable(x, y):
             return
         moved = self._moved(x, y)
-        forced = self._forced(region)
-        r = forced[y]
-        self._call(measure.native, row, b, f, r, moved)
+        if _is_large(x):  # the free lane's value can go before the forced lane makes one
+            self._call(measure.native, row, b, f, None, moved)
+            forced = self._forced(region)
+            self._call(measure.native, row, b, None, forced[y], moved)
+        else:
+            forced = self._forced(region)
+            self._call(measure.native, row, b, f, forced[y], moved)
         if region in self.plan.exact_regions:
             self.weights = {}
             xb = self._exact("before", region, {})
             xa = self._exact("after", region, forced)
-            self._call(measure.exact, row, b, r, xb, xa, moved)
+            self._call(measure.exact, row, b, forced[y], xb, xa, moved)
 
     def _call(self, function: Callable[..., None], row: int, *values: Node | None) -> None:
-        self.graph.call_function(function, (self.slots, row, *values))
+        self.graph.call_function(function, (self.slots, self.partials, row, *values))
 
     def _moved(self, x: Node, y: Node) -> Node | None:
         if not self.plan.redraw:
@@ -283,6 +306,13 @@ class _Builder:
         if id(value) not in self.weights:
             self.weights[id(value)] = self.graph.call_function(exact.lift, (read,))
         return self.weights[id(value)]
+
+
+def _is_large(x: Node) -> bool:
+    value = nodes.tensor_val(x)
+    if value is None or not all(isinstance(size, int) for size in value.shape):
+        return False
+    return value.numel() * value.element_size() > _LARGE
 
 
 def _comparable(x: Node, y: Node) -> bool:

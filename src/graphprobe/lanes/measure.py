@@ -7,8 +7,10 @@ the *sentinel* bound with equal sign (mask values), else one mask value would sw
 
 from __future__ import annotations
 
+import functools
 import math
 from enum import IntEnum
+from typing import Any
 
 import torch
 
@@ -43,6 +45,8 @@ class Column(IntEnum):
 
 
 WIDTH = len(Column)
+#: So many rows are made complete at once; on the CPU they always are.
+JOINED = 64
 
 
 def sentinel_bound(dtype: torch.dtype) -> float:
@@ -109,8 +113,45 @@ def keep(moved: Tensor | None, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]
     return tuple(torch.where(moved, t.new_zeros(()), t) for t in (x, *others))
 
 
-def native(slots: Tensor, row: int, b: Tensor, f: Tensor | None, r: Tensor | None, moved: Tensor | None = None) -> None:
-    """Measure the free and the forced lane against before."""
+def buffers(rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the buffer of all rows, and room for partial results where fused kernels measure (else none)."""
+    slots = torch.zeros(rows, WIDTH, dtype=torch.float64, device=device)
+    if device.type != "cuda" or not _triton_works():
+        return slots, slots.new_empty(0)
+    return slots, _kernels().new_partials(device)
+
+
+@functools.cache
+def _triton_works() -> bool:
+    from torch.utils._triton import has_triton_package
+
+    return bool(has_triton_package())
+
+
+def _kernels() -> Any:
+    from graphprobe.lanes.fused import launching  # late: Triton is not installed everywhere
+
+    return launching
+
+
+def join(slots: Tensor, partials: Tensor, first: int, rows: int) -> None:
+    """Make the rows ``first .. first + rows`` of `slots` complete; at most `JOINED` of them."""
+    if partials.numel():
+        _kernels().join(slots, partials, first, rows)
+
+
+def native(
+    slots: Tensor,
+    partials: Tensor,
+    row: int,
+    b: Tensor,
+    f: Tensor | None,
+    r: Tensor | None,
+    moved: Tensor | None = None,
+) -> None:
+    """Measure the free and the forced lane against before; a lane that is None may be measured by another call."""
+    if partials.numel() and _kernels().compare_native(partials, row, b, f, r, moved, sentinel_bound(b.dtype)):
+        return
     out = slots[row]
     out[Column.NATIVE_DONE] = 1
     out[Column.COUNT] = b.numel()
@@ -164,9 +205,18 @@ def _nonfinite(x: Tensor, moved: Tensor | None) -> Tensor:
 
 
 def exact(
-    slots: Tensor, row: int, b: Tensor, r: Tensor | None, xb: Tensor, xa: Tensor, moved: Tensor | None = None
+    slots: Tensor,
+    partials: Tensor,
+    row: int,
+    b: Tensor,
+    r: Tensor | None,
+    xb: Tensor,
+    xa: Tensor,
+    moved: Tensor | None = None,
 ) -> None:
     """Measure the two exact lanes against each other, and both native lanes against the exact before."""
+    if partials.numel() and _kernels().compare_exact(partials, row, b, r, xb, xa, moved, sentinel_bound(b.dtype)):
+        return
     out = slots[row]
     out[Column.EXACT_DONE] = 1
     if xa.shape != xb.shape:

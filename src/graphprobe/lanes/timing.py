@@ -31,8 +31,7 @@ def lanes(
     chosen = set() if exact == "never" else set(regions) - same
     probe = build(Plan(left, right, regions, chosen, substitutes(regions, weights)))
     values = [bound[path] for path in probe.paths]
-    device = next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu"))
-    probe.gm.register_buffer("slots", probe.gm.get_buffer("slots").to(device), persistent=False)
+    probe.place(next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu")))
 
     def run() -> torch.Tensor:
         with torch.no_grad():

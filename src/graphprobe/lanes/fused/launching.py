@@ -1,0 +1,93 @@
+"""Launch the fused comparisons: which tensors they take, and how the work is cut."""
+
+from __future__ import annotations
+
+import torch
+
+from graphprobe.lanes.fused import common, exact, native
+from graphprobe.lanes.fused.joint import joint
+
+Tensor = torch.Tensor
+
+#: Programs of one native comparison at most, and rows of 16 bytes that each reads per step.
+_PROGRAMS, _ROWS, _WARPS = 264, 512, 8
+#: Elements of a step of an exact comparison, at most so many rows high, and rows that one column sum spans.
+_TILE, _HEIGHT, _SPAN = 1024, 8, 64
+_NARROW = {torch.float32, torch.float16, torch.bfloat16}
+_READABLE = {torch.float64, torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, *_NARROW}
+
+
+def new_partials(device: torch.device) -> Tensor:
+    """Return room for the partial results of as many rows as are joined at once."""
+    shape = (common.RING, common.GROUPS, common.COLUMNS, common.SLOTS)
+    return torch.zeros(shape, dtype=torch.float64, device=device)
+
+
+def compare_native(
+    partials: Tensor, row: int, b: Tensor, f: Tensor | None, r: Tensor | None, moved: Tensor | None, bound: float
+) -> bool:
+    """Start measuring the free and the forced lane against before; False where the kernels cannot read a tensor."""
+    given = [t for t in (b, f, r, moved) if t is not None]
+    walk = joint(tuple(given), inner=False) if _readable(partials, given) else None
+    if walk is None:
+        return False
+    values = [b if t is None else t for t in (b, f, r, moved)]
+    lanes = [t.dtype for t in (b, f, r) if t is not None]
+    narrow = all(dtype in _NARROW for dtype in lanes)
+    across = 16 // max(dtype.itemsize for dtype in lanes)
+    grid = (max(1, min(_PROGRAMS, -(-walk.numel // (_ROWS * across)))),)
+    native.compare_native[grid](
+        *map(_numbers, values), partials, _place(row), walk.numel,
+        *walk.sizes[1:], *walk.spread([t is not None for t in (b, f, r, moved)]),
+        BOUND=bound, HAS_F=f is not None, HAS_R=r is not None, HAS_M=moved is not None,
+        SAME_F=f is not None and f.dtype == b.dtype, SAME_R=r is not None and r.dtype == b.dtype,
+        FAST=narrow and moved is None, WIDE=not narrow, DENSE=walk.dense, LONG=walk.is_long,
+        ROWS=_ROWS, ACROSS=across, num_warps=_WARPS,
+    )  # fmt: skip
+    return True
+
+
+def compare_exact(
+    partials: Tensor, row: int, b: Tensor, r: Tensor | None, xb: Tensor, xa: Tensor, moved: Tensor | None, bound: float
+) -> bool:
+    """Start measuring the exact lanes; False where the kernels cannot read a tensor."""
+    given = [t for t in (xb, xa, b, r, moved) if t is not None]
+    walk = joint(tuple(given), inner=True) if _readable(partials, given) else None
+    if walk is None:
+        return False
+    width = walk.sizes[-1]
+    rows = walk.numel // width if width else 0
+    height = min(_HEIGHT, _power_of_two(rows))
+    across = min(_TILE // height, max(16, _power_of_two(width)))
+    units = -(-width // across) * -(-rows // _SPAN)
+    exact.compare_exact[(max(1, min(common.SLOTS, units)),)](
+        *map(_numbers, (xb, xa, b, b if r is None else r, b if moved is None else moved)), partials, _place(row),
+        rows, width, *walk.sizes[1:-1], *walk.spread([True, True, True, r is not None, moved is not None]),
+        BOUND=bound, HAS_R=r is not None, HAS_M=moved is not None, LONG=walk.is_long,
+        ROWS=height, ACROSS=across, SPAN=_SPAN, num_warps=4,
+    )  # fmt: skip
+    return True
+
+
+def join(slots: Tensor, partials: Tensor, first: int, rows: int) -> None:
+    """Write the measurements of the rows ``first .. first + rows`` into `slots`; other columns stay as they are."""
+    exact.join[(rows,)](slots, partials, first, WIDTH=slots.shape[1])
+
+
+def _readable(partials: Tensor, values: list[Tensor]) -> bool:
+    shape, device = values[0].shape, partials.device
+    return all(
+        t.shape == shape and t.device == device and t.dtype in _READABLE and t.layout is torch.strided for t in values
+    )
+
+
+def _numbers(value: Tensor) -> Tensor:
+    return value.view(torch.uint8) if value.dtype is torch.bool else value
+
+
+def _place(row: int) -> int:
+    return row % common.RING * common.GROUPS * common.GROUP
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << max(0, number - 1).bit_length()
