@@ -16,27 +16,42 @@ Print = tuple[Any, ...]
 
 
 def claim(before: Program, after: Program, alignment: Alignment) -> None:
-    """Walk both graphs forwards; nodes with equal operator, shape and partnered operands claim each other."""
+    """Walk both graphs forwards; nodes with equal operator, shape and partnered operands claim each other.
+
+    What is computed twice on one side and once on the other claims the same partner twice.
+    """
     names_before: dict[Node, Any] = {n: ("input", p) for p, n in before.inputs.items()}
     names_after: dict[Node, Any] = {n: ("input", p) for p, n in after.inputs.items()}
     waiting: dict[Print, list[Node]] = defaultdict(list)
-    for claim in alignment.claims:
-        names_before.setdefault(claim.before, id(claim.before))
-        names_after.setdefault(claim.after, id(claim.before))
+    first: dict[Print, Node] = {}  # of all nodes of before that compute one thing
     for x in before.live:
-        names_before.setdefault(x, id(x) if nodes.makes_values(x) else _print(x, before, names_before))
-        if nodes.makes_values(x) and not alignment.of_before.get(x):
-            waiting[_print(x, before, names_before)].append(x)
+        if x in names_before:
+            continue
+        print_ = _print(x, before, names_before)
+        if not nodes.makes_values(x):
+            names_before[x] = print_
+            continue
+        twin = x if nodes.is_random(x) else first.setdefault(print_, x)
+        names_before[x] = id(twin)
+        if not alignment.of_before.get(x):
+            waiting[print_].append(x)
+    for claim in alignment.claims:
+        names_after.setdefault(claim.after, names_before.get(claim.before, id(claim.before)))
     for y in after.live:
         if y in names_after:
             continue
         print_ = _print(y, after, names_after)
-        if nodes.makes_values(y) and waiting.get(print_):
-            x = waiting[print_].pop(0)
-            alignment.add(Claim(x, y, "structure", certain=False))
-            names_after[y] = id(x)
-        else:
-            names_after[y] = print_ if not nodes.makes_values(y) else ("new", id(y))
+        if not nodes.makes_values(y):
+            names_after[y] = print_
+            continue
+        found = waiting[print_].pop(0) if waiting.get(print_) else first.get(print_)
+        if found is not None:
+            alignment.add(Claim(found, y, "structure", certain=False))
+        names_after[y] = ("new", id(y)) if found is None else names_before[found]
+    for print_, left in waiting.items():
+        partners = alignment.of_before.get(first[print_]) if print_ in first else None
+        for x in left if partners else ():
+            alignment.add(Claim(x, partners[0].after, "structure", certain=False))
 
 
 def claim_slots(before: Program, after: Program, alignment: Alignment) -> None:

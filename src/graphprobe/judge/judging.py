@@ -148,7 +148,10 @@ def _kind(replay: Replay, row: Measured, answers: dict[Claim, Sameness], settled
         return Judged(row, "unknown", "exact lanes did not run", None)
     if row.isomorphic:
         return Judged(row, "rounding", "same program", spread, note="differs from itself: nondeterministic")
-    return _rounding_or_precision(replay, row, spread)
+    judged = _rounding_or_precision(replay, row, spread)
+    if answer is None or not answer.note:
+        return judged
+    return dataclasses.replace(judged, note="; ".join(w for w in (judged.note, answer.note) if w))
 
 
 def _guilty(row: Measured, answer: Sameness | None, why: str) -> Judged:
