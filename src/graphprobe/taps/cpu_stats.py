@@ -1,10 +1,10 @@
 """Statistics on the CPU in the fewest passes that torch allows.
 
-Of torch's reductions ``dot`` (BLAS), ``sum``, ``amin`` and ``amax`` run at memory speed; ``aminmax`` takes longer than
-both of its halves, ``count_nonzero`` twice as long as ``sign`` and ``dot`` together, ``std_mean`` twenty times. Values
-are taken in chunks that stay in the cache, in float32 where the dtype fits, and the chunks are joined in float64. A
-chunk that holds NaN, infinities, or numbers whose squares leave float32's range shows in its sum of squares, and is
-measured again the slow way. What float32 sums of so few elements lose is about 1e-6 of the rms.
+Of torch's reductions ``dot`` (BLAS), ``sum`` and ``aminmax`` run at memory speed; ``count_nonzero`` takes twice as long
+as ``sign`` and ``dot`` together, ``std_mean`` twenty times. Values are taken in chunks that stay in the cache, in
+float32 where the dtype fits, and the chunks are joined in float64. A chunk that holds NaN, infinities, or numbers
+whose squares leave float32's range shows in its sum of squares, and is measured again the slow way. What float32 sums
+of so few elements lose is about 1e-6 of the rms.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _CHUNK = 1 << 17
 #: Dtypes that are raised to float32 without loss; all others but float32 go to float64.
 _NARROW = {torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16}
 _NARROW |= {dtype for name, dtype in vars(torch).items() if name.startswith("float8_")}
+#: Compared faster as they are than in float32.
+_HALVES = {torch.float16, torch.bfloat16}
 #: A mean square below this may have lost squares to underflow.
 _FAINT = {torch.float32: 1e-30, torch.float64: 1e-290}
 
@@ -57,10 +59,10 @@ def _measure(x: torch.Tensor) -> list[float]:
     if not n * _FAINT[wide.dtype] < squares < math.inf:
         return torch_stats.measure(x).tolist()[: columns.SLOTS]
     total: float = wide.sum().item()
-    low, high = wide.amin().item(), wide.amax().item()
+    low, high = torch.aminmax(x if x.dtype in _HALVES else wide)
     signs = wide.sign() if wide is x else wide.sign_()
     zeros = n - torch.dot(signs, signs).item()
-    return [low, high, total / n, math.sqrt(squares / n), 0.0, 0.0, zeros, float(n)]
+    return [low.item(), high.item(), total / n, math.sqrt(squares / n), 0.0, 0.0, zeros, float(n)]
 
 
 def _merge(parts: list[list[float]]) -> list[float]:
