@@ -58,7 +58,10 @@ def diff(
     left, right, bound = _programs(gm_before, gm_after, args, kwargs)
     notes: list[str] = []
     redrawn = _redrawn(left, bound, valid, notes)
-    alignment = align.align(left, right, tuple(events if events is not None else gm_after.meta.get(EVENTS, ())), bound)
+    replaced = tuple(events if events is not None else gm_after.meta.get(EVENTS, ()))
+    if not align.is_quick(left, right, replaced):
+        right = copied(right)  # alignment may write layouts into it
+    alignment = align.align(left, right, replaced, bound)
     judgement = judge.judge(left, right, alignment, bound, redrawn=redrawn, exact=exact, progress=progress)
     judgement.notes += notes
     report = judge.report(judgement, accept=accept, allow=allow, min_coverage=min_coverage)
@@ -129,7 +132,7 @@ def _programs(
     bound = inputs.bind(gm_before, args, kwargs, "before")
     inputs.bind(gm_after, args, kwargs, "after")
     left = program(gm_before, args, kwargs)
-    right = copied(program(gm_after, args, kwargs))  # a copy: alignment may write layouts into it
+    right = program(gm_after, args, kwargs)
     _rename_positional(left, right, gm_before, gm_after, len(args))
     _check_signatures(left, right)
     for side, one, gm in (("before", left, gm_before), ("after", right, gm_after)):

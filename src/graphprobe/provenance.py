@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+import functools
 import re
 import uuid
 
@@ -55,6 +56,7 @@ def module_calls(node: Node) -> list[tuple[str, str]]:
     return [(str(key), _clean_path(path)) for key, (path, _kind) in stack.items()]
 
 
+@functools.cache
 def _clean_path(path: str) -> str:
     # Dynamo writes L['self'].layer.0 or _export_root.x; a call counter may be appended as "@1"
     path = path.split("@")[0]

@@ -33,10 +33,7 @@ def align(
     bound: Mapping[str, Any] | None = None,
 ) -> Alignment:
     """Claim all that evidence allows; graph outputs are always claimed. Without `bound` inputs nothing is run."""
-    alignment = Alignment()
-    events_.claim(before, after, alignment, events)
-    for evidence in EVIDENCE:
-        evidence(before, after, alignment)
+    alignment = _certain(before, after, events)
     _grow(before, after, alignment, SURE)
     if bound is not None:
         values.claim(before, after, alignment, bound)
@@ -48,10 +45,26 @@ def align(
     return alignment
 
 
+def is_quick(before: Program, after: Program, events: Sequence[Replacement] = ()) -> bool:
+    """Whether events, ids and occurrences claim all there is, so that nothing need be run or written into a copy."""
+    return not _unclaimed(after, _certain(before, after, events))
+
+
+def _certain(before: Program, after: Program, events: Sequence[Replacement]) -> Alignment:
+    alignment = Alignment()
+    events_.claim(before, after, alignment, events)
+    for evidence in EVIDENCE:
+        evidence(before, after, alignment)
+    return alignment
+
+
+def _unclaimed(after: Program, alignment: Alignment) -> bool:
+    return any(nodes.makes_values(n) and not alignment.of_after.get(n) for n in after.live)
+
+
 def _grow(before: Program, after: Program, alignment: Alignment, kinds: Sequence[Evidence]) -> None:
     """Ask the growing kinds of evidence in turn; after each success the strongest has the word again."""
-    making = [n for n in after.live if nodes.makes_values(n)]
-    while any(not alignment.of_after.get(n) for n in making):
+    while _unclaimed(after, alignment):
         for evidence in kinds:
             known = len(alignment.claims)
             evidence(before, after, alignment)
