@@ -33,6 +33,7 @@ class EagerAttentionToSdpa:
     where: str = "*"
     name: ClassVar[str] = "eager_attention_to_sdpa"
     stage: ClassVar[str] = "pattern_matcher"
+    makes: ClassVar[tuple[str, ...]] = ("aten.scaled_dot_product_attention.default",)
 
     def apply(self, gm: GraphModule) -> Outcome:
         """Replace every match in `gm`."""

@@ -35,6 +35,7 @@ class FuseRmsNorm:
     where: str = "*"
     name: ClassVar[str] = "fuse_rmsnorm"
     stage: ClassVar[str] = "pattern_matcher"
+    makes: ClassVar[tuple[str, ...]] = ("aten.rms_norm.default",)
 
     def apply(self, gm: GraphModule) -> Outcome:
         """Replace every match in `gm`."""

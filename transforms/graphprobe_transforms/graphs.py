@@ -67,6 +67,17 @@ def same_kind(x: torch.Tensor | None, y: torch.Tensor | None) -> bool:
     return x is not None and y is not None and x.shape == y.shape and x.dtype == y.dtype
 
 
+def sizes(place: Node, node: Node) -> list[Any]:
+    """Return a value's sizes as arguments for a call before `place`; symbolic ones are read where the graph runs."""
+    value = tensor(node)
+    if value is None:
+        raise PipelineError(f"the sizes of {node.name} are not known: it has no meta['val']")
+    return [
+        size if isinstance(size, int) else insert(place, aten.sym_size.int, (node, dim), like=place)
+        for dim, size in enumerate(value.shape)
+    ]
+
+
 # --- changes ---------------------------------------------------------------------------------------------------------
 
 
@@ -105,29 +116,62 @@ def insert_weight(gm: GraphModule, place: Node, path: str, value: torch.Tensor, 
 
     `like` is the ``get_attr`` node of a weight that went into it.
     """
+    parameter = torch.nn.Parameter(value, requires_grad=False)
+    owner, path = _owner(gm, path)
+    owner.register_parameter(path.rpartition(".")[2], parameter)
+    return _read(place, path, parameter, like)
+
+
+def insert_buffer(gm: GraphModule, place: Node, path: str, value: torch.Tensor, *, like: Node) -> Node:
+    """Register a buffer under `path` (numbered on if that is taken) and read it before `place`: codes, constants."""
+    owner, path = _owner(gm, path)
+    owner.register_buffer(path.rpartition(".")[2], value)
+    return _read(place, path, value, like)
+
+
+def _owner(gm: GraphModule, path: str) -> tuple[torch.nn.Module, str]:
+    """Return the module that is to hold `path`, made where it is not there, and the path with a free name."""
     path = _free_path(gm, path)
-    parent, _, name = path.rpartition(".")
     owner: torch.nn.Module = gm
-    for part in parent.split(".") if parent else ():
+    for part in path.split(".")[:-1]:
         if not hasattr(owner, part):
             owner.add_module(part, torch.nn.Module())
         owner = getattr(owner, part)
-    parameter = torch.nn.Parameter(value, requires_grad=False)
-    owner.register_parameter(name, parameter)
+    return owner, path
+
+
+def _read(place: Node, path: str, value: torch.Tensor, like: Node) -> Node:
     with place.graph.inserting_before(place):
         node = place.graph.get_attr(path)
     node.meta = {key: like.meta[key] for key in _PLACE if key in like.meta}
-    fake = tensor(like)
-    if isinstance(fake, FakeTensor):
-        node.meta["val"] = fake.fake_mode.from_tensor(parameter, static_shapes=True)
+    mode = _fake_mode(place.graph.nodes)
+    if mode is not None:
+        node.meta["val"] = mode.from_tensor(value, static_shapes=True)
     return node
+
+
+def _fake_mode(nodes: Iterable[Node]) -> Any:
+    """Return the mode of the graph's fake tensors, None where it has none."""
+    values = (leaf for node in nodes for leaf in torch.utils._pytree.tree_leaves(node.meta.get("val")))
+    return next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
 
 
 def _free_path(gm: GraphModule, path: str) -> str:
     parent, _, name = path.rpartition(".")
-    taken = {name for name, _ in gm.named_parameters()} | {name for name, _ in gm.named_modules()}
-    candidates = (f"{parent}{'_' + str(i) if i else ''}.{name}" for i in range(len(taken) + 1))
-    return next(c for c in candidates if c not in taken)
+    number = 0
+    while _is_taken(gm, path):
+        number += 1
+        path = f"{parent}_{number}.{name}".lstrip(".") if parent else f"{name}_{number}"
+    return path
+
+
+def _is_taken(gm: GraphModule, path: str) -> bool:
+    owner: object = gm
+    for part in path.split("."):
+        if not hasattr(owner, part):
+            return False
+        owner = getattr(owner, part)
+    return True
 
 
 def weight(gm: GraphModule, node: Node) -> torch.Tensor:
@@ -150,9 +194,17 @@ def replace(old: Node, new: Node) -> None:
     old.graph.erase_node(old)
 
 
+def merge(node: Node, other: Node) -> None:
+    """Let `other`, which has the same value and keeps its id, take the place of `node`."""
+    for assertion in [user for user in node.users if is_assertion(user)]:
+        node.graph.erase_node(assertion)
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
+
+
 def erase_unused(nodes: Iterable[Node]) -> None:
-    """Erase those of `nodes` that nothing but assertions uses any more."""
-    left = set(nodes)
+    """Erase those of `nodes` that are still there and that nothing but assertions uses any more."""
+    left = {node for node in nodes if not node._erased}
     while unused := [node for node in left if not users(node)]:
         for node in unused:
             for assertion in list(node.users):
@@ -165,6 +217,7 @@ def tidy(gm: GraphModule, touched: Iterable[Node]) -> None:
     """Finish a transform: drop weights nobody reads, and bring ``val`` up to date below the nodes that are new."""
     for node in [n for n in gm.graph.nodes if n.op == "get_attr" and not n.users]:
         gm.graph.erase_node(node)
+    _drop_unread_weights(gm)
     gm.delete_all_unused_submodules()
     stale = set(touched)
     for node in gm.graph.nodes:
@@ -172,6 +225,21 @@ def tidy(gm: GraphModule, touched: Iterable[Node]) -> None:
             continue
         if tensor(node) is not None and _restride(node):
             stale.add(node)
+
+
+def _drop_unread_weights(gm: GraphModule) -> None:
+    read: set[int] = set()
+    for one in gm.modules():
+        for node in one.graph.nodes if isinstance(one, GraphModule) else ():
+            if node.op in ("get_attr", "call_module"):
+                value: Any = one
+                for part in str(node.target).split("."):
+                    value = getattr(value, part)
+                read.update(map(id, value.parameters() if isinstance(value, torch.nn.Module) else (value,)))
+    for module in list(gm.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) not in read:
+                delattr(module, name)
 
 
 def _restride(node: Node) -> bool:
@@ -200,9 +268,7 @@ def evaluate(node: Node) -> Any:
         raise PipelineError(f"{node.name} does not call a function")
     if node.target is operator.getitem:
         return args[0][args[1]]
-    mode = next(
-        (v.fake_mode for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, FakeTensor)), None
-    )
+    mode = _fake_mode(node.all_input_nodes or node.graph.nodes)
     if mode is None:
         raise PipelineError(f"no input of {node.name} is a fake tensor: its meta['val'] cannot be computed")
     with mode, torch.no_grad():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import functools
 import importlib
+import importlib.metadata
 import math
 import operator
 import re
@@ -174,9 +175,24 @@ def _registered(shown: str) -> Callable[..., Any] | None:
     if parts[0] == "higher_order":
         return _higher_order(parts[1]) if len(parts) == 2 else None
     packet = _packet(parts)
+    if packet is None and _load_namespace(parts[0]):
+        packet = _packet(parts)
     if packet is None or _refused(shown):
         return None
     found: Callable[..., Any] | None = packet if len(parts) == 2 else _overload(packet, parts[2])
+    return found
+
+
+@functools.cache
+def _load_namespace(name: str) -> bool:
+    """Import the installed package that offers the operators of a namespace under the group ``graphprobe.operators``.
+
+    What a file names decides which one, but only what the user has installed as such can be imported.
+    """
+    found = False
+    for point in importlib.metadata.entry_points(group="graphprobe.operators", name=name):
+        point.load()
+        found = True
     return found
 
 
