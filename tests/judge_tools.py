@@ -49,7 +49,7 @@ class Pair:
         allowed = (self.verdict,) if isinstance(self.verdict, str) else self.verdict
         told = [(f.kind, f.op, f.rule, f.hint, f.spread, f.exact) for f in report.findings]
         assert report.verdict in allowed, told
-        assert report.coverage.resolution >= 0.9 and report.coverage.unknown == 0, report.coverage
+        assert report.coverage.unknown == 0 and report.coverage.unmatched == (), report.coverage
         if self.rule:
             assert any(f.rule.startswith(self.rule) for f in report.findings), told
         if self.says:

@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.align import anchors, casts, identity, layouts, occurrence, structure, values
+from graphprobe.align import anchors, casts, codes, identity, layouts, occurrence, structure, values
 from graphprobe.align import events as events_
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.program import Program
@@ -37,6 +37,8 @@ def align(
     _grow(before, after, alignment, SURE)
     if bound is not None:
         values.claim(before, after, alignment, bound)
+        _grow(before, after, alignment, SURE)
+        codes.claim(before, after, alignment, bound)
         _grow(before, after, alignment, SURE)
         layouts.claim(before, after, alignment, bound)
     _grow(before, after, alignment, GUESSES)

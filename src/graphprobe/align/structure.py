@@ -49,9 +49,9 @@ def claim(before: Program, after: Program, alignment: Alignment) -> None:
             alignment.add(Claim(found, y, "structure", certain=False))
         names_after[y] = ("new", id(y)) if found is None else names_before[found]
     for print_, left in waiting.items():
-        partners = alignment.of_before.get(first[print_]) if print_ in first else None
-        for x in left if partners else ():
-            alignment.add(Claim(x, partners[0].after, "structure", certain=False))
+        for known in list(alignment.of_before.get(first[print_], ()))[:1] if print_ in first else ():
+            for x in left:
+                alignment.add(Claim(x, known.after, "structure", certain=False))
 
 
 def claim_slots(before: Program, after: Program, alignment: Alignment) -> None:

@@ -16,9 +16,9 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.chains import FP8
 from graphprobe.judge.codes import Grid, flip, narrowest
 from graphprobe.lanes.regions import Region
-from graphprobe.lanes.relaxed import FP8
 from graphprobe.lanes.replay import Replay
 
 Tensor = torch.Tensor

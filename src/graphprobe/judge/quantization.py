@@ -15,14 +15,15 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes, provenance
+from graphprobe.chains import FP8, Chain, chains
 from graphprobe.judge.codes import Fit, Grid, code_fit, fit, flip, float8_fit
 from graphprobe.judge.effective import Effective, Finder
 from graphprobe.judge.same import Sameness, Variant, ask
 from graphprobe.lanes import exact
-from graphprobe.lanes.quantized import FAKE_QUANTIZERS, Affine
 from graphprobe.lanes.regions import Region
-from graphprobe.lanes.relaxed import FP8, Chain, chains, relaxed_call
+from graphprobe.lanes.relaxed import relaxed_call
 from graphprobe.lanes.replay import Replay
+from graphprobe.quantizers import FAKE_QUANTIZERS, Affine
 
 RULE = "4 quantization"
 _GATHERS = {"aten::embedding", "aten::index", "aten::index_select", "aten::gather"}

@@ -15,13 +15,13 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.chains import chains
 from graphprobe.execute import Values
 from graphprobe.judge import precision
 from graphprobe.judge.rows import Measured
 from graphprobe.judge.same import BOUND, Compared, Sameness, Variant, ask, compare
 from graphprobe.lanes import exact, measure
 from graphprobe.lanes.regions import Region
-from graphprobe.lanes.relaxed import chains
 from graphprobe.lanes.replay import U64, Replay, jittered
 
 RULE = "6 tie"

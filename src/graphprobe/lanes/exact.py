@@ -17,10 +17,10 @@ import torch
 import torch._decomp
 from torch.fx import Node
 
-from graphprobe import nodes
+from graphprobe import nodes, quantizers
 from graphprobe.errors import InputError
 from graphprobe.execute import target_of, zeroed
-from graphprobe.lanes import quantized, references
+from graphprobe.lanes import references
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 Rule = Callable[[Node, tuple[Any, ...], dict[str, Any]], Call]
@@ -127,7 +127,7 @@ def decides(node: Node) -> bool:
     """Whether the node takes a decision: its result jumps where its operands pass a bound (codes, indices, masks)."""
     if node.op != "call_function" or nodes.is_view(node):
         return False
-    if nodes.schema_name(node) in _ROUNDINGS or nodes.schema_name(node) in quantized.FAKE_QUANTIZERS:
+    if nodes.schema_name(node) in _ROUNDINGS or nodes.schema_name(node) in quantizers.FAKE_QUANTIZERS:
         return True
     value = nodes.tensor_val(node)
     return value is not None and value.dtype not in LIFTED and value.dtype not in (torch.float64, torch.complex128)
@@ -229,5 +229,5 @@ RULES: dict[str, Rule] = {
     "aten::_scaled_mm": _reference(references.scaled_mm),
     "aten::_int_mm": _reference(references.int_mm),
     "aten::_weight_int8pack_mm": _reference(references.weight_int8pack_mm),
-    **quantized.RULES,
+    **quantizers.RULES,
 }
