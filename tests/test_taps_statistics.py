@@ -117,6 +117,12 @@ for name, value in shared.values().items():
     triton_stats.write_row(value, stats, 1)
     shared.assert_row(columns.merge(stats)[1].tolist(), value)
     assert (stats[0] == 7).all() and (stats[2] == 7).all(), name
+several = list(shared.values().values())
+stats = torch.full((len(several) + 1, 5, columns.COLUMNS), 7.0, dtype=torch.float64)
+triton_stats.write_rows(several, stats, range(len(several)))
+for row, value in enumerate(several):
+    shared.assert_row(columns.merge(stats)[row].tolist(), value)
+assert (stats[-1] == 7).all()
 """
 
 

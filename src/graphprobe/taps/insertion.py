@@ -2,6 +2,9 @@
 
 A tap stands directly after the operation, so that a value which is changed in place later was read before. An operation
 that writes in place has a row for what it wrote; where that was a part of a storage, a row for the whole follows.
+
+On a GPU a launch costs more than reading a small value. There, small values wait for others and are read together:
+never beyond an operation that writes in place, and not so many that they hold much memory.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ from graphprobe.taps.rows import META, Row, Sizes, Table, describe, dimension, s
 
 _STATS = "_graphprobe_stats_{}"
 _KEPT = "_graphprobe_kept_{}"
+#: On these devices small values are read together: so many at most, each of so many bytes, holding so many bytes.
+_WAITING = {"cuda"}
+_SEVERAL, _SMALL, _HELD = 32, 1 << 20, 8 << 20
 _INHERITED = ("nn_module_stack", "stack_trace", "torch_fn")
 
 
@@ -58,6 +64,16 @@ class _Observed(NamedTuple):
     after: Node  # the operation
     value: Node  # what is read
     row: Row
+    group: int  # those of one group are read together, after the last one's operation
+
+
+@dataclass
+class _Waiting:
+    """A group of values that are read together, while it grows."""
+
+    group: int
+    values: int = 0
+    bytes: int = 0
 
 
 @dataclass
@@ -68,6 +84,8 @@ class _Plan:
     items: list[_Observed] = field(default_factory=list)
     buffers: dict[str, tuple[torch.device, int]] = field(default_factory=dict)  # name -> device, rows
     aliases: Aliases = field(default_factory=Aliases)
+    groups: int = 0
+    waiting: dict[str, _Waiting] = field(default_factory=dict)  # buffer -> the group that is open
 
     def visit(self, node: Node) -> None:
         """Add the rows of the next node of the graph."""
@@ -75,12 +93,14 @@ class _Plan:
         if node.op not in ("call_function", "call_method", "call_module"):
             return
         targets = written(node)
+        if targets or node.op == "call_module":  # what waits must be read before it is changed
+            self.waiting.clear()
         returns = nodes.makes_values(node) and node.target is not operator.setitem
         if returns:
             self._observe(node, node, node.name)
         elif not targets and nodes.tensor_val(node) is not None and self.aliases.writer(node) != node.name:
             row = describe(node, node.name, node, of=self.aliases.writer(node))
-            self.items.append(_Observed(node, node, row))
+            self.items.append(_Observed(node, node, row, self._group("", node)))
         for target in targets:
             whole = self.aliases.root(target)
             if not returns_written(node):
@@ -94,8 +114,31 @@ class _Plan:
         buffer = next(known, _STATS.format(len(self.buffers)))
         index = self.buffers.get(buffer, (device, 0))[1]
         self.buffers[buffer] = (device, index + 1)
-        self.items.append(_Observed(after, value, describe(after, name, value, buffer=buffer, index=index)))
+        row = describe(after, name, value, buffer=buffer, index=index)
+        self.items.append(_Observed(after, value, row, self._group(buffer if _waits(device) else "", value)))
         self.aliases.wrote(value, name)
+
+    def _group(self, buffer: str, value: Node) -> int:
+        """Return the group in which a value is read: one of its own, or with small ones of the same buffer."""
+        size = _bytes(value)
+        if not buffer or size is None or size > _SMALL:
+            self.groups += 1
+            return self.groups
+        waiting = self.waiting.get(buffer)
+        if waiting is None or waiting.values == _SEVERAL or waiting.bytes + size > _HELD:
+            self.groups += 1
+            waiting = self.waiting[buffer] = _Waiting(self.groups)
+        waiting.values += 1
+        waiting.bytes += size
+        return waiting.group
+
+
+def _bytes(value: Node) -> int | None:
+    """Return how much memory a value takes; None where its size is not known beforehand."""
+    tensor = nodes.tensor_val(value)
+    if tensor is None or not all(isinstance(size, int) for size in tensor.shape):
+        return None
+    return tensor.numel() * tensor.element_size()
 
 
 def _is_part(target: Node, whole: Node) -> bool:
@@ -122,12 +165,24 @@ def _device(value: Node, moved: dict[torch.device, torch.device]) -> torch.devic
     return moved.get(tensor.device, tensor.device)
 
 
+def _waits(device: torch.device) -> bool:
+    return device.type in _WAITING
+
+
 def _insert_taps(gm: GraphModule, plan: _Plan, first: Node) -> None:
     stats = {}
     for name, (device, rows) in plan.buffers.items():
         stats[name] = _add_buffer(gm, name, columns.new_stats(rows, device), first)
-    for after, value, row in reversed(plan.items):  # so that several rows of one operation keep their order
-        if row.buffer:
+    groups: dict[int, list[_Observed]] = {}
+    for item in reversed(plan.items):  # by the last of each, so that several rows of one operation keep their order
+        if item.row.buffer:
+            groups.setdefault(item.group, []).append(item)
+    for items in groups.values():
+        after, value, row, _ = items[0]
+        if len(items) > 1:
+            values, indices = zip(*((item.value, item.row.index) for item in reversed(items)), strict=True)
+            _insert_after(after, operators.TAP_SEVERAL, (list(values), stats[row.buffer], list(indices)))
+        else:
             target = operators.TAP if row.shape is not None else operators.tap_if_tensor
             _insert_after(after, target, (value, stats[row.buffer], row.index))
 

@@ -1,6 +1,6 @@
-"""The two operators that observe: ``graphprobe::tap`` and ``graphprobe::keep``.
+"""The operators that observe: ``graphprobe::tap``, ``graphprobe::tap_several`` and ``graphprobe::keep``.
 
-Both return nothing and write into a buffer. That is what survives dead-code elimination, decomposition, re-export,
+They return nothing and write into a buffer. That is what survives dead-code elimination, decomposition, re-export,
 ``torch.compile`` and CUDA graphs: an operator without effect is removed, a host callback runs at capture only.
 They are bare library operators because ``torch.library.custom_op`` costs ten times as much per call.
 """
@@ -16,9 +16,11 @@ from graphprobe.taps import cpu_stats, torch_stats
 _LIBRARY: Any = torch.library.Library("graphprobe", "DEF")  # type: ignore[no-untyped-call]
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LIBRARY.define("tap(Tensor value, Tensor(a!) stats, int row) -> ()", tags=_TAGS)
+_LIBRARY.define("tap_several(Tensor[] values, Tensor(a!) stats, int[] rows) -> ()", tags=_TAGS)
 _LIBRARY.define("keep(Tensor value, Tensor(a!) kept) -> ()", tags=_TAGS)
 
 TAP: Any = torch.ops.graphprobe.tap.default
+TAP_SEVERAL: Any = torch.ops.graphprobe.tap_several.default
 KEEP: Any = torch.ops.graphprobe.keep.default
 
 
@@ -35,6 +37,29 @@ def _tap_cuda(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
             triton_stats.write_row(value, stats, row)
             return
     _tap_anywhere(value, stats, row)
+
+
+def _tap_several_cuda(values: list[torch.Tensor], stats: torch.Tensor, rows: list[int]) -> None:
+    if not (stats.is_cuda and _triton_works()):
+        _tap_several(values, stats, rows)
+        return
+    from graphprobe.taps import triton_stats
+
+    values = [_plain(value) for value in values]
+    fused = [value.is_cuda and triton_stats.supports(value) for value in values]
+    triton_stats.write_rows(
+        [value for value, fits in zip(values, fused, strict=True) if fits],
+        stats,
+        [row for row, fits in zip(rows, fused, strict=True) if fits],
+    )
+    for value, row, fits in zip(values, rows, fused, strict=True):
+        if not fits:
+            _tap_anywhere(value, stats, row)
+
+
+def _tap_several(values: list[torch.Tensor], stats: torch.Tensor, rows: list[int]) -> None:
+    for value, row in zip(values, rows, strict=True):
+        TAP(value, stats, row)
 
 
 def _tap_anywhere(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
@@ -64,8 +89,10 @@ def _nothing(*_args: Any) -> None:
 _LIBRARY.impl("tap", _tap_cpu, "CPU")
 _LIBRARY.impl("tap", _tap_cuda, "CUDA")
 _LIBRARY.impl("tap", _tap_anywhere, "CompositeExplicitAutograd")
+_LIBRARY.impl("tap_several", _tap_several_cuda, "CUDA")
+_LIBRARY.impl("tap_several", _tap_several, "CompositeExplicitAutograd")
 _LIBRARY.impl("keep", _keep, "CompositeExplicitAutograd")
-for _name in ("tap", "keep"):
+for _name in ("tap", "tap_several", "keep"):
     # nothing to differentiate: the value is read, the buffer needs no gradient
     _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"graphprobe::{_name}", _nothing, lib=_LIBRARY)
@@ -80,4 +107,4 @@ def tap_if_tensor(value: Any, stats: torch.Tensor, row: int) -> None:
 
 def is_tap(target: Any) -> bool:
     """Whether a node's target is one of the operators that observe."""
-    return target in (TAP, KEEP, tap_if_tensor)
+    return target in (TAP, TAP_SEVERAL, KEEP, tap_if_tensor)

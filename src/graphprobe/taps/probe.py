@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
-from graphprobe import capturing
+from graphprobe import capturing, devices
 from graphprobe.errors import InputError, nearest
 from graphprobe.records import Tap
 from graphprobe.taps.rows import Sizes, bind
@@ -94,6 +94,15 @@ class Probe(torch.nn.Module):
     def graph(self) -> GraphModule:
         """The instrumented graph of the last call, to be run, compiled, exported or drawn; it writes the same taps."""
         return self._called("graph")[0].graph
+
+    def recorded(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        """Record a call with these inputs as a CUDA graph; the callable that is returned takes others of their kind.
+
+        It writes the same taps and is launched at once, which is what small batches need. What it returns, and kept
+        tensors, are overwritten by its next call. Raises InputError without a CUDA device.
+        """
+        self(*args, **kwargs)
+        return devices.recorded(self.graph, args, kwargs)
 
     @property
     def distance(self) -> float | None:
