@@ -18,7 +18,7 @@ from graphprobe.devices import moved
 from graphprobe.errors import InputError, MismatchError
 from graphprobe.execute import run_program
 from graphprobe.program import Program, copied, program
-from graphprobe.records import Replacement, Report
+from graphprobe.records import ClaimRecord, Replacement, Report
 
 Side = Model | str | os.PathLike[str]
 Progress = Callable[[int, int, str], None]
@@ -72,6 +72,30 @@ def diff(
         environment=environment(bound),
         seconds=time.perf_counter() - started,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """An alignment as records: the claims, and the value-making nodes of `after` that nothing claims."""
+
+    claims: tuple[ClaimRecord, ...]
+    unmatched: tuple[str, ...]
+
+
+def alignment(
+    before: Side, after: Side, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, *, run: bool = True
+) -> Pairing:
+    """Pair the nodes of two versions without judging them; with `run`, also by the values they hold.
+
+    Both sides and the inputs are those of `diff`. Raises GraphprobeError on bad input.
+    """
+    gm_before, gm_after, args, kwargs = _sides(before, after, tuple(args), kwargs)
+    left, right, bound = _programs(gm_before, gm_after, args, kwargs)
+    right = copied(right)
+    found = align.align(left, right, tuple(gm_after.meta.get(EVENTS, ())), bound if run else None)
+    records = [ClaimRecord(left.label(c.before), right.label(c.after), c.evidence, c.certain) for c in found.claims]
+    alone = [right.label(n) for n in right.live if nodes.makes_values(n) and not found.of_after.get(n)]
+    return Pairing(tuple(dict.fromkeys(records)), tuple(alone))
 
 
 def _check_options(exact: str, allow: Sequence[str], min_coverage: float) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import graphprobe
-from graphprobe.cli import bisect, capture, demo, diff, dumps, lint, run, show, tap
+from graphprobe.cli import align, bisect, capture, demo, diff, dumps, lint, run, show, tap
 from graphprobe.errors import GraphprobeError
 
 #: The subcommands, in the order of ``graphprobe --help``.
@@ -23,6 +23,7 @@ COMMANDS: dict[str, ModuleType] = {
     "demo": demo,
     "capture": capture,
     "diff": diff,
+    "align": align,
     "tap": tap,
     "run": run,
     "bisect": bisect,
