@@ -20,6 +20,18 @@ def explain(finding: Finding) -> str:
 
 
 def _semantic(f: Finding, what: str) -> str:
+    if f.rule.startswith("3"):
+        return (
+            f"{what} differs by {number(f.introduced)} on the same inputs, far more than rounding, and holds an "
+            "operator that exact arithmetic does not know. Register its definition with graphprobe.exact_rule to "
+            "learn whether it computes another function or the same one too coarsely."
+        )
+    if f.rule.startswith("4") and "beside" not in f.hint:
+        return (
+            f"{what} is quantised, but its codes and scales do not stand for before's weight or value to within half a "
+            f"step. On the same inputs this shows as {number(f.introduced)}; look at how scales and zero points are "
+            "chosen, laid out and applied."
+        )
     words = (
         f"{what} computes another function than before: on the same inputs and with rounding removed (float64) the "
         f"results differ by {number(f.exact)}"
@@ -42,6 +54,13 @@ def _precision(f: Finding, what: str) -> str:
 
 
 def _rounding(f: Finding, what: str) -> str:
+    if f.rule.startswith("6"):
+        return (
+            f"{what} takes another decision where the scores are equal to within rounding: {f.hint}. "
+            "Given the same decisions, both versions compute the same function, so this is not a bug."
+        )
+    if f.rule.startswith("3"):
+        return f"{what} stays within rounding of before: it adds {number(f.introduced)}. But {f.hint}."
     exact = "are the same program" if f.exact in (0.0, None) else f"agree to {number(f.exact)} in exact arithmetic"
     return (
         f"{what} rounds differently: it adds {number(f.introduced)}, while both versions {exact}. "
