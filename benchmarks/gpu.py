@@ -1,9 +1,9 @@
 """Everything that graphprobe promises about speed on a GPU, side by side in one run. Prints ratios, writes JSON.
 
-    python benchmarks/gpu.py [--layers 32] [--tokens 16,512,2048] [--out FILE]
+    python benchmarks/gpu.py [--layers 32] [--tokens 16,512,2048] [--parts taps,lanes,peers,diff] [--out FILE]
 
-A Llama-8B-shaped model with random bf16 weights. Times are the least of several, synchronised; memory is the peak of
-the allocator over what the weights hold.
+A Llama-8B-shaped model with random bf16 weights. Times are the least of several, synchronised, in milliseconds; memory
+is the peak of the allocator over what was allocated before the run, in GB. "recorded" is a replay of a CUDA graph.
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ import datetime
 import gc
 import json
 import pathlib
+import platform
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 import graphprobe
+from graphprobe import devices
+from graphprobe.lanes import timing
+
+Row = dict[str, Any]
 
 
 def model_of(layers: int, hidden: int) -> torch.nn.Module:
@@ -49,34 +55,20 @@ def best(run: Callable[[], object], repeat: int = 5) -> float:
         run()
         torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return min(times) * 1e3
+    return round(min(times) * 1e3, 3)
 
 
-def extra_gb(run: Callable[[], object]) -> float:
+def extra_memory(run: Callable[[], object]) -> float:
     """Return the peak in GB over what is allocated now."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     base = torch.cuda.memory_allocated()
     run()
     torch.cuda.synchronize()
-    return round((torch.cuda.max_memory_allocated() - base) / 1e9, 2)
+    return round((torch.cuda.max_memory_allocated() - base) / 1e9, 3)
 
 
-def captured_replay(run: Callable[[], object]) -> Callable[[], None]:
-    """Capture a callable into a CUDA graph and return its replay."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
-def attempt(row: dict[str, object], name: str, run: Callable[[], object]) -> None:
+def attempt(row: Row, name: str, run: Callable[[], object]) -> None:
     """Note a figure, or why there is none; one failure must not cost the others."""
     try:
         row[name] = run()
@@ -88,51 +80,205 @@ def attempt(row: dict[str, object], name: str, run: Callable[[], object]) -> Non
     print(f"  {name}: {row[name]}", flush=True)
 
 
-def measure(model: torch.nn.Module, tokens: int) -> dict[str, object]:
-    from graphprobe.lanes import timing
+def copy_rate() -> float:
+    source = torch.empty(1 << 32, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    return round(2 * source.numel() / best(lambda: target.copy_(source)) / 1e9, 3)
 
-    row: dict[str, object] = {"tokens": tokens}
-    ids = torch.randint(0, 1000, (1, tokens), device="cuda")
-    kwargs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    before = graphprobe.capture(model, (), kwargs)
-    row["operations"] = sum(n.op == "call_function" for n in before.graph.nodes)
-    attempt(row, "eager_ms", lambda: best(lambda: model(**kwargs)))
-    attempt(row, "graph_ms", lambda: best(lambda: before(**kwargs)))
-    attempt(row, "graph_cudagraph_ms", lambda: best(captured_replay(lambda: before(**kwargs))))
-    probe = graphprobe.instrument(before)
-    attempt(row, "taps_ms", lambda: best(lambda: probe(**kwargs)))
-    attempt(row, "taps_cudagraph_ms", lambda: best(captured_replay(lambda: probe.graph(**kwargs))))
-    attempt(row, "taps", lambda: sum(not tap.derived for tap in probe.taps))
-    for exact in ("never", "auto", "always"):
-        attempt(row, f"lanes_{exact}_ms", lambda e=exact: best(timing.lanes(before, before, (), kwargs, exact=e), 3))
-        attempt(
-            row, f"lanes_{exact}_extra_gb", lambda e=exact: extra_gb(timing.lanes(before, before, (), kwargs, exact=e))
-        )
+
+def rates() -> Row:
+    """Measure what the device can do: copies (bytes read and written), and float64 and bf16 matrix products."""
+    row: Row = {"copy_tb_per_s": copy_rate()}
+    for name, dtype, rows in (("float64", torch.float64, 2048), ("bfloat16", torch.bfloat16, 8192)):
+        x = torch.randn(rows, 4096, dtype=torch.float32, device="cuda").to(dtype)
+        w = torch.randn(14336, 4096, dtype=torch.float32, device="cuda").to(dtype)
+        time_ms = best(lambda: torch.nn.functional.linear(x, w))  # noqa: B023
+        row[f"{name}_tflop_per_s"] = round(2 * rows * 4096 * 14336 / time_ms / 1e9, 1)
+    print(row, flush=True)
     return row
 
 
+def measure_taps(row: Row, model: torch.nn.Module, before: torch.fx.GraphModule, kwargs: Row) -> None:
+    attempt(row, "eager", lambda: best(lambda: model(**kwargs)))
+    attempt(row, "graph", lambda: best(lambda: before(**kwargs)))
+    attempt(row, "graph_recorded", lambda: best(devices.recorded(lambda: before(**kwargs))))
+    probe = graphprobe.instrument(before)
+    attempt(row, "taps", lambda: best(lambda: probe(**kwargs)))
+    attempt(row, "taps_recorded", lambda: best(devices.recorded(lambda: probe.graph(**kwargs))))
+    attempt(row, "read_taps", lambda: best(lambda: probe.graph(**kwargs) is probe.taps))
+    row["tap_count"] = sum(not tap.derived for tap in probe.taps)
+    row["tap_gb"] = round(sum(_bytes(tap) for tap in probe.taps if not tap.derived) / 1e9, 3)
+
+
+def _bytes(tap: graphprobe.Tap) -> int:
+    count = 1
+    for size in tap.shape:
+        count *= size
+    return count * getattr(torch, tap.dtype).itemsize
+
+
+def measure_lanes(row: Row, before: torch.fx.GraphModule, kwargs: Row, modes: list[str]) -> None:
+    """Lanes of a graph against itself: "never" and "auto" are three native lanes, "always" all five."""
+    for exact in modes:
+        measure_mode(row, timing.lanes(before, before, (), kwargs, exact=exact), exact)
+
+
+def measure_mode(row: Row, lanes: Callable[[], torch.Tensor], exact: str) -> None:
+    attempt(row, f"lanes_{exact}", lambda: best(lanes, 3))
+    attempt(row, f"lanes_{exact}_extra_gb", lambda: extra_memory(lanes))
+    if row["tokens"] < 2048 or exact == "never":
+        attempt(row, f"lanes_{exact}_recorded", lambda: best(devices.recorded(lanes), 3))
+
+
+class FiveReductions:
+    """What people do by hand: forward hooks that read each module's output with five torch reductions."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.found: list[torch.Tensor] = []
+        self.handles = [module.register_forward_hook(self.observe) for module in model.modules()]
+
+    def observe(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            x = output.float()
+            self.found.append(torch.stack([x.min(), x.max(), x.mean(), x.norm(), (~x.isfinite()).sum().float()]))
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+class Dumping(torch.fx.Interpreter):
+    """Copies every value to the host."""
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "call_function" and isinstance(value, torch.Tensor):
+            value.cpu()
+        return value
+
+
+def measure_peers(row: Row, model: torch.nn.Module, before: torch.fx.GraphModule, kwargs: Row) -> None:
+    def hooks() -> float:
+        observer = FiveReductions(model)
+        try:
+            return best(lambda: (observer.found.clear(), model(**kwargs)), 3)
+        finally:
+            observer.remove()
+
+    def debug_mode() -> float:
+        from torch.utils._debug_mode import DebugMode
+
+        def run() -> None:
+            with DebugMode() as mode, DebugMode.log_tensor_hashes():
+                model(**kwargs)
+            del mode
+
+        return best(run, 2)
+
+    attempt(row, "peer_hooks_on_modules", hooks)
+    attempt(row, "peer_debug_mode_hashes", debug_mode)
+    flat = [kwargs["input_ids"], kwargs["attention_mask"], False]
+    attempt(row, "peer_interpreter_to_host", lambda: best(lambda: Dumping(before).run(*flat), 1))
+
+
+def measure_diff(row: Row, before: torch.fx.GraphModule, kwargs: Row) -> None:
+    def run() -> str:
+        start = time.perf_counter()
+        report = graphprobe.diff(before, before, (), kwargs)
+        row["diff_s"] = round(time.perf_counter() - start, 2)
+        return report.verdict
+
+    attempt(row, "diff_verdict", run)
+
+
+def ratios(row: Row) -> Row:
+    """Set the figures against what they are promised to be near to."""
+    base = row.get("graph_recorded")
+    pairs = {
+        "taps_recorded / graph_recorded": ("taps_recorded", base),
+        "taps / graph": ("taps", row.get("graph")),
+        "lanes_never_recorded / 3 graph_recorded": ("lanes_never_recorded", _times(3, base)),
+        "lanes_never / 3 graph": ("lanes_never", _times(3, row.get("graph"))),
+        "lanes_auto / graph": ("lanes_auto", row.get("graph")),
+        "lanes_always / (3 graph_recorded + float64 products)": ("lanes_always", _floor(row, base)),
+    }
+    return {
+        name: round(row[figure] / bottom, 3)
+        for name, (figure, bottom) in pairs.items()
+        if isinstance(row.get(figure), float) and isinstance(bottom, float)
+    }
+
+
+def _times(factor: int, figure: Any) -> Any:
+    return factor * figure if isinstance(figure, float) else None
+
+
+def _floor(row: Row, base: Any) -> Any:
+    if not isinstance(base, float):
+        return None
+    row["float64_products"] = round(2 * row["linear_flop"] / row["float64_tflop_per_s"] / 1e9, 1)
+    return 3 * base + row["float64_products"]
+
+
+def measure(model: torch.nn.Module, tokens: int, parts: list[str], modes: list[str], device: Row) -> Row:
+    ids = torch.randint(0, 1000, (1, tokens), device="cuda")
+    kwargs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    before = graphprobe.capture(model, (), kwargs)
+    weights = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed_tokens" not in n)
+    row: Row = {"tokens": tokens, "linear_flop": 2 * weights * tokens, **device}
+    row["operations"] = sum(n.op == "call_function" for n in before.graph.nodes)
+    if "taps" in parts:
+        measure_taps(row, model, before, kwargs)
+    if "lanes" in parts:
+        measure_lanes(row, before, kwargs, modes)
+    if "peers" in parts:
+        measure_peers(row, model, before, kwargs)
+    if "diff" in parts:
+        measure_diff(row, before, kwargs)
+    if "profile" in parts:
+        profile(before, kwargs)
+    row["ratios"] = ratios(row)
+    print(json.dumps(row["ratios"], indent=1), flush=True)
+    return row
+
+
+def profile(before: torch.fx.GraphModule, kwargs: Row) -> None:
+    """Print where the time of five lanes goes."""
+    from torch.profiler import ProfilerActivity
+
+    lanes = timing.lanes(before, before, (), kwargs, exact="always")
+    lanes()
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        lanes()
+        torch.cuda.synchronize()
+    print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=28, max_name_column_width=90))
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--tokens", default="16,512,2048")
+    parser.add_argument("--parts", default="taps,lanes,peers,diff")
+    parser.add_argument("--exact", default="never,auto,always")
     parser.add_argument("--out")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    result: dict[str, object] = {
-        "device": torch.cuda.get_device_name(), "torch": torch.__version__, "layers": options.layers,
-        "hidden": options.hidden, "date": datetime.date.today().isoformat(), "script": "benchmarks/gpu.py",
+    result: Row = {
+        "device": torch.cuda.get_device_name(), "torch": torch.__version__, "python": platform.python_version(),
+        "cuda": torch.version.cuda, "layers": options.layers, "hidden": options.hidden,
+        "date": datetime.date.today().isoformat(), "script": "benchmarks/gpu.py",
     }  # fmt: skip
     print(result, flush=True)
     with torch.no_grad():
+        device = rates()
         model = model_of(options.layers, options.hidden)
-        rows = []
+        rows = result["rows"] = []
         for tokens in map(int, options.tokens.split(",")):
             print(f"{tokens} tokens", flush=True)
-            rows.append(measure(model, tokens))
-    result["rows"] = rows
-    if options.out:
-        pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+            rows.append(measure(model, tokens, options.parts.split(","), options.exact.split(","), device))
+            if options.out:
+                pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 
