@@ -154,6 +154,7 @@ def _custom() -> Case:
 
 _BUILDERS: dict[str, Callable[[], Case]] = {
     "llama": lambda: _text("Llama", **_SIZES, **_GROUPED),
+    "qwen2": lambda: _text("Qwen2", **_SIZES, **_GROUPED),
     "qwen3": lambda: _text("Qwen3", **_SIZES, **_GROUPED, head_dim=16),
     "gpt2": lambda: _text("GPT2", **_GPT2),
     "bert": lambda: _text("Bert", **_SIZES),
