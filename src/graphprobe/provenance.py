@@ -58,9 +58,9 @@ def module_calls(node: Node) -> list[tuple[str, str]]:
 
 @functools.cache
 def _clean_path(path: str) -> str:
-    # Dynamo writes L['self'].layer.0 or _export_root.x; a call counter may be appended as "@1"
+    # Dynamo writes L['self'].layer.0, L['fn'].0 or _export_root.x; a call counter may be appended as "@1"
     path = path.split("@")[0]
-    path = re.sub(r"^(L\['self'\]\.?|L__self__\.?|_export_root\.?)", "", path)
+    path = re.sub(r"^(L\['\w+'\]\.?|L__self__\.?|_export_root\.?)", "", path)
     return re.sub(r"\._modules\['([^']*)'\]", r".\1", path).lstrip(".")
 
 

@@ -19,6 +19,7 @@ from graphprobe.bisection.records import Bisection
 from graphprobe.capturing import capture
 from graphprobe.pipeline import Pipeline
 
+INDUCTOR = "inductor"  # the pipeline that is PyTorch's own compiler
 Progress = Callable[[int, int, str], None]
 
 
@@ -51,9 +52,12 @@ def bisect(
     trials. Raises GraphprobeError on bad input.
     """
     started = time.perf_counter()
-    plan = Pipeline.of(pipeline)
     options: dict[str, Any] = {"exact": exact, "valid": valid, "accept": tuple(accept), "allow": tuple(allow)}
     options["min_coverage"] = min_coverage
+    if pipeline == INDUCTOR:
+        found = _compiler(model, tuple(args), kwargs, options, progress)
+        return dataclasses.replace(found, seconds=time.perf_counter() - started)
+    plan = Pipeline.of(pipeline)
     gm, call_args, call_kwargs = _captured(model, tuple(args), kwargs, dynamic_shapes, check is None)
     if call_args or call_kwargs:
         inputs.bind(gm, call_args, call_kwargs, "the model")
@@ -79,6 +83,22 @@ def bisect(
         environment=api.environment({str(i): leaf for i, leaf in enumerate(leaves)}),
         seconds=time.perf_counter() - started,
     )
+
+
+def _compiler(
+    model: api.Side, args: tuple[Any, ...], kwargs: dict[str, Any] | None, options: dict[str, Any], progress: Any
+) -> Bisection:
+    from graphprobe.bisection import inductor  # late: Inductor takes seconds to import
+
+    if isinstance(model, (str, os.PathLike)):
+        stored = fxfile.load_inputs(model)
+        model = fxfile.load(model)
+        args, kwargs = stored if not args and not kwargs and stored is not None else (args, kwargs)
+    if isinstance(model, torch.export.ExportedProgram):
+        model = model.module()
+    if isinstance(model, torch.fx.GraphModule) and not args and not kwargs:
+        args, kwargs = inputs.draw(capture(model))
+    return inductor.bisect(model, args, dict(kwargs or {}), options=options, progress=progress)
 
 
 def _captured(

@@ -1,0 +1,138 @@
+"""Generated code: is it right, and if not, the lowering of which operation is wrong?"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import GraphModule
+
+from graphprobe import graphview, provenance
+from graphprobe.bisection import search
+from graphprobe.bisection.inductor import recording
+from graphprobe.bisection.inductor.outputs import Reference
+from graphprobe.bisection.inductor.recording import Plan, Recording
+from graphprobe.bisection.inductor.snapshots import Piece
+from graphprobe.bisection.oracle import Answer
+from graphprobe.bisection.search import BAD, GOOD, UNKNOWN
+from graphprobe.records import VERDICTS, Finding, Report
+
+RULE = "3 no float64 form"
+#: Switches of Inductor: if one of them mends the code, that says what is wrong with it.
+SWITCHES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("without vectorisation", {"cpp.simdlen": 1}),
+    ("without fusion", {"max_fusion_size": 1, "epilogue_fusion": False}),
+    ("with every cast of eager", {"emulate_precision_casts": True}),
+    ("without changes of layout", {"layout_optimization": False, "comprehensive_padding": False}),
+    ("on one thread", {"cpp.threads": 1}),
+)
+
+
+def judge(reference: Reference, found: Sequence[Any], who: str) -> Answer:
+    """Say whether what came back is what the graph computes, up to rounding; the report says by what proof."""
+    drawn = [n.name for n in reference.gm.graph.nodes if recording.is_random(n)]
+    if drawn:
+        return Answer(UNKNOWN, f"the graph draws random numbers ({drawn[0]}), and the code draws others")
+    outputs = reference.compare(found)
+    worst = max(outputs, key=lambda one: VERDICTS.index(one.kind))
+    notes = tuple(f"{who}, output {one.path}: {one.said}" for one in outputs)
+    report = Report(
+        verdict=worst.kind,
+        outputs=tuple(one.row for one in outputs if one.row is not None),
+        notes=notes,
+        before=graphview.view(reference.gm, "the last graph"),
+        after=graphview.view(reference.gm, "generated code"),
+    )
+    if worst.kind in ("identical", "rounding"):
+        return Answer(GOOD, worst.kind, report=report)
+    finding = Finding(
+        kind=worst.kind,
+        before=(),
+        after=(),
+        module_path="",
+        op="",
+        introduced=worst.error,
+        total=worst.error,
+        exact=None,
+        floor=worst.floor,
+        located=False,
+        rule=RULE,
+        better=worst.better,
+        explanation=worst.said,
+    )
+    return Answer(BAD, worst.kind, report=dataclasses.replace(report, findings=(finding,)))
+
+
+def located(report: Report, gm: GraphModule, place: str | None) -> Report:
+    """Return the report with its finding at a node of the last graph."""
+    node = next((n for n in gm.graph.nodes if n.name == place), None)
+    if node is None or not report.findings:
+        return report
+    finding = dataclasses.replace(
+        report.findings[0],
+        before=(node.name,),
+        after=(node.name,),
+        culprit=node.name,
+        op=provenance.target_name(node),
+        module_path=provenance.module_path(node),
+        source=provenance.source(node),
+        located=True,
+    )
+    return dataclasses.replace(report, findings=(finding,))
+
+
+def outputs_after_aot(recorded: Recording, piece: Piece) -> Answer:
+    """Compare what a piece returns as Dynamo's graph and as the first graph behind AOTAutograd."""
+    reference = Reference.of(piece.snapshots[piece.boundary - 1].gm, piece.inputs or ())
+    compiled = piece.outputs
+    recorded.run({piece.number: piece.boundary}, keep=True)
+    found, piece.outputs = piece.outputs, compiled
+    return judge(reference, found or (), "the graph after aot")
+
+
+@dataclass
+class Lowerings:
+    """Looks for the operation whose lowering is wrong: the first k are lowered, the rest run their eager kernels."""
+
+    recorded: Recording
+    piece: Piece
+    reference: Reference
+    told: Callable[..., None]
+    say: Callable[[str], None]
+
+    def culprit(self) -> str | None:
+        """Return the node with which the code becomes wrong, None where that does not depend on lowerings."""
+        names = self.recorded.recorder.lowerings.get(self.piece.number, [])
+        if not names or self._first(0, names) != GOOD:
+            return None
+        _, high = search.first_bad(0, len(names), lambda k: self._first(k, names))
+        return names[high - 1]
+
+    def mended_by(self) -> Iterator[str]:
+        """Yield what makes the code right."""
+        for words, patch in SWITCHES:
+            plan = Plan(config=(*self.recorded.recorder.plan.config, *patch.items()))
+            if self._ask(f"the generated code {words}", plan) == GOOD:
+                yield f"the generated code is right {words} (torch._inductor.config: {patch})"
+
+    def _first(self, count: int, names: list[str]) -> str:
+        number = self.piece.number
+        plan = Plan(
+            lowered=lambda piece, index: piece != number or index < count, config=self.recorded.recorder.plan.config
+        )
+        return self._ask(f"the generated code with the first {count} of {len(names)} operations lowered", plan)
+
+    def _ask(self, what: str, plan: Plan) -> str:
+        self.say(what)
+        started = time.perf_counter()
+        try:
+            again = recording.record(self.recorded.model, self.recorded.args, self.recorded.kwargs, plan)
+            twin = next(p for p in again.pieces if p.number == self.piece.number)
+            answer = judge(self.reference, twin.inner_outputs or (), "the generated code")
+        except (recording.Interrupted, StopIteration) as error:
+            answer = Answer(UNKNOWN, f"it cannot be compiled so: {error}")
+        self.told(what, answer, started)
+        return answer.verdict
