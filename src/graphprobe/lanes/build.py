@@ -6,6 +6,7 @@ are needed and live for one region. A forced or exact node is evaluated once per
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,16 +52,29 @@ class Plan:
 class Probe:
     """The probe graph, the buffer its comparisons write into, and where each of its nodes came from."""
 
-    gm: GraphModule
+    root: torch.nn.Module
+    graph: Graph
     paths: list[str]  # input path of each placeholder; redrawn inputs carry the prefix "redrawn:"
     origin: dict[str, tuple[str, Node]]  # name in the probe graph -> (lane, node of before or after)
     rows: int
 
+    @functools.cached_property
+    def gm(self) -> GraphModule:
+        """The graph as a module: to print, to compile, to capture. Generating its code takes a while."""
+        return GraphModule(self.root, self.graph)
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """The buffer, one row per region."""
+        return self.root.get_buffer("slots")
+
     def place(self, device: torch.device) -> None:
         """Make new, empty buffers on the device where the values will be."""
         slots, partials = measure.buffers(self.rows, device)
-        self.gm.register_buffer("slots", slots, persistent=False)
-        self.gm.register_buffer("partials", partials, persistent=False)
+        for module in (self.root, self.__dict__.get("gm")):
+            if module is not None:
+                module.register_buffer("slots", slots, persistent=False)
+                module.register_buffer("partials", partials, persistent=False)
 
 
 def build(plan: Plan) -> Probe:
@@ -102,7 +116,7 @@ class _Builder:
         self.graph.output(None)
         for name in ("slots", "partials"):
             self.root.register_buffer(name, torch.empty(0, dtype=torch.float64), persistent=False)
-        probe = Probe(GraphModule(self.root, self.graph), self.paths, self.origin, len(regions))
+        probe = Probe(self.root, self.graph, self.paths, self.origin, len(regions))
         probe.place(torch.device("cpu"))
         return probe
 

@@ -13,6 +13,7 @@ from graphprobe import provenance
 from graphprobe.errors import OperatorError
 from graphprobe.lanes import exact
 from graphprobe.lanes.build import Plan, Probe, build
+from graphprobe.program import fetch
 
 Inputs = dict[str, Any]  # path -> value
 
@@ -66,10 +67,38 @@ def _values(probe: Probe, inputs: Inputs, redrawn: Inputs) -> list[Any]:
 
 def _execute(probe: Probe, inputs: Inputs, redrawn: Inputs) -> torch.Tensor:
     values = _values(probe, inputs, redrawn)
-    probe.place(next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu")))
+    device = next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu"))
+    probe.place(device)
     with torch.no_grad():
-        probe.gm(*values)
-    return probe.gm.get_buffer("slots").cpu()
+        if device.type == "cpu":
+            _walk(probe, values)  # generating code for a graph that runs once takes longer than walking it
+        else:
+            probe.gm(*values)
+    return probe.slots.cpu()
+
+
+def _walk(probe: Probe, values: list[Any]) -> None:
+    """Evaluate the probe graph node by node; values die at their last use."""
+    last: dict[Node, Node] = {}
+    for node in probe.graph.nodes:
+        for operand in node.all_input_nodes:
+            last[operand] = node
+    given = iter(values)
+    env: dict[Node, Any] = {}
+    for node in probe.graph.nodes:
+        if node.op == "placeholder":
+            env[node] = next(given)
+        elif node.op == "get_attr":
+            env[node] = fetch(probe.root, str(node.target))
+        elif node.op == "call_function":
+            env[node] = node.target(
+                *torch.fx.map_arg(node.args, env.__getitem__), **torch.fx.map_arg(node.kwargs, env.__getitem__)
+            )
+            if node not in last:
+                del env[node]
+        for operand in node.all_input_nodes:
+            if last[operand] is node:
+                del env[operand]
 
 
 class _Locating(torch.fx.Interpreter):

@@ -36,6 +36,6 @@ def lanes(
     def run() -> torch.Tensor:
         with torch.no_grad():
             probe.gm(*values)
-        return probe.gm.get_buffer("slots")
+        return probe.slots
 
     return run
