@@ -29,7 +29,7 @@ class FoldConstants:
     def apply(self, gm: GraphModule) -> Outcome:
         """Replace every constant that something else uses in `gm`."""
         constant = constants(gm)
-        needed = [n for n in constant if any(user not in constant for user in n.users)]
+        needed = [n for n in constant if any(user not in constant for user in graphs.users(n))]
         stored = [n for n in needed if self._is_worth_it(n)]
         if not stored:
             return NotApplied("every value depends on an input, is a weight, or is too large")

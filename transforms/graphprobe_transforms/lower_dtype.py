@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -87,7 +88,7 @@ class _Lowering:
         return True
 
     def _stays_wide(self, node: Node, floats: list[Node]) -> bool:
-        if torch.float32 not in _dtypes(node):
+        if torch.float32 not in _dtypes(node) or self._is_beyond(node.args):
             return False
         if _casts_itself(node) or node.target in WIDE:
             return True
@@ -123,18 +124,21 @@ class _Lowering:
         found: Node = next(node for node in self.gm.graph.nodes if node.op not in ("placeholder", "get_attr"))
         return found
 
+    def _is_beyond(self, args: Any) -> bool:
+        """Whether a number among the arguments is finite and too large for `dtype`: a mask's."""
+        largest = torch.finfo(self.dtype).max
+        numbers = [v for v in torch.utils._pytree.tree_leaves(args) if isinstance(v, float)]
+        return any(largest < abs(number) < math.inf for number in numbers)
+
     def _retype(self, node: Node) -> bool:
         """Clamp constants that `dtype` cannot hold and compute ``val`` anew; whether it changed."""
         largest = torch.finfo(self.dtype).max
 
         def clamp(value: Any) -> Any:
-            beyond = isinstance(value, float) and largest < abs(value) < float("inf")
-            return (largest if value > 0 else -largest) if beyond else value
+            return math.copysign(largest, value) if isinstance(value, float) and self._is_beyond(value) else value
 
-        tree_map = torch.utils._pytree.tree_map
-        args = tree_map(clamp, node.args, is_leaf=lambda v: isinstance(v, Node))
-        kwargs = tree_map(clamp, dict(node.kwargs), is_leaf=lambda v: isinstance(v, Node))
-        node.args, node.kwargs = args, kwargs
+        if self._is_beyond(node.args):
+            node.args = torch.utils._pytree.tree_map(clamp, node.args, is_leaf=lambda v: isinstance(v, Node))
         was = _dtypes(node)
         node.meta["val"] = graphs.evaluate(node)
         node.meta.pop("tensor_meta", None)
