@@ -6,7 +6,7 @@ Before's region runs on the free lane's own inputs; putting before's *value* the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,16 +21,17 @@ from graphprobe.lanes.replay import Replay
 
 
 class Cures:
-    """Remembers before's outputs and the error of the free lane; asks once per finding."""
+    """Knows before's outputs and the error of the free lane; asks once per finding: one forward run of after."""
 
-    def __init__(self, replay: Replay, outputs: list[Claim]) -> None:
+    def __init__(self, replay: Replay, errors: Mapping[Claim, float], regions: Iterable[Region]) -> None:
+        """`errors` holds the relative error of every output in the free lane, as the lanes measured it."""
         self.replay = replay
-        self.outputs = [c for c in outputs if c.after not in replay.plan.dead()]
-        before, after = replay.plan.before, replay.plan.after
-        self.reference = run_program(before, replay.inputs, [c.before for c in self.outputs])
+        self.outputs = list(errors)
+        frontiers = [n for r in regions for n in (*(p for p, _ in r.frontier), *r.loose_before)]
+        replay.fetch([*(c.before for c in self.outputs), *frontiers])  # one run of before for all findings
+        self.reference = {c.before: replay.values[c.before] for c in self.outputs}
         replay.fetch_masks([(c.before, c.after) for c in self.outputs])
-        skip = replay.plan.dead()
-        self.error = self._error(run_program(after, replay.inputs, [c.after for c in self.outputs], skip=skip))
+        self.error = math.sqrt(sum(e * e for e in errors.values()))
 
     def share(self, regions: Sequence[Region]) -> float | None:
         """Return the share (0..1) of the output error that goes when these regions alone are replaced; None without

@@ -196,16 +196,18 @@ def _structural(judgement: Judgement, judged: list[Judged]) -> list[tuple[Judged
 def _with_cures(
     judgement: Judgement, found: list[tuple[Judged | None, Finding]]
 ) -> list[tuple[Judged | None, Finding]]:
-    outputs = [c for c in judgement.alignment.claims if c.output]
     if not any(f.kind in GRAVE for _, f in found):
         return found
-    cures = Cures(judgement.replay, outputs)
+    asked = [j for j, _ in found[:_MOST_CURES] if j is not None and j.measured.introduced is not None]
+    errors = {
+        j.region.claim: float("inf") if j.measured.free_class else j.measured.total
+        for j in judgement.judged
+        if j.region.claim.output and j.measured.total is not None
+    }
+    cures = Cures(judgement.replay, errors, [r for j in asked for r in (j.region, *j.also)])
     out: list[tuple[Judged | None, Finding]] = []
-    for asked, (j, finding) in enumerate(found):
-        share = None
-        if j is not None and asked < _MOST_CURES and j.measured.introduced is not None:
-            judgement.replay.fetch_frontiers([j.region, *j.also])
-            share = cures.share([j.region, *j.also])
+    for j, finding in found:
+        share = cures.share([j.region, *j.also]) if j is not None and any(j is a for a in asked) else None
         out.append((j, dataclasses.replace(finding, cures=share)))
     return out
 
