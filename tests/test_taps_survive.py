@@ -30,11 +30,6 @@ def _eliminated(gm: torch.fx.GraphModule, args: Any, kwargs: Any) -> tuple[torch
     return gm, gm
 
 
-def _exported(gm: torch.fx.GraphModule, args: Any, kwargs: Any) -> tuple[torch.nn.Module, Call]:
-    module = torch.export.export(gm, args, kwargs).module()
-    return module, module
-
-
 def _strictly_exported(gm: torch.fx.GraphModule, args: Any, kwargs: Any) -> tuple[torch.nn.Module, Call]:
     module = torch.export.export(gm, args, kwargs, strict=True).module()
     return module, module
@@ -68,7 +63,6 @@ def _compiled(backend: str) -> Step:
 
 STEPS: dict[str, Step] = {
     "dead code elimination": _eliminated,
-    "export": _exported,
     "strict export": _strictly_exported,
     "run_decompositions({})": _functionalised,
     "run_decompositions()": _decomposed,
