@@ -221,6 +221,7 @@ RULES: dict[str, Rule] = {
     "aten::_softmax": _no_half_to_float,
     "aten::_log_softmax": _no_half_to_float,
     "aten::_safe_softmax": _plain,
+    "aten::scaled_dot_product_attention": _reference(references.scaled_dot_product_attention),
     "aten::_scaled_dot_product_flash_attention": _reference(references.flash),
     "aten::_scaled_dot_product_flash_attention_for_cpu": _reference(references.flash),
     "aten::_scaled_dot_product_efficient_attention": _reference(references.efficient),

@@ -116,13 +116,14 @@ def keep(moved: Tensor | None, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]
 def buffers(rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the buffer of all rows, and room for partial results where fused kernels measure (else none)."""
     slots = torch.zeros(rows, WIDTH, dtype=torch.float64, device=device)
-    if device.type != "cuda" or not _triton_works():
+    if device.type != "cuda" or not triton_works():
         return slots, slots.new_empty(0)
     return slots, _kernels().new_partials(device)
 
 
 @functools.cache
-def _triton_works() -> bool:
+def triton_works() -> bool:
+    """Whether kernels can be compiled here."""
     from torch.utils._triton import has_triton_package
 
     return bool(has_triton_package())

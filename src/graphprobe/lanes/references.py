@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from graphprobe.lanes.measure import triton_works
+
 Tensor = torch.Tensor
 
 
@@ -27,6 +29,19 @@ def attention(
     if bias is not None:
         score = score.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else score + bias
     return torch.softmax(score, -1) @ value, torch.logsumexp(score, -1)
+
+
+def scaled_dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0, causal: bool = False, **kw: Any
+) -> Tensor:
+    """aten::scaled_dot_product_attention; on CUDA in one pass over the scores, where torch needs ten."""
+    if q.is_cuda and not dropout and triton_works():
+        from graphprobe.lanes.fused.attention import attend  # late: Triton is not installed everywhere
+
+        out = attend(q, k, v, mask, causal, kw.get("scale"))
+        if out is not None:
+            return out
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout, causal, **kw)
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, causal: bool = False, *rest: Any, **kw: Any) -> Any:

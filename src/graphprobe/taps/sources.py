@@ -80,6 +80,7 @@ class GraphSource:
         self._keep = keep
         self._program: GraphModule | None = None  # an ExportedProgram, unlifted
         self._checked: set[Hashable] = set()
+        self._complete: dict[str, bool] = {}  # code -> whether its graph tells all shapes
 
     def signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
         """Return a key that is equal for calls that one capture serves. Raises InputError where they do not fit."""
@@ -89,7 +90,9 @@ class GraphSource:
         if (call, state) not in self._checked:
             metadata.check(gm, args, kwargs)
             self._checked.add((call, state))
-        return state if self._keep is None and metadata.is_complete(gm) else (call, state)
+        if gm.code not in self._complete:  # asks every node: too slow for every call
+            self._complete[gm.code] = metadata.is_complete(gm)
+        return state if self._keep is None and self._complete[gm.code] else (call, state)
 
     def capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Instrument a copy. Raises InputError."""

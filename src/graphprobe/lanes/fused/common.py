@@ -14,7 +14,7 @@ import triton.language as tl
 from graphprobe.lanes.measure import JOINED
 
 #: Rows that are joined at once; programs of one launch at most, a power of two.
-RING, SLOTS = JOINED, 512
+RING, SLOTS = JOINED, 1024
 GROUPS, COLUMNS = 3, 8
 GROUP = COLUMNS * SLOTS
 

@@ -11,7 +11,8 @@ Tensor = torch.Tensor
 
 #: Programs of one native comparison at most, and rows of 16 bytes that each reads per step.
 _PROGRAMS, _ROWS, _WARPS = 264, 512, 8
-#: Elements of a step of an exact comparison, at most so many rows high, and rows that one column sum spans.
+#: The same of one exact comparison; elements of a step, at most so many rows high, and rows that one column sum spans.
+_EXACT_PROGRAMS, _EXACT_WARPS = 512, 4
 _TILE, _HEIGHT, _SPAN = 1024, 8, 64
 _NARROW = {torch.float32, torch.float16, torch.bfloat16}
 _READABLE = {torch.float64, torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, *_NARROW}
@@ -60,11 +61,11 @@ def compare_exact(
     height = min(_HEIGHT, _power_of_two(rows))
     across = min(_TILE // height, max(16, _power_of_two(width)))
     units = -(-width // across) * -(-rows // _SPAN)
-    exact.compare_exact[(max(1, min(common.SLOTS, units)),)](
+    exact.compare_exact[(max(1, min(_EXACT_PROGRAMS, units)),)](
         *map(_numbers, (xb, xa, b, b if r is None else r, b if moved is None else moved)), partials, _place(row),
         rows, width, *walk.sizes[1:-1], *walk.spread([True, True, True, r is not None, moved is not None]),
         BOUND=bound, HAS_R=r is not None, HAS_M=moved is not None, LONG=walk.is_long,
-        ROWS=height, ACROSS=across, SPAN=_SPAN, num_warps=4,
+        ROWS=height, ACROSS=across, SPAN=_SPAN, num_warps=_EXACT_WARPS,
     )  # fmt: skip
     return True
 
