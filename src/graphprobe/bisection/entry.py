@@ -17,6 +17,7 @@ from graphprobe.bisection.commands import Commands
 from graphprobe.bisection.hunt import Hunt
 from graphprobe.bisection.records import Bisection
 from graphprobe.capturing import capture
+from graphprobe.errors import InputError
 from graphprobe.pipeline import Pipeline
 
 INDUCTOR = "inductor"  # the pipeline that is PyTorch's own compiler
@@ -55,7 +56,8 @@ def bisect(
     options: dict[str, Any] = {"exact": exact, "valid": valid, "accept": tuple(accept), "allow": tuple(allow)}
     options["min_coverage"] = min_coverage
     if pipeline == INDUCTOR:
-        found = _compiler(model, tuple(args), kwargs, options, progress)
+        _refuse(check, state, dynamic_shapes)
+        found = _compiler(model, tuple(args), kwargs, options, check, progress)
         return dataclasses.replace(found, seconds=time.perf_counter() - started)
     plan = Pipeline.of(pipeline)
     gm, call_args, call_kwargs = _captured(model, tuple(args), kwargs, dynamic_shapes, check is None)
@@ -85,8 +87,25 @@ def bisect(
     )
 
 
+def _refuse(check: Any, state: Any, dynamic_shapes: Any) -> None:
+    """Raise InputError for what has no meaning where Inductor is the pipeline."""
+    if check is not None and not callable(check):
+        raise InputError("with pipeline='inductor' the check must be a function of what is called like the model")
+    if state is not None:
+        raise InputError(
+            "with pipeline='inductor' nothing is kept in a state file: a search takes seconds; leave it out"
+        )
+    if dynamic_shapes is not None:
+        raise InputError("with pipeline='inductor' shapes are what Dynamo makes of them: leave dynamic_shapes out")
+
+
 def _compiler(
-    model: api.Side, args: tuple[Any, ...], kwargs: dict[str, Any] | None, options: dict[str, Any], progress: Any
+    model: api.Side,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    options: dict[str, Any],
+    check: Any,
+    progress: Progress | None,
 ) -> Bisection:
     from graphprobe.bisection import inductor  # late: Inductor takes seconds to import
 
@@ -98,7 +117,7 @@ def _compiler(
         model = model.module()
     if isinstance(model, torch.fx.GraphModule) and not args and not kwargs:
         args, kwargs = inputs.draw(capture(model))
-    return inductor.bisect(model, args, dict(kwargs or {}), options=options, progress=progress)
+    return inductor.bisect(model, args, dict(kwargs or {}), options=options, check=check, progress=progress)
 
 
 def _captured(

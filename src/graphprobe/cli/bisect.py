@@ -21,12 +21,14 @@ and the single match within the guilty one. Each part is judged by `graphprobe d
 0 is good, 125 cannot be judged, any other is bad; {before} and {after} in it become .fx files. Transforms and graphs
 that fail are bad, as are new NaNs.
 
-SPEC is what `graphprobe capture` takes, or an .fx file; PIPELINE is what `graphprobe run` takes.
+SPEC is what `graphprobe capture` takes, or an .fx file; PIPELINE is what `graphprobe run` takes, or `inductor`:
+PyTorch's own compiler, whose graphs are compared between its passes, and its generated code last.
 Exit status: 0 nothing is wrong, 1 a transform is to blame, 2 it cannot be judged, or trouble.
 """
 EXAMPLES = """\
   graphprobe bisect before.fx --pipeline fuse_rmsnorm,my_passes:fuse_gates,fuse_qkv
   graphprobe bisect my_models:net --pipeline passes.yaml --state bisect.json --html culprit.html
+  graphprobe bisect my_models:net --pipeline inductor
   graphprobe bisect my_models:net --pipeline passes.yaml --check 'python still_speaks.py {after}'
 """
 
@@ -70,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 def _found(options: argparse.Namespace) -> Bisection:
     import graphprobe
 
-    plan = cli_run.plan(options.pipeline, options.transform)
+    plan = "inductor" if options.pipeline == ["inductor"] else cli_run.plan(options.pipeline, options.transform)
     model, args, kwargs, shapes = cli_run.model_of(options)
     with output.Progress() as progress:
         return graphprobe.bisect(

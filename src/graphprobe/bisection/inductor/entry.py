@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from graphprobe.bisection.inductor import recording
+from graphprobe.bisection.inductor.checked import Check, Checked
 from graphprobe.bisection.inductor.inquiry import Inquiry
 from graphprobe.bisection.records import Bisection, BisectStep
 from graphprobe.records import Report
@@ -21,18 +23,34 @@ def bisect(
     kwargs: dict[str, Any],
     *,
     options: dict[str, Any],
+    check: Check | None = None,
     progress: Progress | None = None,
 ) -> Bisection:
-    """Say which stage, pass and match of Inductor, or which operation's generated code, makes the model wrong."""
+    """Say which stage, pass and match of Inductor, or which operation's generated code, makes the model wrong.
+
+    With `check`, a function of something that is called like the model decides in place of graphprobe.diff; what
+    graphprobe.diff finds at the stage that it names is reported beside it.
+    """
     if progress is not None:
         progress(0, 5, "compiling")
     try:
         recorded = recording.record(model, args, kwargs)
-        return Inquiry(recorded, options, progress=progress).run()
+        found = (
+            Inquiry(recorded, options, progress=progress).run() if check is None else _checked(recorded, check, options)
+        )
+        return found
     except recording.Interrupted as error:
         return _failed(error)
     finally:
         torch.compiler.reset()
+
+
+def _checked(recorded: recording.Recording, check: Check, options: dict[str, Any]) -> Bisection:
+    found = Checked(recorded, check).run()
+    judged = Inquiry(recorded, options).run()
+    if found.transform is None or found.transform != judged.transform:
+        return dataclasses.replace(found, report=judged.report if found.transform is None else None)
+    return dataclasses.replace(found, match=judged.match, matches=judged.matches, report=judged.report)
 
 
 def _failed(error: recording.Interrupted) -> Bisection:

@@ -301,9 +301,10 @@ class Recording:
             return self._leaves(self.compiled)
         finally:
             self.recorder.places, self.recorder.keep = {}, False
-            self._restore()
+            self.restore()
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Put the model's weights and buffers back to what they were."""
         with torch.no_grad():
             for name, value in self._tensors():
                 value.copy_(self.state[name])
@@ -314,7 +315,7 @@ class Recording:
 
     def _leaves(self, function: Callable[..., Any]) -> list[Any]:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), quiet():
-            self._restore()
+            self.restore()
             torch.manual_seed(0)
             args, kwargs = pytree.tree_map(_clone, (self.args, self.kwargs))
             return list(cloned(pytree.tree_leaves(function(*args, **kwargs))))
