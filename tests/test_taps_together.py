@@ -10,12 +10,14 @@ import models
 import test_taps
 from graphprobe.taps import insertion, operators
 from test_taps import (  # noqa: F401  collected here again, under the fixture
-    test_a_size_that_depends_on_data_is_counted_and_cannot_be_kept,
     test_a_value_is_read_before_it_is_changed_in_place,
     test_a_written_part_gives_a_row_for_the_part_and_one_for_the_whole,
     test_every_value_is_observed_once_and_rightly,
-    test_one_capture_of_a_dynamic_program_serves_all_sizes,
     test_writes_of_every_kind_are_observed,
+)
+from test_taps_calls import (  # noqa: F401
+    test_a_size_that_depends_on_data_is_counted_and_cannot_be_kept,
+    test_one_capture_of_a_dynamic_program_serves_all_sizes,
 )
 
 
