@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 import bisect_passes as passes
 import graphprobe
 from bisect_passes import BUGS, Bug, chain, planted
+from graphprobe.bisection import decompositions
 from graphprobe.bisection.records import Bisection
 from graphprobe.cli import main
 from graphprobe.errors import InputError
@@ -105,6 +106,25 @@ def test_a_transform_that_takes_first_is_limited_until_the_match_is_known(wrong:
     assert found.transform == "rewrite"
     assert found.match == ("cos", "sin", "relu", "tanh")[wrong[0]]
     assert any("limited to its first" in step.what and "first=" in step.command for step in found.steps)
+
+
+def test_decompositions_are_a_pipeline_of_one_operator_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.silu(torch.addcmul(x, x, x)).cos()
+
+    args = (torch.randn(4, 4),)
+    assert graphprobe.bisect(Net(), args, pipeline="decompositions").ok
+    honest = decompositions._table()
+
+    def too_large(*given: Any, **options: Any) -> torch.Tensor:
+        return honest[torch.ops.aten.silu.default](*given, **options) * 1.01
+
+    table = {**honest, torch.ops.aten.silu.default: too_large}
+    monkeypatch.setattr(decompositions, "_table", lambda: table)
+    found = graphprobe.bisect(Net(), args, pipeline="decompositions")
+    assert found.transforms == ("decompose aten.silu.default",)
+    assert found.report is not None and found.report.verdict == "semantic"
 
 
 # --- crashes, NaNs, what cannot be judged ----------------------------------------------------------------------------

@@ -135,6 +135,27 @@ def test_the_command_line_takes_inductor(capsys: pytest.CaptureFixture[str], mon
     assert "nothing is wrong" in capsys.readouterr().out
 
 
+@needs_compiler
+@needs_213
+def test_a_run_of_inductor_has_a_step_for_each_pass_and_dumps(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, args = example("bisect_inductor").CASES["permuted_keys"].make()
+    report = graphprobe.run(model, args, pipeline="inductor", check=("diff", "total"), dump_dir=tmp_path / "dumps")
+    verdicts = {step.transform: step.report.verdict for step in report.steps if step.report is not None}
+    assert verdicts["joint: pass_pattern_0"] == "semantic" and verdicts["aot"] == "rounding"
+    assert report.first is not None and report.first.transform == "joint: pass_pattern_0"
+    assert any(match.startswith("_sfdp_pattern_") for match in report.first.matches)
+    assert report.report is not None and report.report.verdict == "semantic"
+    assert (tmp_path / "dumps" / "index.html").exists()
+    assert len(list((tmp_path / "dumps").glob("*.txt"))) == len(report.steps) - 1  # code is no graph
+
+
+def test_every_step_has_a_command() -> None:
+    model, args = mlp()
+    found = graphprobe.bisect(model, args, pipeline="inductor")
+    assert found.commands and all("pipeline='inductor'" in command for command in found.commands)
+
+
 # --- outputs ---------------------------------------------------------------------------------------------------------
 
 

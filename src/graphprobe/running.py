@@ -26,6 +26,7 @@ from graphprobe.pipeline.running import Run
 from graphprobe.records import Lint, Replacement, Report, RunReport, RunStep
 
 Progress = Callable[[int, int, str], None]
+INDUCTOR = "inductor"  # the pipeline that is PyTorch's own compiler
 _EVENTS = "graphprobe_events"  # where graphprobe.save looks for replacements
 _MEMORY_STEP = 5_000_000  # bytes; AutoDeploy's threshold for a change worth a word
 
@@ -50,34 +51,65 @@ def run(
     """Run a pipeline of graph transforms over a model and say, step by step, what each did and what it broke.
 
     `model` is an nn.Module, an ExportedProgram, a GraphModule or the path of an ``.fx`` file, `pipeline` whatever
-    ``Pipeline.of`` takes: its text form, a YAML file, transforms, functions, a PassManager, or a list of such. After
-    each transform the graph is checked as `check` says (``checking.NAMES``; "lint" stands for all that needs no
-    inputs, "all" for all; "diff" compares with the graph before the transform, "total" the last graph with the first,
-    under the given `exact`, `valid`, `accept`, `allow` and `min_coverage`), and dumped into `dump_dir`, by default what
-    ``AD_DUMP_GRAPHS_DIR`` names; without `dump_weights` the dumps hold no weights and cannot be run. A transform that
-    raises ends the run: its step is marked failed and the result is the graph before it. The transforms work on a copy
-    that shares the model's weights. Raises PipelineError, CaptureError, InputError, FxFileError, MismatchError.
+    ``Pipeline.of`` takes: its text form, a YAML file, transforms, functions, a PassManager, or a list of such; or
+    "inductor", PyTorch's own compiler, each of whose passes that changes a graph is a step (compared where `check`
+    asks for it, without lints). After each transform the graph is checked as `check` says (``checking.NAMES``; "lint"
+    stands for all that needs no inputs, "all" for all; "diff" compares with the graph before the transform, "total" the
+    last graph with the first, under the given `exact`, `valid`, `accept`, `allow` and `min_coverage`), and dumped into
+    `dump_dir`, by default what ``AD_DUMP_GRAPHS_DIR`` names; without `dump_weights` the dumps hold no weights and
+    cannot be run. A transform that raises ends the run: its step is marked failed and the result is the graph before
+    it. The transforms work on a copy that shares the model's weights. Raises PipelineError, CaptureError, InputError,
+    FxFileError, MismatchError.
     """
     names = checking.chosen(check)
+    options = {
+        "exact": exact,
+        "valid": valid,
+        "accept": tuple(accept),
+        "allow": tuple(allow),
+        "min_coverage": min_coverage,
+    }
+    directory = dump_dir if dump_dir is not None else os.environ.get(ENVIRONMENT) or None
+    if pipeline == INDUCTOR:
+        dumps = None if directory is None else DumpDirectory.open(Path(directory), weights=dump_weights)
+        return _compiler(model, tuple(args), kwargs, names, options, dumps)
     session = _Session(
         plan=Pipeline.of(pipeline),
         names=names,
-        options={
-            "exact": exact,
-            "valid": valid,
-            "accept": tuple(accept),
-            "allow": tuple(allow),
-            "min_coverage": min_coverage,
-        },
+        options=options,
         progress=progress,
         watchman=checking.Watchman(names),
     )
     gm, call = _captured(model, tuple(args), kwargs, dynamic_shapes, names)
     session.call = call
-    directory = dump_dir if dump_dir is not None else os.environ.get(ENVIRONMENT) or None
     if directory is not None:
         session.dumps = DumpDirectory.open(Path(directory), weights=dump_weights)
     return session.run(gm)
+
+
+def _compiler(
+    model: api.Side,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    names: Sequence[str],
+    options: dict[str, Any],
+    dumps: DumpDirectory | None,
+) -> RunReport:
+    from graphprobe.bisection import entry, inductor  # late: Inductor takes seconds to import
+
+    module, args, call = entry.callable_model(model, args, kwargs)
+    write = None if dumps is None else dumps.write
+    report = inductor.run(module, args, call, names=names, options=options, write=write)
+    report = dataclasses.replace(report, environment=api.environment(dict(enumerate_leaves(args, call))))
+    if dumps is not None:
+        report = dataclasses.replace(report, dump_dir=str(dumps.path))
+        dumps.close(report)
+    return report
+
+
+def enumerate_leaves(*values: Any) -> list[tuple[str, Any]]:
+    """Return the leaves of nested values with their numbers as names."""
+    return [(str(i), leaf) for i, leaf in enumerate(pytree.tree_leaves(values))]
 
 
 def _captured(

@@ -12,7 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from graphprobe import api, fxfile, inputs
-from graphprobe.bisection import bench, oracle, store
+from graphprobe.bisection import bench, decompositions, oracle, store
 from graphprobe.bisection.commands import Commands
 from graphprobe.bisection.hunt import Hunt
 from graphprobe.bisection.records import Bisection
@@ -44,7 +44,8 @@ def bisect(
     """Say which transform of a pipeline made the model wrong, by which of its matches, and by which operation.
 
     `model` is an nn.Module, an ExportedProgram, a GraphModule (which goes into the first transform as it is) or an
-    ``.fx`` file; `pipeline` is whatever ``Pipeline.of`` takes. A trial runs a part of the pipeline on its own deep copy
+    ``.fx`` file; `pipeline` is whatever ``Pipeline.of`` takes, "inductor" (PyTorch's own compiler) or
+    "decompositions" (those of torch.export, an operator each). A trial runs a part of the pipeline on its own deep copy
     of the captured graph. It is judged by graphprobe.diff (under `exact`, `valid`, `accept`, `allow`, `min_coverage`),
     or by `check`: a function of the transformed graph that returns True, False or None (cannot judge), or a shell
     command (exit status 0 good, 125 cannot judge, others bad) with ``{before}`` and ``{after}`` as ``.fx`` files.
@@ -57,10 +58,11 @@ def bisect(
     options["min_coverage"] = min_coverage
     if pipeline == INDUCTOR:
         _refuse(check, state, dynamic_shapes)
-        found = _compiler(model, tuple(args), kwargs, options, check, progress)
+        found = _compiler(model, tuple(args), kwargs, options, check, progress, command)
         return dataclasses.replace(found, seconds=time.perf_counter() - started)
-    plan = Pipeline.of(pipeline)
     gm, call_args, call_kwargs = _captured(model, tuple(args), kwargs, dynamic_shapes, check is None)
+    named = pipeline == decompositions.NAME
+    plan = decompositions.plan(gm, call_args, call_kwargs) if named else Pipeline.of(pipeline)
     if call_args or call_kwargs:
         inputs.bind(gm, call_args, call_kwargs, "the model")
     entries = bench.entries_of(plan)
@@ -106,9 +108,18 @@ def _compiler(
     options: dict[str, Any],
     check: Any,
     progress: Progress | None,
+    command: str,
 ) -> Bisection:
     from graphprobe.bisection import inductor  # late: Inductor takes seconds to import
 
+    module, args, call = callable_model(model, args, kwargs)
+    return inductor.bisect(module, args, call, options=options, check=check, progress=progress, command=command)
+
+
+def callable_model(
+    model: api.Side, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """Return what torch.compile takes, and its inputs: given, stored with a file, or drawn from the graph."""
     if isinstance(model, (str, os.PathLike)):
         stored = fxfile.load_inputs(model)
         model = fxfile.load(model)
@@ -117,7 +128,7 @@ def _compiler(
         model = model.module()
     if isinstance(model, torch.fx.GraphModule) and not args and not kwargs:
         args, kwargs = inputs.draw(capture(model))
-    return inductor.bisect(model, args, dict(kwargs or {}), options=options, check=check, progress=progress)
+    return model, args, dict(kwargs or {})
 
 
 def _captured(

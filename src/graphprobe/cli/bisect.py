@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> int:
 def _found(options: argparse.Namespace) -> Bisection:
     import graphprobe
 
-    plan = "inductor" if options.pipeline == ["inductor"] else cli_run.plan(options.pipeline, options.transform)
+    built_in = options.pipeline in (["inductor"], ["decompositions"])
+    plan = options.pipeline[0] if built_in else cli_run.plan(options.pipeline, options.transform)
     model, args, kwargs, shapes = cli_run.model_of(options)
     with output.Progress() as progress:
         return graphprobe.bisect(

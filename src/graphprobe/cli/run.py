@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> RunReport:
     import graphprobe
 
-    pipeline = plan(options.pipeline, options.transform)
+    pipeline = "inductor" if options.pipeline == ["inductor"] else plan(options.pipeline, options.transform)
     model, args, kwargs, shapes = model_of(options)
     with output.Progress() as progress:
         report = graphprobe.run(

@@ -4,5 +4,6 @@
 """
 
 from graphprobe.bisection.inductor.entry import bisect
+from graphprobe.bisection.inductor.running import run
 
-__all__ = ["bisect"]
+__all__ = ["bisect", "run"]

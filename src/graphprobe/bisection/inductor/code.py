@@ -123,9 +123,10 @@ class Lowerings:
         plan = Plan(
             lowered=lambda piece, index: piece != number or index < count, config=self.recorded.recorder.plan.config
         )
-        return self._ask(f"the generated code with the first {count} of {len(names)} operations lowered", plan)
+        what = f"the generated code with the first {count} of {len(names)} operations lowered"
+        return self._ask(what, plan, count)
 
-    def _ask(self, what: str, plan: Plan) -> str:
+    def _ask(self, what: str, plan: Plan, first: int | None = None) -> str:
         self.say(what)
         started = time.perf_counter()
         try:
@@ -134,5 +135,5 @@ class Lowerings:
             answer = judge(self.reference, twin.inner_outputs or (), "the generated code")
         except (recording.Interrupted, StopIteration) as error:
             answer = Answer(UNKNOWN, f"it cannot be compiled so: {error}")
-        self.told(what, answer, started)
+        self.told(what, answer, started, first=first)
         return answer.verdict

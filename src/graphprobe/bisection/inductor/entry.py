@@ -25,6 +25,7 @@ def bisect(
     options: dict[str, Any],
     check: Check | None = None,
     progress: Progress | None = None,
+    command: str = "",
 ) -> Bisection:
     """Say which stage, pass and match of Inductor, or which operation's generated code, makes the model wrong.
 
@@ -36,7 +37,7 @@ def bisect(
     try:
         recorded = recording.record(model, args, kwargs)
         found = (
-            Inquiry(recorded, options, progress=progress).run() if check is None else _checked(recorded, check, options)
+            Inquiry(recorded, options, command, progress).run() if check is None else _checked(recorded, check, options)
         )
         return found
     except recording.Interrupted as error:

@@ -53,7 +53,7 @@ def _hooks(listener: Listener) -> dict[str, Callable[[Any], Any]]:
         "joint_passes": lambda original: _phase(original, listener, "joint"),
         "post_grad_passes": lambda original: _phase(original, listener, "post_grad"),
         "lowering": lambda original: _lowering(original, listener),
-        "disable_subsystem": lambda original: _fallback(listener),
+        "disable_subsystem": lambda original: _fallback(original, listener),
         **{name: (lambda original, kind=name: _matching(original, listener, kind)) for name in _PATTERNS},  # type: ignore[misc]
     }
 
@@ -112,8 +112,10 @@ def _lowering(original: Any, listener: Listener) -> Any:
     return init
 
 
-def _fallback(listener: Listener) -> Any:
+def _fallback(original: Any, listener: Listener) -> Any:
     def disable_subsystem(backend: str, subsystem: str, info: Callable[[], str] | None = None) -> bool:
-        return subsystem == "lowerings" and info is not None and listener.falls_back(info())
+        if subsystem == "lowerings" and info is not None and listener.falls_back(info()):
+            return True
+        return bool(original(backend, subsystem, info))  # torch's own environment variables go on working
 
     return staticmethod(disable_subsystem)

@@ -57,13 +57,26 @@ def segments_of(piece: Piece) -> list[Segment]:
     return [Segment(outer, graphs, piece.inputs), second]
 
 
+def reproduced(model: str, check: str, first: int | None = None) -> str:
+    """Return the command that runs Inductor's steps with a check; `first` lowers so many operations only."""
+    if model:
+        run = f"graphprobe run {model} --pipeline inductor --check {check}"
+    else:
+        run = f"print(graphprobe.run(model, args, kwargs, pipeline='inductor', check=('{check}',)))"
+    if first is None:
+        return run
+    switch = {"BACKEND": "inductor", "SUBSYSTEM": "lowerings", "MAX": str(first - 1)}
+    words = " ".join(f"TORCH_BISECT_{name}={value}" for name, value in switch.items())
+    return f"{words} {run}" if model else f"{run}  # with {words}"
+
+
 @dataclass
 class Inquiry:
     """One bisection of one compiled model."""
 
     recorded: Recording
     options: dict[str, Any]
-    command: Callable[..., str] = lambda *words: ""
+    command: str = ""  # a shell's words for the model
     progress: Progress | None = None
     steps: list[BisectStep] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -162,7 +175,7 @@ class Inquiry:
         events = tuple(e for s in segment.snapshots[i + 1 : j + 1] for e in s.replacements)
         answer = compare(segment.graphs[i], segment.graphs[j], segment.inputs, {}, events, self.options)
         self._answers[what] = answer
-        self._told(what, answer, started, self.command(piece, i, j))
+        self._told(what, answer, started, check="diff" if j == i + 1 else "total")
         return answer
 
     def _guilt(self, piece: Piece, segment: Segment, k: int) -> Guilt:
@@ -288,8 +301,10 @@ class Inquiry:
     def _name(self, piece: Piece) -> str:
         return f"graph {piece.number}: " if len(self.recorded.pieces) > 1 else ""
 
-    def _told(self, what: str, answer: Answer, started: float, command: str = "") -> None:
-        seconds = time.perf_counter() - started
+    def _told(
+        self, what: str, answer: Answer, started: float, *, check: str = "diff", first: int | None = None
+    ) -> None:
+        seconds, command = time.perf_counter() - started, reproduced(self.command, check, first)
         self.steps.append(BisectStep(what, (), answer.verdict, answer.reason, seconds, command=command))
 
     def _say(self, what: str) -> None:
