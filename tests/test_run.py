@@ -13,6 +13,7 @@ import pipeline_models as passes
 import planted_metadata
 from graphprobe import checking
 from graphprobe.errors import InputError
+from graphprobe.linting import RULES
 from graphprobe.pipeline import Pipeline, fresh_copy
 from graphprobe.records import STATUSES, RunReport
 from pipeline_models import net
@@ -64,6 +65,15 @@ def test_a_static_shape_baked_into_a_dynamic_graph_is_seen() -> None:
     report = graphprobe.run(Heads(), (torch.randn(3, 8),), pipeline=bake, dynamic_shapes=shapes)
     assert report.first is not None
     assert {lint.transform for lint in report.first.lints} == {"bake"}
+
+
+@pytest.mark.parametrize("planted", DEFECTS[:7], ids=lambda p: p.plant.__name__)
+def test_looking_at_what_changed_finds_what_looking_at_all_finds(planted: Planted) -> None:
+    gm = with_own_weights(captured("llama")[0])
+    report = graphprobe.run(gm, pipeline=["fuse_rmsnorm{run_graph_cleanup=false}", planted.plant])
+    rules = [name for name in checking.CHECKS if name in RULES]
+    mine = {(lint.rule, lint.node) for step in report.steps for lint in step.lints}
+    assert {(lint.rule, lint.node) for lint in graphprobe.lint(report.gm, rules)} == {m for m in mine if m[0] in rules}
 
 
 def test_what_was_wrong_before_is_nobodys() -> None:

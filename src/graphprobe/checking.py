@@ -46,10 +46,19 @@ def _is_not_its_fault(why: str) -> bool:
     return any(word in why for word in ("fake impl", "UnsupportedOp", "DynamicOutput", "DataDependent", "KeyError"))
 
 
+#: Metadata that torch writes itself, which holds no nodes; looking into it for every node would take long.
+_PLAIN = {
+    "val", "tensor_meta", "stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom",
+    "original_aten", "seq_nr", "example_value", "fwd_nn_module_stack", "fwd_source_fn_stack",
+}  # fmt: skip
+
+
 def hidden_input(scope: Scope) -> Iterator[Lint]:
     """Nodes kept in another node's metadata: data that flows where no edge shows it."""
     for node in scope.gm.graph.nodes:
         for key, value in node.meta.items():
+            if key in _PLAIN or not isinstance(value, (Node, list, tuple, dict)):
+                continue
             held = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Node) and leaf.graph is node.graph]
             held = [leaf for leaf in held if leaf not in node.all_input_nodes]
             if held:
@@ -127,7 +136,7 @@ class Watchman:
         found = list(self._written(gm)) if WEIGHT_WRITTEN in self.names else []
         self._applied = _state(gm)
         if not _same(self._state, self._applied):
-            found += self._news(gm, "after apply")
+            found += self._news(gm, "after apply", touched(self._state, self._applied))
         return tuple(dataclasses.replace(lint, transform=transform) for lint in found)
 
     def after_clean_up(self, gm: GraphModule, transform: str) -> tuple[Lint, ...]:
@@ -137,21 +146,25 @@ class Watchman:
         if not self.changed:
             return ()
         found = self._news(gm, "after clean-up")
-        if not set(map(_value_key, state)) <= set(map(_value_key, self._applied)):  # values were computed anew
-            self._news(gm, "after apply")
+        if not _values(state) <= _values(self._applied):  # shape propagation has computed some anew
+            self._news(gm, "after apply", touched(self._applied, state))
         self._state = state
         return tuple(dataclasses.replace(lint, transform=transform) for lint in found)
 
-    def _news(self, gm: GraphModule, when: When) -> list[Lint]:
-        found = self._find(gm, when)
+    def _news(self, gm: GraphModule, when: When, only: frozenset[Node] | None = None) -> list[Lint]:
+        """Return what was not seen before; with `only`, values are computed again for these nodes alone."""
+        found = self._find(gm, when, only)
         news = [lint for lint in found if _key(lint) not in self._seen]
         rules = {name for name, check in CHECKS.items() if check.when == when}
-        self._seen = {key for key in self._seen if key[0] not in rules} | {_key(lint) for lint in found}
+        names = None if only is None else {node.name for node in only}
+        # what was not looked at again is as wrong as it was
+        kept = {key for key in self._seen if key[0] not in rules or (names is not None and _last(key[1]) not in names)}
+        self._seen = kept | {_key(lint) for lint in found}
         return news
 
-    def _find(self, gm: GraphModule, when: str) -> list[Lint]:
+    def _find(self, gm: GraphModule, when: str, only: frozenset[Node] | None = None) -> list[Lint]:
         rows = [check.find for name, check in CHECKS.items() if name in self.names and check.when == when]
-        places = scopes(gm) if rows else []
+        places = scopes(gm, only) if rows else []
         return [lint for find in rows for place in places for lint in find(place)]
 
     def _written(self, gm: GraphModule) -> Iterator[Lint]:
@@ -186,8 +199,28 @@ def _row(node: Node) -> tuple[Any, ...]:
     return node, node.target, node.args, node.kwargs, "val" in node.meta, node.meta.get("val"), *node.meta.values()
 
 
-def _value_key(row: tuple[Any, ...]) -> tuple[int, int]:
-    return id(row[0]), id(row[5]) if len(row) > 5 else 0
+def _last(node: str) -> str:
+    """Return the node's own name: in the body of a control-flow operator it stands behind the body's path."""
+    return node.rpartition("/")[2]
+
+
+def touched(was: list[tuple[Any, ...]], now: list[tuple[Any, ...]]) -> frozenset[Node]:
+    """Return the nodes that a transform made or changed, what reads a weight that it changed, and the users of both."""
+    known = {_identity(row) for row in was}
+    fresh = [row for row in now if _identity(row) not in known]
+    paths = {row[0] for row in fresh if not isinstance(row[0], Node)}
+    reads = {row[0] for row in now if isinstance(row[0], Node) and row[0].op == "get_attr" and row[0].target in paths}
+    changed = {row[0] for row in fresh if isinstance(row[0], Node)} | reads
+    return frozenset(changed | {user for node in changed for user in node.users})
+
+
+def _identity(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(part if isinstance(part, (str, bool)) else id(part) for part in row)
+
+
+def _values(state: list[tuple[Any, ...]]) -> set[tuple[int, int]]:
+    """Return (node, val) of every node, by identity; rows of parameters are shorter and have no val."""
+    return {(id(row[0]), id(row[5])) for row in state if isinstance(row[0], Node)}
 
 
 def _same(one: list[tuple[Any, ...]], other: list[tuple[Any, ...]]) -> bool:

@@ -7,6 +7,7 @@ value, and the run goes on.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,11 +51,29 @@ class _Copies:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 
-def recompute(gm: GraphModule) -> Recomputed:
-    """Evaluate every node of the graph, bodies of control flow through their operators."""
-    copies, out = _Copies(), Recomputed()
+class _Recorded(dict[Node, Any]):
+    """Values by node; what has not been evaluated is taken as recorded, when it is first asked for."""
+
+    def __init__(self, copies: _Copies) -> None:
+        super().__init__()
+        self._copies = copies
+
+    def __missing__(self, node: Node) -> Any:
+        self[node] = self._copies.of(node)
+        return self[node]
+
+
+def recompute(gm: GraphModule, only: Collection[Node] | None = None) -> Recomputed:
+    """Evaluate every node of the graph, bodies of control flow through their operators.
+
+    With `only`, evaluate just these nodes, on the recorded values of the others.
+    """
+    copies = _Copies()
+    out = Recomputed() if only is None else Recomputed(values=_Recorded(copies))
     with torch.no_grad(), copies.mode, copies.mode.shape_env.suppress_guards():  # type: ignore[union-attr]
         for node in gm.graph.nodes:
+            if only is not None and node not in only:
+                continue
             try:
                 out.values[node] = _evaluate(gm, node, out.values, copies)
             except Exception as error:  # an operator without a fake kernel, a missing input, a data-dependent result

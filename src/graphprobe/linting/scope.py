@@ -23,12 +23,13 @@ class Scope:
     path: str
     root: GraphModule
     autocast: tuple[Any, ...] = ()  # arguments of the torch.autocast that the body runs under
+    only: frozenset[Node] | None = None  # the nodes whose values are computed again; None: all
 
     @functools.cached_property
     def recomputed(self) -> Recomputed:
         """The values that the graph's operators give on its placeholders, without real data."""
         with torch.autocast(*self.autocast) if self.autocast else contextlib.nullcontext():
-            return recompute(self.gm)
+            return recompute(self.gm, self.only)
 
     def issue(self, rule: str, node: Node, message: str, fix: str) -> Lint:
         """Make the record of a defect at a node."""
@@ -43,9 +44,9 @@ class Scope:
         )
 
 
-def scopes(gm: GraphModule) -> list[Scope]:
+def scopes(gm: GraphModule, only: frozenset[Node] | None = None) -> list[Scope]:
     """Return the root graph and every graph that a node of it reaches, outermost first, each once."""
-    found = [Scope(gm, "", gm)]
+    found = [Scope(gm, "", gm, only=only)]
     seen = {id(gm)}
     for scope in found:  # grows while it is walked
         for node in scope.gm.graph.nodes:
@@ -53,7 +54,7 @@ def scopes(gm: GraphModule) -> list[Scope]:
             if isinstance(inner, GraphModule) and id(inner) not in seen:
                 seen.add(id(inner))
                 path = f"{scope.path}/{node.target}" if scope.path else str(node.target)
-                found.append(Scope(inner, path, gm, _autocast_of(node) or scope.autocast))
+                found.append(Scope(inner, path, gm, _autocast_of(node) or scope.autocast, only))
     return found
 
 
