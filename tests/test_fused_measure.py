@@ -216,6 +216,19 @@ def test_the_gpu_measures_the_same(name: str) -> None:
     check(name, {key: None if value is None else _there(value) for key, value in found.items()})
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_gpu_lifts_every_bit(dtype: torch.dtype) -> None:
+    from graphprobe.lanes import exact
+
+    for name, view in LAYOUTS.items():
+        value = _there(view(noise(5, 18, 20).to(dtype)))
+        found = exact.lift(value)
+        assert found.dtype == torch.float64 and torch.equal(found, value.double()), name
+        assert found.stride() == value.double().stride(), name
+
+
 def _there(value: Tensor) -> Tensor:
     """Move to the GPU and keep the strides."""
     there = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")

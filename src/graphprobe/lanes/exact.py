@@ -21,6 +21,7 @@ from graphprobe import nodes, quantizers
 from graphprobe.errors import InputError
 from graphprobe.execute import target_of, zeroed
 from graphprobe.lanes import references
+from graphprobe.lanes.measure import triton_works
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 Rule = Callable[[Node, tuple[Any, ...], dict[str, Any]], Call]
@@ -40,9 +41,13 @@ NATIVE = {"aten::view.dtype", "aten::frexp", "aten::nextafter", "aten::_local_sc
 
 def lift(value: Any) -> Any:
     """Raise a floating tensor to float64, a complex one to complex128; 8-bit floats and all else stay."""
-    if isinstance(value, torch.Tensor) and value.dtype in LIFTED:
-        return value.to(LIFTED[value.dtype])
-    return value
+    if not isinstance(value, torch.Tensor) or value.dtype not in LIFTED:
+        return value
+    if value.is_cuda and not value.is_complex() and triton_works():
+        from graphprobe.lanes.fused.lifting import lifted  # late: Triton is not installed everywhere
+
+        return lifted(value)
+    return value.to(LIFTED[value.dtype])
 
 
 def lift_dtype(value: Any) -> Any:

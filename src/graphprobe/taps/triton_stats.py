@@ -21,7 +21,9 @@ import triton.language as tl
 from graphprobe.taps import columns, layout, triton_kernels
 
 #: Threads of a block are _WARPS * 32; each reads 16 bytes at a time, so many rows of 16 bytes per step.
-_ROWS, _WARPS = 512, 8
+_ROWS, _WARPS = 1024, 4
+#: The same where several values are read together: they are small.
+_SEVERAL_ROWS, _SEVERAL_WARPS = 512, 8
 #: Dimensions of stride that the kernel follows; a value that collapses to more is copied first.
 _DIMS = 5
 #: Summed in float32 at first.
@@ -95,12 +97,12 @@ def _launch_several(group: list[tuple[torch.Tensor, int]], dtype: torch.dtype, s
     across = 16 // dtype.itemsize
     counts = [value.numel() for value, _ in group]
     spare = [0] * (triton_kernels.SEVERAL - len(group))
-    blocks = min(slots, -(-max(counts) // (_ROWS * across)))
+    blocks = min(slots, -(-max(counts) // (_SEVERAL_ROWS * across)))
     triton_kernels.measure_several[(blocks, len(group))](
         stats, *(value.data_ptr() for value, _ in group), *spare, *counts, *spare,
         *(row * slots * columns.COLUMNS for _, row in group), *spare,
-        KIND=getattr(tl, str(dtype).removeprefix("torch.")), **_kind(dtype), SLOTS=slots, ROWS=_ROWS, ACROSS=across,
-        MANY=triton_kernels.SEVERAL, num_warps=_WARPS,
+        KIND=getattr(tl, str(dtype).removeprefix("torch.")), **_kind(dtype), SLOTS=slots, ROWS=_SEVERAL_ROWS,
+        ACROSS=across, MANY=triton_kernels.SEVERAL, num_warps=_SEVERAL_WARPS,
     )  # fmt: skip
 
 

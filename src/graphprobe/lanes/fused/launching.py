@@ -1,4 +1,4 @@
-"""Launch the fused comparisons: which tensors they take, and how the work is cut."""
+"""Launch the fused comparisons: which tensors they take, and how the work is cut (see benchmarks/kernels.py)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from graphprobe.lanes.fused.joint import joint
 Tensor = torch.Tensor
 
 #: Programs of one native comparison at most, and rows of 16 bytes that each reads per step.
-_PROGRAMS, _ROWS, _WARPS = 264, 512, 8
+_PROGRAMS, _ROWS, _WARPS = 264, 256, 8
 #: The same of one exact comparison; elements of a step, at most so many rows high, and rows that one column sum spans.
-_EXACT_PROGRAMS, _EXACT_WARPS = 512, 4
-_TILE, _HEIGHT, _SPAN = 1024, 8, 64
+_EXACT_PROGRAMS, _EXACT_WARPS = 528, 4
+_TILE, _HEIGHT, _SPAN = 512, 4, 64
 _NARROW = {torch.float32, torch.float16, torch.bfloat16}
 _READABLE = {torch.float64, torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, *_NARROW}
 
