@@ -475,3 +475,27 @@ def test_the_better_side_is_named() -> None:
     report = graphprobe.diff(module(_eager(0.25), mask=mask), module(_sdpa, mask=mask), qkv)
     assert report.verdict == "rounding"
     assert [f.better for f in report.findings] == ["after"] and "NaN" in report.findings[0].hint
+
+
+def test_attention_whose_mask_is_a_named_argument_is_exact() -> None:
+    class Attend(torch.nn.Module):
+        def __init__(self, fused: bool) -> None:
+            super().__init__()
+            self.fused = fused
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            if self.fused:
+                return torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask, scale=0.25)
+            return torch.softmax(x @ x.transpose(-1, -2) * 0.25 + mask, -1) @ x
+
+    inputs = (torch.randn(1, 2, 8, 16).bfloat16(), torch.randn(1, 1, 8, 8).bfloat16())
+    before = graphprobe.capture(Attend(False), inputs)
+    after = graphprobe.capture(Attend(True), inputs)
+    for node in after.graph.nodes:
+        if "scaled_dot" in node.name and len(node.args) > 3:
+            node.kwargs = {**node.kwargs, "attn_mask": node.args[3]}
+            node.args = node.args[:3]
+    after.recompile()
+    report = graphprobe.diff(before, after, inputs)
+    assert report.verdict == "rounding"
+    assert all(row.exact is not None and row.exact < 1e-12 for row in report.regions)

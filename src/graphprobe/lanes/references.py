@@ -32,16 +32,22 @@ def attention(
 
 
 def scaled_dot_product_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0, causal: bool = False, **kw: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **kw: Any,
 ) -> Tensor:
     """aten::scaled_dot_product_attention; on CUDA in one pass over the scores, where torch needs ten."""
-    if q.is_cuda and not dropout and triton_works():
+    if q.is_cuda and not dropout_p and triton_works():
         from graphprobe.lanes.fused.attention import attend  # late: Triton is not installed everywhere
 
-        out = attend(q, k, v, mask, causal, kw.get("scale"))
+        out = attend(q, k, v, attn_mask, is_causal, kw.get("scale"))
         if out is not None:
             return out
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout, causal, **kw)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, **kw)
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, causal: bool = False, *rest: Any, **kw: Any) -> Any:
