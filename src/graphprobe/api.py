@@ -7,7 +7,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -274,8 +273,3 @@ def environment(bound: inputs.Inputs) -> dict[str, str]:
         "device": f"{device.type} ({name})",
         "platform": platform.system(),
     }
-
-
-def file_name(side: Side) -> str:
-    """Return the file's name, or the class of what was given."""
-    return Path(side).name if isinstance(side, (str, os.PathLike)) else type(side).__name__

@@ -36,7 +36,6 @@ class Judged:
     rule: str = ""
     spread: float | None = None
     note: str = ""
-    located: bool = True
     also: tuple[Region, ...] = ()  # further regions that show the same culprit
     better: str | None = None
 

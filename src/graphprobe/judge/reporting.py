@@ -129,7 +129,7 @@ def _finding(judgement: Judgement, j: Judged) -> Finding:
         total=m.total,
         exact=m.exact,
         floor=m.floor,
-        located=j.located and max(region.size("before"), region.size("after")) <= SMALL,
+        located=max(region.size("before"), region.size("after")) <= SMALL,
         rule=j.rule,
         better=j.better,
         culprit=program.label(node),
