@@ -230,3 +230,48 @@ class TestBadInput:
     def test_no_graph(self) -> None:
         with pytest.raises(errors.CaptureError, match="int"):
             graphprobe.diff(3, 4, (torch.ones(1),))  # type: ignore[arg-type]
+
+
+class Gated(torch.nn.Module):
+    """Adds something only where an input is positive: one input set may hide what another shows."""
+
+    def __init__(self, added: float) -> None:
+        super().__init__()
+        self.added = added
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
+        y = torch.where(x > 0, x + self.added, x)
+        return y if shift is None else y + shift
+
+
+def test_several_input_sets_are_joined() -> None:
+    right, wrong, negative, positive = Gated(1.0), Gated(1.1), -torch.ones(4), torch.ones(4)
+    hidden = graphprobe.diff(right, wrong, (negative,))
+    assert hidden.verdict == "identical" and hidden.coverage.pardoned == 1  # nothing depends on it here, and it is said
+    for shown in (0, 1):
+        sets = [(negative,), (negative,)]
+        sets[shown] = (positive,)
+        report = graphprobe.diff(right, wrong, sets)
+        assert report.verdict == "semantic" and len(report.findings) == 1
+        assert report.first is not None and report.first.inputs == shown
+        assert report.outputs[0].error is not None and report.outputs[0].error > 0.01
+    assert graphprobe.diff(right, Gated(1.0), [(negative,), (positive,)]).verdict == "identical"
+
+
+def test_sets_of_other_shapes_and_of_named_inputs() -> None:
+    sets = [{"x": torch.ones(n), "shift": torch.ones(n)} for n in (3, 5)]
+    assert graphprobe.diff(Gated(1.0), Gated(1.0), kwargs=sets).verdict == "identical"
+    report = graphprobe.diff(Gated(1.0), Gated(1.5), [(torch.ones(3),), (torch.ones(5),)], {"shift": torch.zeros(1)})
+    assert report.verdict == "semantic"
+    with pytest.raises(errors.InputError, match="sets of args"):
+        graphprobe.diff(Gated(1.0), Gated(1.5), [(torch.ones(3),)], sets)
+
+
+def test_an_assertion_for_unit_tests() -> None:
+    from graphprobe.testing import assert_equivalent
+
+    x = torch.ones(4)
+    assert assert_equivalent(Gated(1.0), Gated(1.0), (x,)).ok
+    assert graphprobe.testing.assert_equivalent(Gated(1.0), Gated(1.5), (x,), allow=("semantic",)).verdict == "semantic"
+    with pytest.raises(AssertionError, match=r"semantic.*add"):
+        assert_equivalent(Gated(1.0), Gated(1.5), (x,))

@@ -20,6 +20,8 @@ from graphprobe.program import Program, copied, program
 from graphprobe.records import ClaimRecord, Replacement, Report
 
 Side = Model | str | os.PathLike[str]
+Args = tuple[Any, ...] | list[Any]  # one call's positional arguments, or a list of such tuples: several input sets
+Kwargs = dict[str, Any] | list[dict[str, Any]] | None
 Progress = Callable[[int, int, str], None]
 EVENTS = "graphprobe_events"  # where a graph that was transformed under observation carries its replacements
 
@@ -27,8 +29,8 @@ EVENTS = "graphprobe_events"  # where a graph that was transformed under observa
 def diff(
     before: Side,
     after: Side,
-    args: tuple[Any, ...] | list[Any] = (),
-    kwargs: dict[str, Any] | None = None,
+    args: Args = (),
+    kwargs: Kwargs = None,
     *,
     device: str | torch.device | None = None,
     exact: str = "auto",
@@ -42,28 +44,64 @@ def diff(
     """Compare two versions of a model region by region and say which operation makes them disagree.
 
     Each side is an nn.Module, an ExportedProgram, a GraphModule or the path of an ``.fx`` file. Without `args` and
-    `kwargs` the inputs stored in ``before.fx`` are taken, else they are drawn from the graph. `exact` is "auto" (exact
-    lanes except where both regions are one program), "always" or "never". `valid` is a [batch, tokens] mask of the
-    positions that count. `events` are the replacements recorded while a transform ran. `accept` holds
+    `kwargs` the inputs stored in ``before.fx`` are taken, else they are drawn from the graph. A list of tuples as
+    `args` (or of dicts as `kwargs`) is a list of input sets, whose findings are joined. `exact` is "auto" (exact lanes
+    except where both regions are one program), "always" or "never". `valid` is a [batch, tokens] mask of the positions
+    that count. `events` are the replacements recorded while a transform ran. `accept` holds
     "NODE:KIND:BOUND" rules for changes that are meant, `allow` kinds that are. Raises GraphprobeError on bad input.
     """
-    started = time.perf_counter()
     _check_options(exact, allow, min_coverage)
-    gm_before, gm_after, args, kwargs = _sides(before, after, tuple(args), kwargs)
-    if device is not None:
-        gm_before, gm_after, args, kwargs, valid = _to_device(
-            torch.device(device), gm_before, gm_after, args, kwargs, valid
-        )
+    options = _Options(device, exact, valid, events, tuple(accept), tuple(allow), min_coverage, progress)
+    return judge.join([_diff(before, after, *one, options) for one in _input_sets(args, kwargs)])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Options:
+    """What `diff` was asked for, the same for every input set."""
+
+    device: str | torch.device | None
+    exact: str
+    valid: torch.Tensor | None
+    events: Sequence[Replacement] | None
+    accept: Sequence[str]
+    allow: Sequence[str]
+    min_coverage: float
+    progress: Progress | None
+
+
+def _input_sets(args: Args, kwargs: Kwargs) -> list[tuple[tuple[Any, ...], dict[str, Any] | None]]:
+    """Return the (args, kwargs) of every call: one, unless `args` is a list of tuples or `kwargs` a list of dicts."""
+    many_args = isinstance(args, list) and bool(args) and all(isinstance(one, tuple) for one in args)
+    if not many_args and not isinstance(kwargs, list):
+        return [(tuple(args), kwargs)]
+    count = len(args) if many_args else len(kwargs or ())
+    if isinstance(kwargs, list) and (len(kwargs) != count or not count):
+        raise InputError(f"{count} sets of args and {len(kwargs)} of kwargs were given: give one of each per set")
+    positional = args if many_args else [tuple(args)] * count
+    named = kwargs if isinstance(kwargs, list) else [kwargs] * count
+    return list(zip(positional, named, strict=True))
+
+
+def _diff(before: Side, after: Side, args: tuple[Any, ...], kwargs: dict[str, Any] | None, options: _Options) -> Report:
+    """Compare on one input set."""
+    started = time.perf_counter()
+    gm_before, gm_after, args, kwargs = _sides(before, after, args, kwargs)
+    valid = options.valid
+    if options.device is not None:
+        device = torch.device(options.device)
+        gm_before, gm_after, args, kwargs, valid = _to_device(device, gm_before, gm_after, args, kwargs, valid)
     left, right, bound = _programs(gm_before, gm_after, args, kwargs)
     notes: list[str] = []
     redrawn = _redrawn(left, bound, valid, notes)
-    replaced = tuple(events if events is not None else gm_after.meta.get(EVENTS, ()))
+    replaced = tuple(options.events if options.events is not None else gm_after.meta.get(EVENTS, ()))
     if not align.is_quick(left, right, replaced):
         right = copied(right)  # alignment may write layouts into it
     alignment = align.align(left, right, replaced, bound)
-    judgement = judge.judge(left, right, alignment, bound, redrawn=redrawn, exact=exact, progress=progress)
+    judgement = judge.judge(
+        left, right, alignment, bound, redrawn=redrawn, exact=options.exact, progress=options.progress
+    )
     judgement.notes += notes
-    report = judge.report(judgement, accept=accept, allow=allow, min_coverage=min_coverage)
+    report = judge.report(judgement, accept=options.accept, allow=options.allow, min_coverage=options.min_coverage)
     return dataclasses.replace(
         report,
         before=graphview.view(gm_before, "before"),
