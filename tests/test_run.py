@@ -14,23 +14,15 @@ import planted_metadata
 from graphprobe import checking
 from graphprobe.errors import InputError
 from graphprobe.linting import RULES
-from graphprobe.pipeline import Pipeline, fresh_copy
+from graphprobe.pipeline import Pipeline
 from graphprobe.records import STATUSES, RunReport
 from pipeline_models import net
 from planted_metadata import DEFECTS, Planted
-from transform_tools import captured
+from transform_tools import captured, with_own_weights
 
 
 def mend(gm: GraphModule) -> None:
     """Do nothing: what its settings ask for is done around it."""
-
-
-def with_own_weights(gm: GraphModule) -> GraphModule:
-    gm = fresh_copy(gm)
-    for path, parameter in list(gm.named_parameters()):
-        owner, _, name = path.rpartition(".")
-        setattr(gm.get_submodule(owner), name, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))
-    return gm
 
 
 # --- whose defect is whose -------------------------------------------------------------------------------------------
