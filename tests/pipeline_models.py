@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_manager import PassManager
 
 from graphprobe.pipeline import Applied, NotApplied, Outcome
 
@@ -146,3 +148,19 @@ class CallablePass:
 
     def __call__(self, gm: GraphModule) -> None:
         swap_relu(gm)
+
+
+class FxPass(PassBase):
+    """A pass as torch's infrastructure has them."""
+
+    def call(self, gm: GraphModule) -> PassResult:
+        swap_relu(gm)
+        return PassResult(gm, True)
+
+
+def to_target(gm: GraphModule, six: bool = False) -> None:
+    swap_relu(gm, aten.relu6.default if six else aten.clamp_min.default)
+
+
+six = functools.partial(to_target, six=True)
+manager = PassManager(passes=[FxPass(), in_place, six])

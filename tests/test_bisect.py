@@ -21,7 +21,7 @@ from graphprobe.bisection import decompositions
 from graphprobe.bisection.records import Bisection
 from graphprobe.cli import main
 from graphprobe.errors import InputError
-from transform_tools import captured
+from transform_tools import captured, with_own_weights
 
 
 def search(*pipeline: Any, **options: Any) -> Bisection:
@@ -41,8 +41,8 @@ def said(found: Bisection) -> list[tuple[str, str]]:
 def test_a_bug_in_any_transform_at_any_layer_is_named_with_its_match(bug: Bug, layer: int) -> None:
     gm, args, kwargs = captured("llama")
     if bug.change is passes.weight_of_another:  # as random as all others, but of another value
-        gm = torch.fx.GraphModule(gm, gm.graph)
-        torch.nn.init.normal_(gm.get_parameter("model.norm.weight"))
+        gm = with_own_weights(gm)
+        torch.nn.init.normal_(gm.get_parameter("model.norm.weight"), generator=torch.Generator().manual_seed(0))
     found = graphprobe.bisect(gm, args, kwargs, pipeline=planted(bug, layer))
     assert (found.verdict, found.exit_code) == ("bad", 1)
     assert found.transform == bug.host and found.transforms == (bug.host,)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch.fx import GraphModule, Node
 
+import graphprobe
 from graphprobe import observe
 from graphprobe.errors import PipelineError
+from graphprobe.pipeline import fresh_copy
 from graphprobe.records import Replacement
 
 
@@ -115,6 +117,75 @@ def test_inputs_that_a_replacement_changed_are_no_rewriting() -> None:
         gm.graph.erase_node(old)
 
     assert seen(change).rewritten == ()
+
+
+class Weighted(torch.nn.Module):
+    """A linear layer and a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+        self.register_buffer("shift", torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, lambda t: t.sin(), lambda t: t.cos() + 1, (self.linear(x) + self.shift,))
+
+
+def weight_put_in_place(gm: GraphModule) -> None:
+    gm.linear.weight = torch.nn.Parameter(gm.linear.weight.detach() * 2)
+
+
+def buffer_put_in_place(gm: GraphModule) -> None:
+    gm.register_buffer("shift", gm.shift * 2)
+
+
+def weight_written_into(gm: GraphModule) -> None:
+    with torch.no_grad():
+        gm.linear.bias.add_(1)
+
+
+def operator_of_a_body(gm: GraphModule) -> None:
+    for node in gm.true_graph_0.graph.nodes:
+        if node.target is torch.ops.aten.sin.default:
+            node.target = torch.ops.aten.tan.default
+    gm.true_graph_0.recompile()
+
+
+@pytest.mark.parametrize(
+    ("change", "rewritten"),
+    [
+        (weight_put_in_place, "linear_weight"),
+        (buffer_put_in_place, "shift"),
+        (weight_written_into, "linear_bias"),
+        (operator_of_a_body, "true_graph_0/sin"),
+    ],
+)
+def test_weights_and_bodies_are_watched_too(change: Callable[[GraphModule], None], rewritten: str) -> None:
+    gm = graphprobe.capture(Weighted(), (torch.ones(2, 4),))
+    with observe.watch(gm) as observation:
+        change(gm)
+    assert observation.rewritten == (rewritten,) and observation.changed
+    assert (observation.created, observation.erased, observation.replacements) == ((), (), ())
+
+
+@pytest.mark.parametrize("change", [weight_put_in_place, buffer_put_in_place, operator_of_a_body])
+def test_a_copy_is_changed_alone(change: Callable[[GraphModule], None]) -> None:
+    x = torch.ones(2, 4)
+    gm = graphprobe.capture(Weighted(), (x,))
+    before = gm(x)
+    copy = fresh_copy(gm)
+    assert {id(p) for p in copy.parameters()} == {id(p) for p in gm.parameters()}
+    change(copy)
+    assert torch.equal(gm(x), before) and not torch.equal(copy(x), before)
+
+
+def test_a_copy_of_a_graph_that_calls_modules_is_changed_alone() -> None:
+    gm = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sequential(torch.nn.Linear(4, 4))))
+    copy = fresh_copy(gm)
+    weight_of = "1.0.weight"
+    assert copy.get_parameter(weight_of) is gm.get_parameter(weight_of)
+    copy.get_submodule("1.0").weight = torch.nn.Parameter(torch.zeros(4, 4))
+    assert gm.get_parameter(weight_of).abs().sum() > 0
 
 
 def test_hooks_are_gone_afterwards_even_when_the_transform_raises() -> None:

@@ -112,6 +112,29 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("pipeline_models:FxPass", "pipeline_models:FxPass"),
+        ("pipeline_models:CallablePass", "pipeline_models:CallablePass"),
+        ("pipeline_models:six", "pipeline_models:to_target{six=true}"),
+        (
+            "pipeline_models:manager",
+            "pipeline_models:FxPass,pipeline_models:in_place,pipeline_models:to_target{six=true}",
+        ),
+    ],
+)
+def test_passes_of_every_kind_have_a_text_that_reads_back(spec: str, text: str, captured: GraphModule) -> None:
+    read = Pipeline.parse(spec)
+    assert str(read) == text == str(Pipeline.parse(text))
+    assert [t.name for t in Pipeline.parse(text).transforms] == [t.name for t in read.transforms]
+    assert isinstance(Pipeline(read.transforms[:1]).run(captured).steps[0].outcome, Applied)
+
+
+def test_what_has_no_name_is_shown_by_its_own() -> None:
+    assert str(Pipeline.of([lambda gm: None, ("mine", passes.CallablePass().__call__)])) == "lambda,mine"
+
+
 @pytest.mark.parametrize("text", WRONG)
 def test_mistakes_in_a_text_are_named(text: str) -> None:
     with pytest.raises(PipelineError) as error:

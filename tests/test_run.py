@@ -14,23 +14,15 @@ import planted_metadata
 from graphprobe import checking
 from graphprobe.errors import InputError
 from graphprobe.linting import RULES
-from graphprobe.pipeline import Pipeline, fresh_copy
+from graphprobe.pipeline import Pipeline
 from graphprobe.records import STATUSES, RunReport
 from pipeline_models import net
 from planted_metadata import DEFECTS, Planted
-from transform_tools import captured
+from transform_tools import captured, with_own_weights
 
 
 def mend(gm: GraphModule) -> None:
     """Do nothing: what its settings ask for is done around it."""
-
-
-def with_own_weights(gm: GraphModule) -> GraphModule:
-    gm = fresh_copy(gm)
-    for path, parameter in list(gm.named_parameters()):
-        owner, _, name = path.rpartition(".")
-        setattr(gm.get_submodule(owner), name, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))
-    return gm
 
 
 # --- whose defect is whose -------------------------------------------------------------------------------------------
@@ -129,6 +121,70 @@ def test_the_transform_that_changes_the_numbers_is_the_one_that_is_named() -> No
     assert finding is not None and finding.transform == "double"
     assert report.report is not None and report.report.verdict == "semantic"
     assert report.exit_code != 0
+
+
+def larger_weights(gm: GraphModule) -> None:
+    """Put other weights in place, and leave every node as it is."""
+    for module in (gm.up, gm.down):
+        module.weight = torch.nn.Parameter(1.5 * module.weight.detach(), requires_grad=False)
+
+
+def test_a_transform_that_changes_nothing_but_weights_is_compared_too(tmp_path: Path) -> None:
+    model, args = net()
+    report = graphprobe.run(model, args, pipeline=[larger_weights], check=["diff", "total"], dump_dir=tmp_path)
+    (step,) = report.steps
+    assert (step.status, step.matches) == ("applied", ("up_weight", "down_weight"))
+    assert step.report is not None and step.report.verdict == "semantic"
+    assert step.report.first is not None and step.report.first.transform == "larger_weights"
+    assert report.report is not None and report.report.first is not None
+    assert report.report.first.transform == "larger_weights"
+    written = graphprobe.load(tmp_path / step.dump.replace(".txt", ".fx"))
+    assert torch.equal(written(*args), report.gm(*args))
+
+
+@pytest.mark.parametrize("check", ["weight-written", "missing-val"])
+def test_weights_written_in_place_are_dumped_as_they_are_now(tmp_path: Path, check: str) -> None:
+    def write(gm: GraphModule) -> None:
+        with torch.no_grad():
+            gm.up.weight.mul_(2)
+
+    def write_unseen(gm: GraphModule) -> None:
+        gm.up.weight.data.mul_(2)
+
+    model, args = net()
+    pipeline = [write, write_unseen] if check == "weight-written" else [write]
+    report = graphprobe.run(model, args, pipeline=pipeline, check=[check], dump_dir=tmp_path)
+    weights = [graphprobe.load(path).up.weight for path in sorted(tmp_path.glob("*.fx"))]
+    for before, after in zip(weights, weights[1:], strict=False):
+        assert torch.equal(2 * before, after)
+    assert report.ok is (check == "missing-val")
+
+
+def test_rows_that_change_places_in_a_weight_are_seen() -> None:
+    def swap(gm: GraphModule) -> None:
+        gm.up.weight.data.copy_(gm.up.weight.data.flip(0).clone())
+
+    model, args = net()
+    report = graphprobe.run(model, args, pipeline=swap)
+    assert [lint.rule for lint in report.steps[0].lints] == ["weight-written"]
+
+
+def test_a_body_of_control_flow_is_changed_in_the_copy_alone() -> None:
+    class Branch(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cond(x.sum() > 0, lambda t: t.sin(), lambda t: t.cos() + 1, (x,))
+
+    def other(gm: GraphModule) -> None:
+        node = passes.node_of(gm.true_graph_0, torch.ops.aten.sin.default)
+        node.target = torch.ops.aten.tan.default
+        gm.true_graph_0.recompile()
+
+    x = torch.ones(3)
+    gm = graphprobe.capture(Branch(), (x,))
+    report = graphprobe.run(gm, (x,), pipeline=other, check=("all",))
+    assert torch.equal(gm(x), x.sin()) and torch.equal(report.gm(x), x.tan())
+    assert report.steps[0].matches == ("true_graph_0/sin",)
+    assert report.steps[0].report is not None and report.steps[0].report.verdict == "semantic"
 
 
 def test_without_inputs_those_of_the_file_or_drawn_ones_are_compared(tmp_path: Path) -> None:

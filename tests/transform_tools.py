@@ -10,20 +10,64 @@ from torch.fx import GraphModule
 
 import graphprobe
 from graphprobe import provenance
-from graphprobe.pipeline import Applied, NotApplied, Pipeline, Run, Transform
+from graphprobe.pipeline import Applied, NotApplied, Pipeline, Run, Transform, fresh_copy
 from graphprobe_transforms import graphs
 from models import tiny
 
 DTYPES = (torch.float32, torch.bfloat16)
 
 
+Captured = tuple[GraphModule, tuple[Any, ...], dict[str, Any]]
+
+#: The shared graphs that the running test has asked for, and what they were when it did.
+_asked_for: dict[tuple[str, torch.dtype], list[Any]] = {}
+
+
+def captured(name: str, dtype: torch.dtype = torch.float32) -> Captured:
+    """Capture one model of the corpus, a transformers model with attention written out.
+
+    All tests share it and its weights: none may change it, which is checked when each ends. Who has to write into
+    weights takes `with_own_weights`.
+    """
+    found = _captured(name, dtype)
+    _asked_for.setdefault((name, dtype), _state(found[0]))
+    return found
+
+
 @functools.cache
-def captured(name: str, dtype: torch.dtype = torch.float32) -> tuple[GraphModule, tuple[Any, ...], dict[str, Any]]:
-    """Capture one model of the corpus, a transformers model with attention written out. Do not change it."""
+def _captured(name: str, dtype: torch.dtype) -> Captured:
     model, args, kwargs = tiny(name, dtype)
     if hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")
     return graphprobe.capture(model, args, kwargs), args, kwargs
+
+
+def changed() -> list[str]:
+    """Name the shared graphs that the running test has changed, and capture them anew for the next."""
+    found = [key for key, was in _asked_for.items() if _state(_captured(*key)[0]) != was]
+    _asked_for.clear()
+    if found:
+        _captured.cache_clear()
+    return [name for name, _ in found]
+
+
+def _state(gm: GraphModule) -> list[Any]:
+    """Return what a graph computes, to be compared: its calls, and the bytes of its weights."""
+    weights = [(path, id(t), _sum(t)) for path, t in (*gm.named_parameters(), *gm.named_buffers())]
+    return [*weights, *((n.name, n.target, n.args, n.kwargs, tuple(n.meta)) for n in gm.graph.nodes)]
+
+
+def _sum(tensor: torch.Tensor) -> int:
+    return hash(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+
+def with_own_weights(gm: GraphModule) -> GraphModule:
+    """Return a copy whose weights may be written into."""
+    gm = fresh_copy(gm)
+    for path, parameter in list(gm.named_parameters()):
+        owner, _, name = path.rpartition(".")
+        setattr(gm.get_submodule(owner), name, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))
+    return gm
 
 
 def run(transform: Transform, name: str, dtype: torch.dtype = torch.float32) -> Run:

@@ -8,6 +8,7 @@ A defect that was there before is not reported again: what is new is the transfo
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -118,6 +119,7 @@ class Watchman:
 
     names: tuple[str, ...]
     changed: bool = False  # whether the last transform, with what tidied up after it, left another graph than it found
+    written: tuple[str, ...] = ()  # the weights that it wrote into
     _seen: set[tuple[str, str]] = field(default_factory=set)
     _state: list[tuple[Any, ...]] = field(default_factory=list)
     _applied: list[tuple[Any, ...]] = field(default_factory=list)  # the state right after the last transform
@@ -134,6 +136,7 @@ class Watchman:
     def after_apply(self, gm: GraphModule, transform: str) -> tuple[Lint, ...]:
         """Return the new defects of metadata and weights, in the transform's name."""
         found = list(self._written(gm)) if WEIGHT_WRITTEN in self.names else []
+        self.written = tuple(lint.node for lint in found)
         self._applied = _state(gm)
         if not _same(self._state, self._applied):
             found += self._news(gm, "after apply", touched(self._state, self._applied))
@@ -192,7 +195,7 @@ def _state(gm: GraphModule) -> list[tuple[Any, ...]]:
     for _, one in gm.named_modules():
         if isinstance(one, GraphModule):
             rows += [_row(node) for node in one.graph.nodes]
-    return [*rows, *((path, parameter) for path, parameter in gm.named_parameters())]
+    return [*rows, *gm.named_parameters(), *gm.named_buffers()]
 
 
 def _row(node: Node) -> tuple[Any, ...]:
@@ -231,11 +234,12 @@ def _same(one: list[tuple[Any, ...]], other: list[tuple[Any, ...]]) -> bool:
 
 
 def _sums(gm: GraphModule, known: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
-    """Map each weight to (itself, its version, a sum of its bytes); writing through ``.data`` changes the sum alone."""
+    """Map each weight to (itself, its version, sums of its bytes); writing through ``.data`` changes the sums alone."""
     out: dict[str, tuple[Any, ...]] = {}
     for path, tensor in [*gm.named_parameters(), *gm.named_buffers()]:
         was = known.get(path)
-        out[path] = was if was is not None and was[0] is tensor else (tensor, tensor._version, _sum(tensor))
+        version = 0 if tensor.is_inference() else tensor._version
+        out[path] = was if was is not None and was[0] is tensor else (tensor, version, _sum(tensor))
     return out
 
 
@@ -244,4 +248,8 @@ def _sum(tensor: torch.Tensor) -> int:
         return 0
     flat = tensor.detach().reshape(-1).view(torch.uint8)
     whole = flat.numel() % 8 == 0 and flat.storage_offset() % 8 == 0
-    return int(flat.view(torch.int64).sum() if whole else flat.sum(dtype=torch.int64))
+    words = flat.view(torch.int64) if whole else flat.to(torch.int64)
+    side = math.isqrt(words.numel())
+    square, rest = words[: words.numel() // side * side].view(-1, side), words[words.numel() // side * side :]
+    # along both sides: elements that change places change one of the two
+    return hash((*square.sum(0).tolist(), *square.sum(1).tolist(), int(rest.sum())))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 
 from graphprobe.errors import PipelineError
@@ -19,13 +20,21 @@ from graphprobe.records import Replacement
 
 @dataclass
 class Observation:
-    """What one transform did to a graph, by node name; filled when the watch ends."""
+    """What one transform did to a graph, by node name; filled when the watch ends.
+
+    A node in the body of a control-flow operator is named with the body's path: "true_graph_0/sin".
+    """
 
     replacements: tuple[Replacement, ...] = ()
     created: tuple[str, ...] = ()
     erased: tuple[str, ...] = ()
-    rewritten: tuple[str, ...] = ()  # kept its place, but has another target or other arguments
+    rewritten: tuple[str, ...] = ()  # kept its place, but has another target or other arguments, or reads another weight
     retraced: bool = False  # the graph was replaced as a whole, so that names are all that could be compared
+
+    @property
+    def changed(self) -> bool:
+        """Whether the graph computes anything else than before, or the same in another way."""
+        return bool(self.created or self.erased or self.rewritten)
 
 
 @dataclass
@@ -45,13 +54,59 @@ def watch(gm: GraphModule, transform: str = "") -> Iterator[Observation]:
     """
     gm.graph.owning_module = gm  # hooks fire on the owner, and a shallow copy of gm may have taken the graph over
     observation, record, graph = Observation(), _Record(), gm.graph
-    start = {node: (node.name, node.target, node.args, node.kwargs) for node in gm.graph.nodes}
+    start, bodies = {node: _Seen.of(gm, node) for node in gm.graph.nodes}, _bodies(gm)
     with _hooked(gm, _hooks(record, {node.name: node for node in start})):
         yield observation
-    if gm.graph is not graph:  # the transform put another graph in its place: names are all that is left
-        _by_name(observation, {name: rest for name, *rest in start.values()}, gm)
-        return
-    names = {node: name for node, (name, *_) in start.items()}
+    if gm.graph is graph:
+        _by_event(observation, record, start, gm, transform)
+    else:  # the transform put another graph in its place: names are all that is left
+        observation.retraced = True
+        _by_name(observation, {seen.name: seen for seen in start.values()}, _named(gm, ""))
+    _by_name(observation, bodies, _bodies(gm))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a node was at one moment."""
+
+    name: str
+    target: Any
+    args: Any
+    kwargs: Any
+    reads: tuple[Any, int] | None = None  # of a ``get_attr``: the object, and how often it has been written into
+
+    @staticmethod
+    def of(gm: GraphModule, node: Node) -> _Seen:
+        reads = None
+        if node.op == "get_attr":
+            found: Any = gm
+            for part in str(node.target).split("."):
+                found = getattr(found, part, None)
+            counted = isinstance(found, torch.Tensor) and not found.is_inference()
+            reads = (found, found._version if counted else 0)
+        return _Seen(node.name, node.target, node.args, node.kwargs, reads)
+
+    def reads_as(self, other: _Seen) -> bool:
+        """Whether both read the same memory, or none."""
+        if self.reads is None or other.reads is None:
+            return self.reads is other.reads
+        return self.reads[0] is other.reads[0] and self.reads[1] == other.reads[1]
+
+
+def _bodies(gm: GraphModule) -> dict[str, _Seen]:
+    """Return the nodes of all graphs inside a graph, by their names behind the path of the body."""
+    inner = [(path, one) for path, one in gm.named_modules() if path and isinstance(one, GraphModule)]
+    return {name: seen for path, one in inner for name, seen in _named(one, f"{path}/").items()}
+
+
+def _named(gm: GraphModule, prefix: str) -> dict[str, _Seen]:
+    return {f"{prefix}{node.name}": _Seen.of(gm, node) for node in gm.graph.nodes}
+
+
+def _by_event(
+    observation: Observation, record: _Record, start: dict[Node, _Seen], gm: GraphModule, transform: str
+) -> None:
+    names = {node: seen.name for node, seen in start.items()}
     alive = set(gm.graph.nodes)
     observation.created = tuple(node.name for node in record.created if node in alive)
     observation.erased = tuple(names[node] for node in record.erased if node in names)
@@ -59,22 +114,30 @@ def watch(gm: GraphModule, transform: str = "") -> Iterator[Observation]:
     reached = {old: _reached(old, record.moves) for old in record.moves}
     observation.rewritten = tuple(
         node.name
-        for node, (_, target, args, kwargs) in start.items()
+        for node, was in start.items()
         if node in alive
-        and not (target == node.target and _explained((args, kwargs), (node.args, node.kwargs), reached))
+        and not (
+            was.target == node.target
+            and _explained((was.args, was.kwargs), (node.args, node.kwargs), reached)
+            and was.reads_as(_Seen.of(gm, node))
+        )
     )
 
 
-def _by_name(observation: Observation, was: dict[str, list[Any]], gm: GraphModule) -> None:
-    now = {node.name: node for node in gm.graph.nodes}
-    observation.retraced = True
-    observation.created = tuple(name for name in now if name not in was)
-    observation.erased = tuple(name for name in was if name not in now)
-    observation.rewritten = tuple(
-        name
-        for name, (target, args, kwargs) in was.items()
-        if name in now
-        and (target != now[name].target or str((args, kwargs)) != str((now[name].args, now[name].kwargs)))
+def _by_name(observation: Observation, was: dict[str, _Seen], now: dict[str, _Seen]) -> None:
+    observation.created += tuple(name for name in now if name not in was)
+    observation.erased += tuple(name for name in was if name not in now)
+    observation.rewritten += tuple(
+        name for name, seen in was.items() if name in now and not _alike(seen, now[name])
+    )
+
+
+def _alike(was: _Seen, now: _Seen) -> bool:
+    """Whether two nodes of one name compute the same; their inputs are other objects where the graph is a new one."""
+    return (
+        was.target == now.target
+        and str((was.args, was.kwargs)) == str((now.args, now.kwargs))
+        and (was.reads is None or isinstance(was.reads[0], GraphModule) or was.reads_as(now))
     )
 
 

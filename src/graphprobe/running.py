@@ -205,7 +205,9 @@ class _Session:
         report, notes = self._compared(gm, step) if ran else (None, ())
         row = self._row(gm, step, report, notes)
         if self.dumps is not None and (ran or step.status == "disabled" or settled):
-            name = self.dumps.write(gm, step.stage, step.name, row, changed=ran and self.watchman.changed)
+            changed = ran and (self.watchman.changed or step.observation.changed)
+            written = self.watchman.written if ran else ()
+            name = self.dumps.write(gm, step.stage, step.name, row, changed=changed, written=written)
             row = dataclasses.replace(row, dump=name)
         now = time.perf_counter()
         self.steps.append(dataclasses.replace(row, overhead=max(0.0, now - self._started - step.seconds)))
@@ -248,7 +250,7 @@ class _Session:
 
     def _compared(self, gm: GraphModule, step: Step) -> tuple[Report | None, tuple[str, ...]]:
         seen = step.observation
-        if self._before is None or not (seen.created or seen.erased or seen.rewritten):
+        if self._before is None or not seen.changed:
             return None, ()
         return self._diff(self._before, gm, seen.replacements, Run(gm, (step,)))
 

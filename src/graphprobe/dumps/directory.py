@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class DumpDirectory:
     files: list[str] = field(default_factory=list)
     _count: int = 0
     _last_fx: str = ""
-    _kept: dict[int, Any] = field(default_factory=dict)  # id -> weight that is in a file; held, so that ids stay theirs
+    _kept: dict[int, Any] = field(default_factory=dict)  # id -> (weight in a file, its version); held to keep its id
     _sources: list[Path] = field(default_factory=list)
 
     @staticmethod
@@ -54,16 +55,27 @@ class DumpDirectory:
         return directory
 
     def write(
-        self, gm: GraphModule, stage: str, transform: str, step: RunStep | None = None, *, changed: bool = True
+        self,
+        gm: GraphModule,
+        stage: str,
+        transform: str,
+        step: RunStep | None = None,
+        *,
+        changed: bool = True,
+        written: Sequence[str] = (),
     ) -> str:
         """Write the graph after a transform and return the name of the ``.txt``; `changed` says whether it differs
-        from the one before. Raises DumpError, FxFileError.
+        from the one before, `written` names the weights that are the same tensors with other values. Raises DumpError,
+        FxFileError.
         """
+        for path, tensor in (*gm.named_parameters(), *gm.named_buffers()):
+            if path in written:
+                self._kept.pop(id(tensor), None)
         self._count += 1
         stem = f"{self._count:03d}_{stage}_{_UNFIT.sub('_', transform)}"
         self._claim(f"{stem}.txt", f"{stem}.fx")
         self._write(f"{stem}.txt", autodeploy.text(writing.dump_of(gm, transform, stage)))
-        if changed or not self._last_fx:
+        if changed or written or not self._last_fx:
             self._save(gm, stem)
         else:
             shutil.copyfile(self.path / self._last_fx, self.path / f"{stem}.fx")
@@ -97,7 +109,7 @@ class DumpDirectory:
         fresh = {
             path: tensor.detach()
             for path, tensor in (*gm.named_parameters(), *gm.named_buffers())
-            if id(tensor) not in self._kept and tensor.device.type != "meta" and tensor.layout is torch.strided
+            if self._is_new(tensor) and tensor.device.type != "meta" and tensor.layout is torch.strided
         }
         if not fresh:
             return
@@ -105,8 +117,11 @@ class DumpDirectory:
         # the format wants whole tensors that share no memory
         whole = {path: tensor.contiguous().clone() for path, tensor in fresh.items()}
         save_file(whole, self.path / f"{stem}.safetensors")
-        self._kept |= {id(tensor): tensor for tensor in (*gm.parameters(), *gm.buffers())}
+        self._kept |= {id(tensor): (tensor, _version(tensor)) for tensor in (*gm.parameters(), *gm.buffers())}
         self._sources.append(self.path / f"{stem}.safetensors")
+
+    def _is_new(self, tensor: torch.Tensor) -> bool:
+        return id(tensor) not in self._kept or self._kept[id(tensor)][1] != _version(tensor)
 
     def _claim(self, *names: str) -> None:
         """List files as ours before they are made, so that an interrupted run leaves nothing that is nobody's."""
@@ -120,6 +135,11 @@ class DumpDirectory:
             (self.path / name).write_text(text, encoding="utf-8")
         except OSError as error:
             raise DumpError(f"cannot write {self.path / name}: {error.strerror or error}") from error
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Return how often the tensor has been written into, as far as torch counts."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _slim(report: RunReport) -> RunReport:

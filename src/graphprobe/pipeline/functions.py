@@ -93,6 +93,9 @@ def from_any(value: Any, name: str = "") -> Iterator[Transform]:
         yield value
     elif isinstance(getattr(value, "passes", None), (list, tuple)) and callable(value):
         yield from _from_manager(value)
+    elif isinstance(value, functools.partial) and inspect.isfunction(value.func) and not value.args:
+        options = tuple(sorted(value.keywords.items()))  # which a text can name
+        yield FunctionTransform(value.func, name or function_name(value), options=options)
     elif callable(value):
         yield FunctionTransform(value, name or function_name(value))
     elif isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and callable(value[1]):
@@ -115,7 +118,7 @@ def _from_manager(manager: Any) -> Iterator[Transform]:
     check = getattr(manager, "check", None) if getattr(manager, "run_checks_after_each_pass", False) else None
     for _ in range(getattr(manager, "steps", 1)):
         for one in manager.passes:
-            yield FunctionTransform(_checked(one, check) if check else one, function_name(one))
+            yield from from_any(_checked(one, check) if check else one, function_name(one))
 
 
 def _checked(one: Callable[..., Any], check: Callable[..., Any]) -> Callable[..., Any]:
@@ -128,11 +131,12 @@ def _checked(one: Callable[..., Any], check: Callable[..., Any]) -> Callable[...
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """Return a name fit for a file: the function's own, for a callable object its class's in lower case."""
+    """Return a name fit for a file: the function's own, for a callable object or class the class's in lower case."""
     while isinstance(function, functools.partial):
         function = function.func
     if inspect.isroutine(function):
         name = function.__name__
     else:
-        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(function).__name__).lower()
+        kind = function if isinstance(function, type) else type(function)
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
     return _NO_WORD.sub("", name) or "function"

@@ -12,13 +12,43 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 
 def fresh_copy(gm: GraphModule) -> GraphModule:
-    """Return a GraphModule with a graph of its own and the weights of `gm`."""
+    """Return a GraphModule with graphs of its own, those of control-flow bodies included, and the weights of `gm`."""
+    return _copied(gm, {})
+
+
+def _copied(gm: GraphModule, copies: dict[torch.nn.Module, torch.nn.Module]) -> GraphModule:
     with warnings.catch_warnings():  # torch's own pytree classes, which the graph's calling convention holds
         warnings.simplefilter("ignore", FutureWarning)
         graph = copy.deepcopy(gm.graph)
     duplicate = GraphModule(gm, graph, type(gm).__name__)
     duplicate.meta = dict(gm.meta)
+    copies[gm] = duplicate
+    _own_modules(duplicate, set(gm.modules()), copies)
     duplicate.train(gm.training)
+    return duplicate
+
+
+def _own_modules(
+    owner: torch.nn.Module, shared: set[torch.nn.Module], copies: dict[torch.nn.Module, torch.nn.Module]
+) -> None:
+    """Put copies in place of the modules below `owner` that still belong to the graph it was copied from."""
+    for name, module in list(owner._modules.items()):
+        if module is None or module in copies.values() or isinstance(module, torch.jit.ScriptModule):
+            continue
+        if module in shared:
+            if module not in copies:
+                copies[module] = _copied(module, copies) if isinstance(module, GraphModule) else _shell(module)
+            module = owner._modules[name] = copies[module]
+        if not isinstance(module, GraphModule):
+            _own_modules(module, shared, copies)
+
+
+def _shell(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a module of the same class with the same weights, in which others can be registered."""
+    duplicate = module.__class__.__new__(module.__class__)
+    duplicate.__dict__ = dict(module.__dict__)
+    for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        duplicate.__dict__[table] = copy.copy(module.__dict__[table])
     return duplicate
 
 

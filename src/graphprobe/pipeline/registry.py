@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
+import inspect
 import os
 import sys
 from collections.abc import Mapping
@@ -29,9 +31,14 @@ def given(spec: str) -> dict[str, Any]:
     name = getattr(found, "name", None)
     if isinstance(name, str):
         return {name: found}
-    if isinstance(found, type) or not callable(found):
+    if isinstance(found, type) and not _makes_passes(found) or not callable(found):
         raise PipelineError(f"{spec} is no transform: a transform is a class with name, stage and apply, or a function")
     return {function_name(found): found}
+
+
+def _makes_passes(kind: type) -> bool:
+    """Whether the class's instances are called with a graph, as those of torch's PassBase are."""
+    return not hasattr(kind, "apply") and any("__call__" in base.__dict__ for base in kind.__mro__)
 
 
 def load(spec: str) -> Any:
@@ -80,6 +87,8 @@ def make(name: str, given_options: Mapping[str, Any], known: Known | None) -> li
     found = find(name, known)
     if isinstance(found, type):
         made = options.instantiate(found, name, given_options)
+        if _makes_passes(found):
+            return list(from_any(made))
         if not isinstance(made, Transform):
             raise PipelineError(
                 f"{name} ({found.__module__}.{found.__qualname__}) is no transform: it lacks name, stage or apply"
@@ -96,8 +105,13 @@ def make(name: str, given_options: Mapping[str, Any], known: Known | None) -> li
 
 
 def spec(transform: Transform) -> str:
-    """Return the name under which `find` finds the transform: an installed name, else ``pkg.mod:Name``."""
-    source: Any = transform.function if isinstance(transform, FunctionTransform) else type(transform)
+    """Return the name under which `find` finds the transform: an installed name, else ``pkg.mod:Name``; the transform's
+    own where there is no such name, as for a lambda.
+    """
+    source: Any = transform.function if isinstance(transform, FunctionTransform) else transform
+    if inspect.ismethod(source) or isinstance(source, functools.partial):
+        return transform.name
+    source = source if inspect.isroutine(source) else type(source)
     module, qualname = getattr(source, "__module__", ""), getattr(source, "__qualname__", "")
     point = installed().get(transform.name)
     if point is not None and point.value == f"{module}:{qualname}":

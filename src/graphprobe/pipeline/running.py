@@ -49,9 +49,14 @@ class Run:
         return tuple(event for step in self.steps for event in step.observation.replacements)
 
     def author(self, node: str) -> str:
-        """Return the text form of the transform that last made or rewrote the node, '' where none did."""
+        """Return the text form of the transform that last made or rewrote the node, or put another weight in its
+        place; '' where none did.
+        """
+        found = next((n for n in self.gm.graph.nodes if n.name == node), None)
+        weights = [] if found is None else [n.name for n in found.all_input_nodes if n.op == "get_attr"]
         for step in reversed(self.steps):
-            if node in step.observation.created or node in step.observation.rewritten:
+            changed = {*step.observation.created, *step.observation.rewritten}
+            if not changed.isdisjoint((node, *weights)):
                 return step.transform
         return ""
 
@@ -138,7 +143,7 @@ class Runner:
         return Step(text, stage, NotApplied(reason), nothing, 0.0, size, size, transform.name, status)
 
     def _note_state(self, observation: observe.Observation) -> None:
-        if observation.created or observation.erased or observation.rewritten:
+        if observation.changed:
             self.clean = self.shapes_known = False
 
     def _prepare(self, settings: Settings) -> Iterator[str]:
@@ -187,7 +192,7 @@ def _failure(text: str, error: Exception) -> PipelineError:
 
 def _inferred(observation: observe.Observation) -> Outcome:
     """What a function that says nothing has matched: the nodes that it replaced, else those that it touched."""
-    if observation.retraced:
+    if observation.retraced and observation.changed:
         return Applied(("(the whole graph)",))
     replaced = tuple(dict.fromkeys(claim.old for claim in observation.replacements))
     touched = replaced or observation.created or observation.rewritten or observation.erased
