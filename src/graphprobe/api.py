@@ -16,8 +16,9 @@ from graphprobe.capturing import Model, capture
 from graphprobe.devices import moved
 from graphprobe.errors import InputError, MismatchError
 from graphprobe.execute import run_program
-from graphprobe.program import Program, copied, program
-from graphprobe.records import ClaimRecord, Replacement, Report
+from graphprobe.lanes import listing
+from graphprobe.program import Program, copied, input_paths, output_paths, program
+from graphprobe.records import ClaimRecord, ExactRow, Replacement, Report
 
 Side = Model | str | os.PathLike[str]
 Args = tuple[Any, ...] | list[Any]  # one call's positional arguments, or a list of such tuples: several input sets
@@ -85,7 +86,7 @@ def _input_sets(args: Args, kwargs: Kwargs) -> list[tuple[tuple[Any, ...], dict[
 def _diff(before: Side, after: Side, args: tuple[Any, ...], kwargs: dict[str, Any] | None, options: _Options) -> Report:
     """Compare on one input set."""
     started = time.perf_counter()
-    gm_before, gm_after, args, kwargs = _sides(before, after, args, kwargs)
+    (gm_before, gm_after), args, kwargs = _graphs((before, after), args, kwargs)
     valid = options.valid
     if options.device is not None:
         device = torch.device(options.device)
@@ -126,13 +127,29 @@ def alignment(
 
     Both sides and the inputs are those of `diff`. Raises GraphprobeError on bad input.
     """
-    gm_before, gm_after, args, kwargs = _sides(before, after, tuple(args), kwargs)
+    (gm_before, gm_after), args, kwargs = _graphs((before, after), tuple(args), kwargs)
     left, right, bound = _programs(gm_before, gm_after, args, kwargs)
     right = copied(right)
     found = align.align(left, right, tuple(gm_after.meta.get(EVENTS, ())), bound if run else None)
     records = [ClaimRecord(left.label(c.before), right.label(c.after), c.evidence, c.certain) for c in found.claims]
     alone = [right.label(n) for n in right.live if nodes.makes_values(n) and not found.of_after.get(n)]
     return Pairing(tuple(dict.fromkeys(records)), tuple(alone))
+
+
+def operators(graph: Side, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> tuple[ExactRow, ...]:
+    """Say how exact arithmetic evaluates each operator of a graph: one of each kind is run in float64.
+
+    The graph and its inputs are given as in `diff`. A file without weights is not run. Raises GraphprobeError on bad
+    input.
+    """
+    (gm,), args, kwargs = _graphs((graph,), tuple(args), kwargs)
+    if gm.meta.get(fxfile.MISSING):
+        return listing.list_operators(Program(gm, input_paths(gm), output_paths(gm), {}), None)
+    one = program(gm, args, kwargs)
+    bound = inputs.bind(gm, args, kwargs, "the graph")
+    inputs.check(one, bound, "the graph", inputs.device_of(gm))
+    concretise(one, bound)
+    return listing.list_operators(one, _as_before_takes(one, bound))
 
 
 def _check_options(exact: str, allow: Sequence[str], min_coverage: float) -> None:
@@ -142,26 +159,25 @@ def _check_options(exact: str, allow: Sequence[str], min_coverage: float) -> Non
         raise InputError(f"min_coverage={min_coverage}: it must lie between 0 and 1")
 
 
-def _sides(
-    before: Side, after: Side, args: tuple[Any, ...], kwargs: dict[str, Any] | None
-) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, tuple[Any, ...], dict[str, Any]]:
-    """Turn both sides into graphs and settle the inputs: given, stored with a file, or drawn."""
+def _graphs(
+    sides: Sequence[Side], args: tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> tuple[list[torch.fx.GraphModule], tuple[Any, ...], dict[str, Any]]:
+    """Turn the sides into graphs and settle the inputs: given, stored with a file, or drawn."""
     given = bool(args) or bool(kwargs)
     if not given:
-        for side in (before, after):
+        for side in sides:
             stored = fxfile.load_inputs(side) if isinstance(side, (str, os.PathLike)) else None
             if stored is not None:
                 args, kwargs, given = stored[0], stored[1], True
                 break
     kwargs = dict(kwargs or {})
-    sides = [fxfile.load(s) if isinstance(s, (str, os.PathLike)) else s for s in (before, after)]
+    loaded = [fxfile.load(s) if isinstance(s, (str, os.PathLike)) else s for s in sides]
     if not given:
-        captured = [s for s in sides if not _is_plain_module(s)]
+        captured = [s for s in loaded if not _is_plain_module(s)]
         if not captured:
             raise InputError("no inputs were given, and a plain nn.Module has none to draw from: give args= or kwargs=")
         args, kwargs = inputs.draw(capture(captured[0]))
-    graphs = [capture(s, args, kwargs) for s in sides]
-    return graphs[0], graphs[1], args, kwargs
+    return [capture(s, args, kwargs) for s in loaded], args, kwargs
 
 
 def _is_plain_module(side: Any) -> bool:

@@ -101,6 +101,31 @@ class Lint:
     transform: str = ""  # the transform that caused it, where that is known
 
 
+#: How the exact lanes evaluate an operator, from strongest to weakest.
+EXACT_RULES = {
+    "view": "makes no values of its own",
+    "float64": "its own kernel on float64 operands",
+    "adapted": "its own kernel on float64 operands, defaults that depend on a dtype filled in from the native one",
+    "reference": "a float64 reference takes its place",
+    "decomposition": "its kernel refuses float64: torch's decomposition takes its place",
+    "bodies": "control flow: its bodies are evaluated exactly, operation by operation",
+    "replayed": "random: both sides replay one generator state",
+    "native": "works on bit patterns: the native value is taken, and only the size of its rounding is judged",
+    "statistics": "no float64 form: only the size of its rounding is judged (graphprobe.exact_rule registers one)",
+    "unknown": "cannot be run here",
+}
+
+
+@dataclass(frozen=True)
+class ExactRow:
+    """How exact arithmetic evaluates one operator; ``rule`` is one of EXACT_RULES."""
+
+    operator: str
+    rule: str
+    note: str = ""  # the reference, or why there is no float64 form
+    count: int = 0  # how many nodes of the graph call it
+
+
 @dataclass(frozen=True)
 class ClaimRecord:
     """A statement that node ``after`` must equal node ``before``; ``evidence`` says why."""

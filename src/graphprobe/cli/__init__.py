@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import graphprobe
-from graphprobe.cli import align, bisect, capture, demo, diff, dumps, lint, run, show, tap
+from graphprobe.cli import align, bisect, capture, demo, diff, dumps, exact, lint, run, show, tap
 from graphprobe.errors import GraphprobeError
 
 #: The subcommands, in the order of ``graphprobe --help``.
@@ -29,6 +29,7 @@ COMMANDS: dict[str, ModuleType] = {
     "bisect": bisect,
     "dumps": dumps,
     "lint": lint,
+    "exact": exact,
     "show": show,
 }
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not sys.warnoptions:  # torch's remarks about its own internals; python -W or PYTHONWARNINGS shows them
             warnings.simplefilter("ignore")
         try:
+            _import(options.modules)
             status: int = command.run(options)
             sys.stdout.flush()
         except GraphprobeError as error:
@@ -89,9 +91,25 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.configure(sub)
+        sub.add_argument(
+            "--import",
+            dest="modules",
+            metavar="MODULE",
+            action="append",
+            default=[],
+            help="import this module first: one that registers custom operators or float64 references",
+        )
         sub.add_argument("--json", action="store_true", help="print the result as JSON instead of text")
         sub.set_defaults(command=command)
     return parser
+
+
+def _import(modules: Sequence[str]) -> None:
+    if modules:
+        from graphprobe.cli import models  # late: it imports torch
+
+        for name in modules:
+            models.import_module(name)
 
 
 def _let_stdout_go() -> None:

@@ -34,7 +34,7 @@ def from_factory(spec: str) -> Loaded:
             f"{spec!r} is neither a directory nor of the form pkg.mod:factory; "
             "the factory is a function without arguments that returns (model, args, kwargs)"
         )
-    made = _attribute(_import(module_name), name, spec)
+    made = _attribute(import_module(module_name), name, spec)
     if callable(made) and not isinstance(made, torch.nn.Module):
         made = made()
     parts = made if isinstance(made, tuple) else (made,)
@@ -50,7 +50,8 @@ def from_factory(spec: str) -> Loaded:
     return Loaded(parts[0], tuple(args), dict(kwargs))
 
 
-def _import(name: str) -> Any:
+def import_module(name: str) -> Any:
+    """Import a module, also from the current directory. Raises InputError where there is none of that name."""
     here = os.getcwd()
     if here not in sys.path:  # as `python -m` does: modules in the current directory are found
         sys.path.insert(0, here)

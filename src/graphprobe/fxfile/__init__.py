@@ -4,6 +4,6 @@
 """
 
 from graphprobe.fxfile.loading import load, load_inputs
-from graphprobe.fxfile.saving import save
+from graphprobe.fxfile.saving import MISSING, save
 
-__all__ = ["load", "load_inputs", "save"]
+__all__ = ["MISSING", "load", "load_inputs", "save"]

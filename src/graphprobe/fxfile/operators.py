@@ -166,7 +166,8 @@ def _why_missing(shown: str) -> str:
         return f"torch {torch.__version__} has no operator of that name; load the file with the torch that wrote it"
     return (
         f"no operator of that name is registered here. Import the package that registers {namespace!r} operators "
-        f"before graphprobe.load, or give load(..., operators={{{shown!r}: function}})"
+        f"before graphprobe.load (on the command line: --import PACKAGE), "
+        f"or give load(..., operators={{{shown!r}: function}})"
     )
 
 

@@ -11,6 +11,7 @@ A rule takes ``(node, args, kwargs)``, the arguments lifted already, and returns
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def exact_rule(op: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         )
 
     def register(reference: Callable[..., Any]) -> Callable[..., Any]:
-        RULES[name] = _reference(reference)
+        RULES[name] = Reference(reference)
         return reference
 
     return register
@@ -197,13 +198,15 @@ def _no_half_to_float(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any])
     return target, (*args[:2], False), {}
 
 
-def _reference(make: Callable[..., Any]) -> Rule:
-    """A kernel without a float64 form: replaced by its definition."""
+@dataclass(frozen=True)
+class Reference:
+    """The rule for a kernel without a float64 form: it is replaced by its definition."""
 
-    def rule(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        return make, args, kwargs
+    make: Callable[..., Any]
 
-    return rule
+    def __call__(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Return the definition, and the operator's own arguments."""
+        return self.make, args, kwargs
 
 
 def _decomposed(make: Callable[..., Any]) -> Rule:
@@ -226,14 +229,14 @@ RULES: dict[str, Rule] = {
     "aten::_softmax": _no_half_to_float,
     "aten::_log_softmax": _no_half_to_float,
     "aten::_safe_softmax": _plain,
-    "aten::scaled_dot_product_attention": _reference(references.scaled_dot_product_attention),
-    "aten::_scaled_dot_product_flash_attention": _reference(references.flash),
-    "aten::_scaled_dot_product_flash_attention_for_cpu": _reference(references.flash),
-    "aten::_scaled_dot_product_efficient_attention": _reference(references.efficient),
-    "aten::_scaled_dot_product_cudnn_attention": _reference(references.cudnn),
-    "aten::_grouped_mm": _reference(references.grouped_mm),
-    "aten::_scaled_mm": _reference(references.scaled_mm),
-    "aten::_int_mm": _reference(references.int_mm),
-    "aten::_weight_int8pack_mm": _reference(references.weight_int8pack_mm),
+    "aten::scaled_dot_product_attention": Reference(references.scaled_dot_product_attention),
+    "aten::_scaled_dot_product_flash_attention": Reference(references.flash),
+    "aten::_scaled_dot_product_flash_attention_for_cpu": Reference(references.flash),
+    "aten::_scaled_dot_product_efficient_attention": Reference(references.efficient),
+    "aten::_scaled_dot_product_cudnn_attention": Reference(references.cudnn),
+    "aten::_grouped_mm": Reference(references.grouped_mm),
+    "aten::_scaled_mm": Reference(references.scaled_mm),
+    "aten::_int_mm": Reference(references.int_mm),
+    "aten::_weight_int8pack_mm": Reference(references.weight_int8pack_mm),
     **quantizers.RULES,
 }

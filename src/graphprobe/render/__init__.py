@@ -13,7 +13,15 @@ from graphprobe.render.page import page, write_html
 from graphprobe.render.plots import plot_states
 from graphprobe.render.states import compare_states, states_text
 from graphprobe.render.trace import overlay_trace
-from graphprobe.render.wording import coverage_text, findings_table, lint_text, regions_table, taps_text, text
+from graphprobe.render.wording import (
+    coverage_text,
+    exact_text,
+    findings_table,
+    lint_text,
+    regions_table,
+    taps_text,
+    text,
+)
 
 __all__ = [
     "Overlay",
@@ -23,6 +31,7 @@ __all__ = [
     "dot_graph",
     "dot_layer",
     "draw",
+    "exact_text",
     "findings_table",
     "layers_of",
     "lint_text",

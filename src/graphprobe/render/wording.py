@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from graphprobe.records import VERDICTS, Coverage, Finding, Lint, OutputRow, RegionRow, Report, Tap
+from graphprobe.records import (
+    EXACT_RULES,
+    VERDICTS,
+    Coverage,
+    ExactRow,
+    Finding,
+    Lint,
+    OutputRow,
+    RegionRow,
+    Report,
+    Tap,
+)
 from graphprobe.render.labels import clip, dims, dtype
 from graphprobe.render.numbers import WIDTH, count, error, flat, made, share, size, statistic, table, wrap
 from graphprobe.render.wiring import layer_prefix
@@ -201,6 +212,18 @@ def _tap_row(tap: Tap) -> list[str]:
     odd = [f"{n:,} {what}" for n, what in ((tap.nan, "nan"), (tap.inf, "inf"), (tap.zeros, "zero")) if n]
     figures = [statistic(value) for value in (tap.min, tap.max, tap.mean, tap.rms)]
     return [tap.name, tap.op, shape, *figures, ", ".join(odd)]
+
+
+def exact_text(rows: Sequence[ExactRow]) -> str:
+    """Return the operators with the rule that judges each, and below what the rules mean."""
+    if not rows:
+        return "no operators"
+    counted = any(row.count for row in rows)
+    headers = ["operator", *(["nodes"] if counted else []), "rule", "by"]
+    cells = [[row.operator, *([str(row.count)] if counted else []), row.rule, row.note] for row in rows]
+    used = [rule for rule in EXACT_RULES if any(row.rule == rule for row in rows)]
+    legend = [line for rule in used for line in _hang(f"{rule:14}", EXACT_RULES[rule])]
+    return "\n".join([table(headers, cells, flexible=(0, len(headers) - 1)), "", *legend])
 
 
 def lint_text(issues: Sequence[Lint]) -> str:
