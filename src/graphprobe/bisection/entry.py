@@ -66,8 +66,10 @@ def bisect(
     if call_args or call_kwargs:
         inputs.bind(gm, call_args, call_kwargs, "the model")
     entries = bench.entries_of(plan)
-    words = [(bench.text_of((e,)), getattr(e.transform, "function", None)) for e in entries]
-    key = store.key_of(gm, (call_args, call_kwargs), words, check, options)
+    named_files = store.files_in(check) if check is not None and not callable(check) else ""
+    words = [(bench.text_of((entry,)), entry.transform) for entry in entries]
+    key = store.key_of(gm, (call_args, call_kwargs), words, check, named_files, options)
+    more = (("dynamic_shapes", "dynamic_shapes"),) if dynamic_shapes is not None else ()
     with oracle.made(check, gm, call_args, call_kwargs, options) as judge:
         found = Hunt(
             captured=gm,
@@ -76,7 +78,7 @@ def bisect(
             entries=entries,
             oracle=judge,
             store=store.Store.open(state, key),
-            commands=Commands(command, check),
+            commands=Commands(command, check, options, more),
             options=options,
             progress=progress,
         ).run()

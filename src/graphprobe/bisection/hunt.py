@@ -52,14 +52,60 @@ class Hunt:
         """Search, and say what was found."""
         self._full = bench.run(self.captured, self.entries, lint=True)
         if self.answer(()).verdict == BAD:
-            self.notes.append(f"the captured model itself is bad ({self.answer(()).reason}): no transform is to blame")
+            if self._is_steady(()):
+                reason = self.answer(()).reason
+                self.notes.append(f"the captured model itself is bad ({reason}): no transform is to blame")
             return self._result((), UNKNOWN)
         whole = self.answer(self.everything)
         groups = list(search.culprits(self.everything, self.test)) if whole.verdict == BAD else []
         if whole.verdict == UNKNOWN:
             groups = list(self._suspects())
+        groups = self._blamed(groups)
+        if not self._is_steady((), self.everything, *(part for group in groups for part in self._decisive(group))):
+            return self._result((), UNKNOWN)
         self._doubt(groups)
         return self._result(tuple(groups), BAD if groups else whole.verdict)
+
+    def _blamed(self, groups: list[Subset]) -> list[Subset]:
+        """Leave out what is bad by itself, but undone later in the pipeline."""
+        blamed = search.to_blame(self.everything, groups, self.test)
+        pardoned = sorted({i for group in groups if group not in blamed for i in group})
+        if pardoned:
+            names = [" and ".join(self.entries[i].label for i in part) for part in (pardoned, *blamed)]
+            self.notes.append(
+                f"{names[0]} {'is' if len(pardoned) == 1 else 'are'} bad in part of the trials, but not in the whole "
+                f"pipeline without {', '.join(names[1:])}: later transforms make up for what they do"
+            )
+        return list(blamed)
+
+    def _decisive(self, group: Subset) -> tuple[Subset, ...]:
+        """The trials on which the blame rests: the guilty ones with what ran before them, and what ran before."""
+        context = self._context(group)
+        return (*context, group[-1]), context
+
+    def _is_steady(self, *trials: Subset) -> bool:
+        """Ask a user's check about decisive trials once more; where it then says something else, nothing is known."""
+        for subset in dict.fromkeys(trials) if self.commands.has_check else ():
+            first, again = self.answer(subset), self._ask_again(subset)
+            if first.verdict != again.verdict:
+                self.notes.append(
+                    f"the check is not steady: of {self._what(subset, None)} it has said {first.verdict} and then, of "
+                    f"the same graph, {again.verdict}; so nothing can be concluded. Fix its seeds, or let it decide by "
+                    "the majority of several runs"
+                )
+                return False
+        return True
+
+    def _ask_again(self, subset: Subset) -> Answer:
+        trial = ",".join(map(str, subset)) + " again"
+        if trial not in self.store.answers:
+            what = f"{self._what(subset, None)} once more"
+            self._say(what)
+            started = time.perf_counter()
+            made = bench.run(self.captured, tuple(self.entries[i] for i in subset))  # a check may have run the last one
+            answer = self._judged(made, subset)
+            self.store.put(trial, answer, time.perf_counter() - started)
+        return self.store.answers[trial]
 
     # --- trials ------------------------------------------------------------------------------------------------------
 
@@ -105,9 +151,12 @@ class Hunt:
     def _judge(self, subset: Subset, entries: tuple[Entry, ...], limit: int | None) -> Answer:
         whole = subset == self.everything and limit is None and self._full is not None
         trial = self._full if whole and self._full is not None else bench.run(self.captured, entries)
+        return self._judged(trial, subset)
+
+    def _judged(self, trial: Trial, subset: Subset) -> Answer:
         if trial.crashed is not None:
             step = trial.steps[trial.crashed]
-            reason = f"{entries[trial.crashed].label} failed: {_reason(step)}"
+            reason = f"{self.entries[subset[trial.crashed]].label} failed: {_reason(step)}"
             return Answer(BAD, reason, crashed=trial.crashed)
         if not subset and not self.commands.has_check:
             return Answer(GOOD, "nothing was changed")

@@ -85,8 +85,10 @@ def compare(
             return Answer(BAD, reason, report=Report(verdict="structural", notes=(reason,)))
         return Answer(UNKNOWN, reason, report=Report(verdict="unknown", notes=(reason,)))
     except Exception as error:  # a graph that diff was not made for leaves a gap, and does not end the search
-        reason = f"the comparison failed: {_said(error)}"
-        return Answer(UNKNOWN, reason, report=Report(verdict="unknown", notes=(reason,)))
+        why = run_error(after, args, kwargs)
+        reason = why or f"the comparison failed: {_said(error)}"
+        report = Report(verdict="structural" if why else "unknown", notes=(reason,))
+        return Answer(BAD if why else UNKNOWN, reason, report=report)
     verdict = GOOD if report.ok else UNKNOWN if report.verdict == "unknown" else BAD
     return Answer(verdict, report.verdict, report=report)
 
@@ -101,8 +103,9 @@ def run_error(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _outputs(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    call = torch.nn.Module.__call__  # a GraphModule's own prints the code of a graph that raises
     with torch.no_grad():
-        return pytree.tree_leaves(deep_copy(gm)(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+        return pytree.tree_leaves(call(deep_copy(gm), *copy.deepcopy(args), **copy.deepcopy(kwargs)))
 
 
 def _said(error: BaseException) -> str:
@@ -117,7 +120,7 @@ class Health:
     before: GraphModule
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    _finite: list[bool] = field(default_factory=list)
+    _finite: list[Any] = field(default_factory=list)  # for each output where it is finite, None for what has no NaNs
     _known: bool = False
 
     def trouble(self, gm: GraphModule) -> str:
@@ -125,21 +128,30 @@ class Health:
         if not self._known:
             self._known = True
             if not run_error(self.before, self.args, self.kwargs):
-                self._finite = [_is_finite(leaf) for leaf in _outputs(self.before, self.args, self.kwargs)]
+                self._finite = [_finite(leaf) for leaf in _outputs(self.before, self.args, self.kwargs)]
         if not self._finite:
             return ""
         try:
             found = _outputs(gm, self.args, self.kwargs)
         except Exception as error:
             return f"it cannot be run: {_said(error)}"
-        spoiled = any(was and not _is_finite(leaf) for was, leaf in zip(self._finite, found, strict=False))
+        spoiled = any(_spoiled(was, _finite(leaf)) for was, leaf in zip(self._finite, found, strict=False))
         return "an output holds NaN or infinity where the captured graph's does not" if spoiled else ""
 
 
-def _is_finite(leaf: Any) -> bool:
+def _finite(leaf: Any) -> torch.Tensor | None:
     if isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
-        return bool(torch.isfinite(leaf.float() if leaf.dtype.itemsize == 1 else leaf).all())
-    return True
+        return torch.isfinite(leaf.float() if leaf.dtype.itemsize == 1 else leaf)
+    return None
+
+
+def _spoiled(was: torch.Tensor | None, now: torch.Tensor | None) -> bool:
+    """Whether there is a NaN or an infinity more, element by element where the shape is the same."""
+    if was is None or now is None:
+        return False
+    if was.shape == now.shape:
+        return bool((was & ~now).any())
+    return bool(was.all()) and not bool(now.all())
 
 
 @dataclass

@@ -5,12 +5,14 @@ A test says good, bad or unknown ("cannot judge"), and unknown is never taken fo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 GOOD, BAD, UNKNOWN = "good", "bad", "unknown"
 
 Subset = tuple[int, ...]
 Test = Callable[[Subset], str]
+_ABLATIONS = 32  # trials at most that are spent on telling guilt from compensation
 
 
 def first_bad(low: int, high: int, test: Callable[[int], str]) -> tuple[int, int]:
@@ -84,3 +86,18 @@ def culprits(everything: Sequence[int], test: Test) -> Iterator[Subset]:
             part = minimal(prefix, test)
         yield part
         left = tuple(i for i in left if i != part[-1])
+
+
+def to_blame(everything: Subset, groups: Sequence[Subset], test: Test) -> tuple[Subset, ...]:
+    """Return the fewest of the bad parts that have to go for the rest of the pipeline to be good; all, if none do less.
+
+    A part can be bad by itself and harmless in the whole, because a later one undoes what it did: then removing either
+    of the two makes things worse, and it is neither that made the whole bad.
+    """
+    sizes = range(1, len(groups))
+    choices = itertools.chain.from_iterable(itertools.combinations(groups, size) for size in sizes)
+    for chosen in itertools.islice(choices, _ABLATIONS):
+        gone = {group[-1] for group in chosen}
+        if test(tuple(i for i in everything if i not in gone)) == GOOD:
+            return chosen
+    return tuple(groups)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
+import inspect
 import json
 import os
+import shlex
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +99,7 @@ def key_of(gm: GraphModule, inputs: Any, *words: Any) -> str:
         digest.update(f"{name}:".encode())
         digest.update(_bytes(leaf))
     for word in words:
-        digest.update(f"|{_described(word)}".encode())
+        digest.update(f"|{described(word)}".encode())
     return digest.hexdigest()
 
 
@@ -109,24 +113,56 @@ def _bytes(leaf: Any) -> bytes:
     return f"{leaf.dtype}{tuple(leaf.shape)}".encode() + hashlib.sha256(data.tobytes()).digest()
 
 
-def _described(word: Any, depth: int = 3) -> str:
-    """A function is its code and what it closes over, not its address: one that was edited answers another question."""
+def described(word: Any, depth: int = 3) -> str:
+    """Return what a value is, not where: one that was edited since is another, and answers another question.
+
+    A function is its code, what it closes over and the file it stands in; an object its class and its fields.
+    """
     if isinstance(word, torch.Tensor):
         return hashlib.sha256(_bytes(word)).hexdigest()
     if isinstance(word, (list, tuple)):
-        return f"[{', '.join(_described(one, depth) for one in word)}]"
+        return f"[{', '.join(described(one, depth) for one in word)}]"
     if isinstance(word, dict):
-        return f"{{{', '.join(f'{key}: {_described(value, depth)}' for key, value in word.items())}}}"
+        return f"{{{', '.join(f'{key}: {described(value, depth)}' for key, value in word.items())}}}"
     if isinstance(word, (str, int, float, bool, type(None))):
         return repr(word)
-    code = getattr(word, "__code__", None)
+    if isinstance(word, functools.partial):
+        return f"partial({described([word.func, word.args, word.keywords], depth)})"
     name = f"{getattr(word, '__module__', '')}.{getattr(word, '__qualname__', type(word).__qualname__)}"
-    if code is None or depth == 0:
+    if depth == 0:
         return name
+    code = getattr(word, "__code__", None)
+    if code is None:
+        return f"{name}:{_source(type(word))}:{described(_fields(word), depth - 1)}"
     held = [*_contents(getattr(word, "__closure__", None) or ()), *(getattr(word, "__defaults__", None) or ())]
     # lists and other things that may change while it runs say nothing of what it is
     fixed = [value for value in held if isinstance(value, (str, int, float, bool, tuple)) or callable(value)]
-    return f"{name}:{_code(code)}:{[_described(value, depth - 1) for value in fixed]}"
+    return f"{name}:{_code(code)}:{_source(word)}:{[described(value, depth - 1) for value in fixed]}"
+
+
+def files_in(command: str | Sequence[str]) -> str:
+    """Return a digest of the files that a command names: a script that was edited gives other answers."""
+    words = shlex.split(command) if isinstance(command, str) else command
+    there = [Path(word) for word in words if len(word) < 4096 and Path(word).is_file()]
+    return " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in there)
+
+
+def _fields(word: Any) -> dict[str, Any]:
+    if dataclasses.is_dataclass(word) and not isinstance(word, type):
+        return {f.name: getattr(word, f.name, None) for f in dataclasses.fields(word)}
+    values = getattr(word, "__dict__", {})
+    return {key: value for key, value in values.items() if isinstance(value, (str, int, float, bool, tuple))}
+
+
+def _source(word: Any) -> str:
+    """Return a digest of the file in which a user's function or class is defined; installed ones have a version."""
+    try:
+        path = inspect.getsourcefile(word)
+    except TypeError:
+        return ""
+    if path is None or "site-packages" in path or not os.path.isfile(path):
+        return ""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _contents(cells: Iterable[Any]) -> Iterator[Any]:
