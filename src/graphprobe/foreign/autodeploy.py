@@ -21,6 +21,11 @@ ROOT = "(root)"
 MISSING = ("N/A", "unknown")  # what stands in place of a dtype where meta["val"] is missing
 #: Operators without a result: ``NoneType`` is all they can be.
 _NOTHING = re.compile(r"\b(_assert|sym_constrain|_functional_assert|wait_aux_stream|begin_aux_stream|end_aux_stream)")
+#: Operators that make no new values.
+_VIEWS = re.compile(
+    r"aten\.(view|reshape|_unsafe_view|transpose|permute|t|unsqueeze|squeeze|expand|slice|select|narrow|flatten|unflatten|"
+    r"alias|detach|split|split_with_sizes|chunk|unbind|movedim|contiguous)\b|auto_deploy\.view\b"
+)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _NO_NODE = {"None", "True", "False", "inf", "nan", "slice", "Ellipsis"}
@@ -220,6 +225,7 @@ def _node(line: Line, inputs: tuple[str, ...]) -> NodeView:
         shape=dimensions(line.shape),
         dtype=_dtype(line.dtype),
         has_val=not line.lacks_val,
+        is_view=bool(_VIEWS.match(line.target)),
     )
 
 

@@ -112,7 +112,8 @@ def _words(wiring: Wiring, group: Group, role: str, stream: bool) -> list[Line]:
         text = labels.title(wiring, group.members[0]) if len(group.members) == 1 else labels.clip(ops)
         return [Line(text, "small", "#444444"), Line(shape, "small", "#444444")]
     name = group.members[0]
-    weights = [Line(text, "plain", "#444444") for text in labels.weight_lines(wiring, name)]
+    folded = [*labels.weight_lines(wiring, name), labels.detail_line(wiring, name)]
+    weights = [Line(text, "plain", "#444444") for text in folded]
     text = "outputs" if last.op == "output" else labels.title(wiring, name)
     if stream and adds(wiring, name):
         text = f"{text} (residual)"
@@ -141,11 +142,11 @@ def _cluster(group: Group) -> tuple[str, ...]:
 
 
 def arrange(canvas: Canvas, boxes: Sequence[Box], base: str) -> tuple[list[Box], dict[tuple[str, ...], Frame]]:
-    """Keep the clusters that hold two boxes or more and say more than the one around them; give each its frame."""
+    """Keep the clusters that hold two operations or more and say more than the one around them; give each its frame."""
     counts: dict[str, int] = {}
     for box in boxes:
         for module in box.cluster:
-            counts[module] = counts.get(module, 0) + 1
+            counts[module] = counts.get(module, 0) + (canvas.roles.get(box.id) != "view")
     kept: list[Box] = []
     frames: dict[tuple[str, ...], Frame] = {}
     for box in boxes:

@@ -116,7 +116,8 @@ def _words(wiring: Wiring, group: Group) -> list[Line]:
         ops = " · ".join(labels.short_op(wiring.node(n)) for n in group.members)
         return [Line(labels.clip(ops), "plain"), Line(labels.shape_line(last), "small")]
     name = group.members[0]
-    weights = [Line(text, "plain", "#444444") for text in labels.weight_lines(wiring, name)]
+    folded = [*labels.weight_lines(wiring, name), labels.detail_line(wiring, name)]
+    weights = [Line(text, "plain", "#444444") for text in folded]
     text = "outputs" if last.op == "output" else labels.title(wiring, name)
     named = [Line(name, "small", "#555555")] if last.op in CALLS and not last.is_view else []
     return [Line(text, "title"), *named, *weights, Line(labels.shape_line(last))]

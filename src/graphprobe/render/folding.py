@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from graphprobe.render.roles import module_role
 from graphprobe.render.wiring import Wiring
 
 _RUN = 64  # operations of one module that are folded together at least
@@ -44,19 +45,27 @@ def singles(wiring: Wiring, names: Sequence[str]) -> list[Group]:
 def fold(wiring: Wiring, names: Sequence[str], limit: int, depth: int | None = None) -> list[Group]:
     """Group `names` into at most about `limit` boxes by folding modules; modules of `depth` names are never unfolded.
 
-    Modules that differ in their numbers only (the layers of a model) are unfolded together or not at all.
+    Modules that differ in their numbers only (the layers of a model) are unfolded together or not at all. Norms, and
+    the loose operations between modules, are unfolded only where everything else is: they say little.
     Linear in the number of operations times the depth of the module tree.
     """
     levels = [_top(wiring, names, limit)]
     total = len(levels[0])
     final: list[Group | _Module] = []
-    while levels:
-        level = levels.pop(0)
+    later: list[list[Group | _Module]] = []
+    while levels or later:
+        last = not levels
+        if last and any(isinstance(item, _Module) for item in final):
+            break
+        groups = later if last else _alike(levels.pop(0))
+        later = [] if last else later
         below: list[Group | _Module] = []
-        for items in _alike(level):
+        for items in groups:
             opened = [part for item in items for part in _open(wiring, item, limit)]
             if all(isinstance(item, Group) and item.kind != "run" for item in items):
                 final.extend(items)
+            elif not last and _says_little(wiring, items[0]):
+                later.append(items)
             elif total - len(items) + len(opened) <= limit and _within(items, depth):
                 total += len(opened) - len(items)
                 below.extend(opened)
@@ -64,9 +73,14 @@ def fold(wiring: Wiring, names: Sequence[str], limit: int, depth: int | None = N
                 final.extend(items)
         if below:
             levels.append(below)
-    groups = [item if isinstance(item, Group) else _closed(wiring, item) for item in final]
+    final.extend(item for items in later for item in items)
+    groups_made = [item if isinstance(item, Group) else _closed(wiring, item) for item in final]
     order = wiring.order
-    return _chain_views(wiring, sorted(groups, key=lambda g: order[g.members[0]]))
+    return _chain_views(wiring, sorted(groups_made, key=lambda g: order[g.members[0]]))
+
+
+def _says_little(wiring: Wiring, item: Group | _Module) -> bool:
+    return item.kind == "run" if isinstance(item, Group) else module_role(wiring, item.path) == "norm"
 
 
 def _top(wiring: Wiring, names: Sequence[str], limit: int) -> list[Group | _Module]:
@@ -81,18 +95,20 @@ def _top(wiring: Wiring, names: Sequence[str], limit: int) -> list[Group | _Modu
     # a common prefix such as 'model' says nothing: start below it
     while len(root.parts) == 1 and not root.own:
         root = next(iter(root.parts.values()))
-    return _open(wiring, root, limit)
+    return _open(wiring, root, limit, whole=len(root.own) <= limit)
 
 
-def _open(wiring: Wiring, item: Group | _Module, limit: int) -> list[Group | _Module]:
+def _open(wiring: Wiring, item: Group | _Module, limit: int, whole: bool = True) -> list[Group | _Module]:
     if isinstance(item, Group):
         return [_op(wiring, name) for name in item.members]
     parts = [_skip(part) for part in item.parts.values()]
     ends = [name for name in item.own if wiring.node(name).op in ("placeholder", "output")]
     own = [name for name in item.own if wiring.node(name).op not in ("placeholder", "output")]
-    loose: list[Group | _Module] = [_op(wiring, name) for name in (*ends, *(own if len(own) <= _LOOSE else ()))]
-    runs = _runs(own, item.path, limit) if len(own) > _LOOSE else []
-    return [*loose, *runs, *parts]
+    inner = sum(len(part.members if isinstance(part, Group) else part.names()) for part in parts)
+    # what a module does itself is shown whole; beside the layers of a stack it is a preparation
+    whole = len(own) <= _LOOSE or (whole and len(own) >= inner)
+    loose: list[Group | _Module] = [_op(wiring, name) for name in (*ends, *(own if whole else ()))]
+    return [*loose, *(() if whole else _runs(own, item.path, limit)), *parts]
 
 
 def _skip(module: _Module) -> Group | _Module:

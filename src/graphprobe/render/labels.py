@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 
 from graphprobe.records import NodeView
+from graphprobe.render.places import weight_module
 from graphprobe.render.roles import table_of
-from graphprobe.render.wiring import Wiring, is_cast, unary_source, weight_module
+from graphprobe.render.wiring import Wiring, is_cast, unary_source
 
 _DTYPES = {
     "bfloat16": "bf16",
@@ -23,14 +24,20 @@ _DTYPES = {
 _TITLES = {
     "linear": "Linear",
     "addmm": "Linear",
+    "torch_linear_simple": "Linear",
     "embedding": "Embedding",
     "layer_norm": "LayerNorm",
     "native_layer_norm": "LayerNorm",
     "rms_norm": "RMSNorm",
     "_fused_rms_norm": "RMSNorm",
+    "torch_rmsnorm": "RMSNorm",
     "batch_norm": "BatchNorm",
     "group_norm": "GroupNorm",
+    "native_batch_norm": "BatchNorm",
+    "_native_batch_norm_legit_no_training": "BatchNorm",
     "scaled_dot_product_attention": "attention (sdpa)",
+    "torch_attention": "attention",
+    "split_with_sizes": "split",
     "_softmax": "softmax",
     "_to_copy": "to",
     "convert_element_type": "to",
@@ -42,9 +49,24 @@ _TITLES = {
 #: Operators whose constants the output's shape or dtype already tells.
 _PLAIN = {"view", "reshape", "expand", "_unsafe_view", "to", "_to_copy", "unsqueeze", "squeeze", "embedding", "flatten"}
 #: Operators whose first constant is a dimension.
-_ALONG = {"softmax", "_softmax", "log_softmax", "mean", "sum", "cat", "stack", "amax", "argmax", "cumsum"}
+_ALONG = {
+    "softmax",
+    "_log_softmax",
+    "_softmax",
+    "log_softmax",
+    "mean",
+    "sum",
+    "cat",
+    "stack",
+    "amax",
+    "argmax",
+    "cumsum",
+}
+#: What a weight is to its operation, behind a module path whose dots became underscores.
+_LEAF = re.compile(r"^\w*?_?((?:input_|output_|weight_|block_)?(?:scale|zero_point|codes|packed)|weight|bias)$")
 _MAX = 2**63 - 1  # what torch writes for 'to the end'
 _TIMES = "\u00d7"
+_SAID = 3  # constants in a title; an operator with more of them keeps them for the tooltip
 _WEIGHTS = 4  # weights listed in a box
 _WIDEST = 34  # characters of a line in a box
 
@@ -73,9 +95,15 @@ def title(wiring: Wiring, name: str) -> str:
         return clip(f"{text} {dtype(node.dtype)}".strip())
     owner = _owner(wiring, name)
     if owner:
-        return clip(f"{text} ({owner})")
+        return _headed(text, f"({owner})")
     tables = [] if op != "mul" else [t for t in (table_of(wiring, i) for i in wiring.inputs(name)) if t]
-    return clip(" ".join([text, *tables[:1], _said(node)]).strip())
+    return _headed(" ".join([text, *tables[:1]]), _said(node))
+
+
+def _headed(head: str, rest: str) -> str:
+    """Join an operation and what is said of it; where both are too long it is the rest that is shortened."""
+    head = clip(head, _WIDEST)
+    return f"{head} {clip(rest, max(10, _WIDEST - len(head) - 1))}".rstrip()
 
 
 def _owner(wiring: Wiring, name: str) -> str:
@@ -84,30 +112,45 @@ def _owner(wiring: Wiring, name: str) -> str:
     path = wiring.place[name]
     matrices = [w for w in wiring.weight_inputs(name) if len(wiring.node(w).shape or ()) >= 2]
     if len(matrices) == 1:
-        leaf = path.rsplit(".", 1)[-1]
+        leaf = leaf_of(path)
         if leaf and not leaf.isdigit():
             return leaf
-        return weight_module(_origin(wiring, matrices[0]).target).rsplit(".", 1)[-1]
+        return weight_module(wiring.node(wiring.origin(matrices[0])).target).rsplit(".", 1)[-1]
+    if short_op(node) in ("linear", "addmm", "mm", "matmul") and wiring.kinds.get(path, "").endswith("Linear"):
+        return leaf_of(path)  # its weight is computed first: dequantised, or joined of parts
+    if _norms(node) and path and not leaf_of(path).isdigit() and wiring.weight_inputs(name):
+        return leaf_of(path)
     if path in wiring.lone and re.search(r"Activation|SiLU|GELU|ReLU|Tanh|Sigmoid", node.module_type):
-        return path.rsplit(".", 1)[-1]
+        return leaf_of(path)
     return ""
 
 
-def _origin(wiring: Wiring, name: str) -> NodeView:
+def leaf_of(path: str) -> str:
+    """Return the last name of a module path."""
+    return path.rpartition(".")[2]
+
+
+def _norms(node: NodeView) -> bool:
+    return _TITLES.get(short_op(node), "").endswith("Norm")
+
+
+def detail_line(wiring: Wiring, name: str) -> str:
+    """Return what the title left out in favour of a name: a norm's eps."""
     node = wiring.node(name)
-    while node.op not in ("get_attr", "placeholder") and node.inputs:
-        node = wiring.node(node.inputs[0])
-    return node
+    said = [word for word in _said(node).split(", ") if word] if _norms(node) and _owner(wiring, name) else []
+    return f"eps {said[-1]}" if said else ""
 
 
 def weight_lines(wiring: Wiring, name: str) -> list[str]:
-    """Return one word for each weight folded into the box: 'W[576x576]', 'b[576]', 'inv_freq[32]'."""
+    """Return one word for each weight folded into the box: 'W[576x576]', 'b[576]', 'codes[576x576] int8'."""
+    origins = [wiring.node(wiring.origin(weight)) for weight in wiring.weight_inputs(name)]
+    plain = {wiring.node(name).dtype, "float32", "bfloat16", "float16"}
     words = []
-    for weight in wiring.weight_inputs(name):
-        origin = _origin(wiring, weight)
-        leaf = re.sub(r"^\w*_(?=(weight|bias)$)", "", origin.target.rsplit(".", 1)[-1])
+    for origin in sorted(origins, key=lambda origin: -len(origin.shape or ())):
+        leaf = _LEAF.sub(r"\1", origin.target.rsplit(".", 1)[-1])
         leaf = {"weight": "W", "bias": "b"}.get(leaf, leaf)
-        words.append(clip(f"{leaf}{dims(origin.shape)}" if origin.shape is not None else leaf))
+        size = dims(origin.shape) if origin.shape else ""
+        words.append(clip(f"{leaf}{size}{'' if origin.dtype in plain else ' ' + dtype(origin.dtype)}".rstrip()))
     return words if len(words) <= _WEIGHTS else [*words[: _WEIGHTS - 1], f"and {len(words) - _WEIGHTS + 1} more"]
 
 
@@ -181,7 +224,8 @@ _UNSAID = {"dtype", "layout", "device", "pin_memory", "memory_format", "non_bloc
 def constants(node: NodeView) -> list[str]:
     """Return the arguments of an operation that are no values of the graph, numbers to six digits."""
     found = []
-    for word in _split(re.sub(r"^\((.*)\)$", r"\1", node.args)):
+    parts = _split(re.sub(r"^\((.*)\)$", r"\1", node.args))
+    for word in parts[:-1] if node.args.endswith("...)") else parts:  # the last of a long list is cut
         key, _, value = word.rpartition("=")
         if _mentions(value, node.inputs) or key in _UNSAID or _SILENT.fullmatch(value):
             continue
@@ -209,10 +253,13 @@ def _said(node: NodeView) -> str:
         start, stop = (*words[1:3], "", "")[:2]
         return f"dim {words[0]} [{start}:{'' if stop == 'end' else stop}]"
     if "norm" in op:
-        return ", ".join(w for w in words if not w.startswith("["))
+        return ", ".join(w for w in words if not w.startswith("[") and w != "True")
+    if "attention" in op:  # the scale; not a dropout of zero, nor how heads lie in memory
+        return ", ".join(w for w in words if "=" in w or re.fullmatch(r"\d*\.\d+(e-?\d+)?", w))
     if op in _ALONG:
         return f"dim {words[0].strip('[]')}"
-    return ", ".join(words)
+    told = [word for word in words if word != "True"]
+    return ", ".join(told) if len(told) <= _SAID else ""
 
 
 def _mentions(text: str, names: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 from graphprobe.records import GraphView
 from graphprobe.render import labels
@@ -10,9 +11,10 @@ from graphprobe.render.boxes import Canvas, Overlay, arrange, canvas_of, operati
 from graphprobe.render.folding import Group, fold
 from graphprobe.render.layers import members, select
 from graphprobe.render.numbers import count
+from graphprobe.render.places import layer_prefix
 from graphprobe.render.roles import COLOURS, NO_VALUE, SPINE
 from graphprobe.render.scene import Box, Key, Line, Link, Scene, to_dot
-from graphprobe.render.wiring import CALLS, Wiring, layer_prefix, wire
+from graphprobe.render.wiring import CALLS, Wiring, wire
 
 _SHARED = 6  # a source that feeds more boxes than this is drawn at each of them
 
@@ -45,7 +47,7 @@ def dot_layer(
     return to_dot(_scene(canvas, heading, base=modules[0] if len(modules) == 1 else ""))
 
 
-def dot_graph(graph: GraphView, *, limit: int = 150, depth: int | None = None, overlay: Overlay | None = None) -> str:
+def dot_graph(graph: GraphView, *, limit: int = 100, depth: int | None = None, overlay: Overlay | None = None) -> str:
     """Return a whole graph as DOT text in at most about `limit` boxes, modules folded where there are more."""
     wiring = wire(graph)
     canvas = canvas_of(wiring, wiring.shown, fold(wiring, wiring.shown, limit, depth), overlay)
@@ -65,7 +67,13 @@ def _scene(canvas: Canvas, heading: list[Line], base: str) -> Scene:
     boxes, frames = arrange(canvas, canvas.boxes, base)
     legend = _legend(canvas)
     title = [*heading, Line(canvas.overlay.title, "small", "#444444")]
-    return Scene(tuple(title), tuple(boxes), tuple(canvas.links), frames, legend)
+    return Scene(tuple(title), tuple(boxes), tuple(canvas.links), frames, legend, _beside(boxes, canvas.links))
+
+
+def _beside(boxes: list[Box], links: list[Link]) -> tuple[tuple[str, ...], ...]:
+    """Put each box without any link (a write into a buffer) beside the one before it; it would float to the top."""
+    linked = {end for link in links for end in (link.tail, link.head)}
+    return tuple((above.id, box.id) for above, box in pairwise(boxes) if box.id not in linked and above.id in linked)
 
 
 def _inner_links(canvas: Canvas) -> None:

@@ -7,7 +7,8 @@ import re
 
 from graphprobe.errors import RenderError, nearest
 from graphprobe.records import GraphView
-from graphprobe.render.wiring import CALLS, Wiring, inside, layer_prefix, wire
+from graphprobe.render.places import inside, layer_prefix
+from graphprobe.render.wiring import CALLS, Wiring, wire
 
 _STACKS = re.compile(r"(?:^|\.)(layers?|blocks?|h)$")
 _LISTED = 12

@@ -15,9 +15,10 @@ from graphprobe.render.divergence import dot_divergence
 from graphprobe.render.engine import draw, find_engine, write
 from graphprobe.render.heat import heat
 from graphprobe.render.numbers import count, error, made, share
+from graphprobe.render.places import layer_prefix
 from graphprobe.render.roles import COLOURS, NO_VALUE, role_of, rotary_nodes
 from graphprobe.render.runs import matches
-from graphprobe.render.wiring import Wiring, layer_prefix, wire
+from graphprobe.render.wiring import Wiring, wire
 from graphprobe.render.wording import coverage_text, headline, places, worst
 
 _SCRIPTS = ("common.js", "curve.js", "regions.js", "layout.js", "explorer.js")

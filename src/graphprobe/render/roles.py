@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 
 from graphprobe.records import NodeView
-from graphprobe.render.wiring import Wiring, is_cast, unary_source
+from graphprobe.render.places import is_getitem
+from graphprobe.render.wiring import CALLS, Wiring, is_cast, unary_source
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ COLOURS: dict[str, Colour] = {
     "MLP": Colour("#cfeade", "#00805c"),
     "MoE": Colour("#f3d2e6", "#a3457a"),
     "collective": Colour("#ddd3f5", "#5f45a8"),
+    "state space": Colour("#e3e6b5", "#6f7a12"),
+    "KV cache": Colour("#e9d8c8", "#7d5430"),
     "quantisation": Colour("#c5e6ee", "#00718c"),
     "cast": Colour("#ececec", "#777777"),
     "embedding": Colour("#cfe2f7", "#1f65ad"),
@@ -52,6 +55,7 @@ class Rule:
 RULES = (
     Rule("quantisation", target=r"quant|_int_mm|scaled_mm|fp8|float8|int4|int8|fp4|mxfp|e4m3|e5m2"),
     Rule("collective", target=r"all_reduce|all_gather|reduce_scatter|all_to_all|c10d|wait_tensor|^dist\."),
+    Rule("state space", target=r"selective_scan|mamba|\bssm|_ssm|ssd_|chunk_scan|causal_conv|gated_delta|\bgdn|_gdn"),
     Rule("embedding", target=r"embedding"),
     Rule("rotary", target=r"rope|rotary"),
     Rule("norm", target=r"rms_?norm|layer_?norm|group_?norm|batch_?norm|instance_norm|l2_?norm"),
@@ -61,9 +65,14 @@ RULES = (
     Rule("norm", module=r"norm|(^|\.)ln_?\w{0,3}$"),
     Rule("rotary", module=r"rotary|rope"),
     Rule("MoE", module=r"expert|moe|router"),
+    Rule("state space", module=r"mamba|\bssm|mixer|linear_attn|delta_?net"),
     Rule("attention", module=r"attn|attention"),
     Rule("MLP", module=r"mlp|ffn|feed_?forward|(^|\.)fc_?\d*$|intermediate|swiglu|(Bert|Roberta|Electra|ViT)Output$"),
 )
+#: Number formats of quantised values, and those of plain ones.
+_CODES = re.compile(r"u?int[1-8]$|float8|float4|float6")
+_REAL = re.compile(r"b?float(16|32|64)$")
+_WRITES = re.compile(r"index_copy|index_put|slice_scatter|scatter|\bcopy_?\b|\.cat\.")
 _RULES = tuple((rule.role, re.compile(rule.target or rule.module, re.I), bool(rule.target)) for rule in RULES)
 
 
@@ -75,13 +84,36 @@ def role_of(wiring: Wiring, name: str) -> str:
     if node.op in ("output", "get_attr"):
         return "output" if node.op == "output" else "other"
     by_target = _matching(node.target, targets=True)
-    if by_target == "quantisation":
-        return by_target
-    if node.is_view or (node.target == "operator.getitem" and any(wiring.node(i).is_view for i in wiring.inputs(name))):
+    if by_target == "quantisation" or _changes_codes(wiring, name):
+        return "quantisation"
+    if node.is_view or (is_getitem(node) and any(wiring.node(i).is_view for i in wiring.inputs(name))):
         return "view"
     if is_cast(node):
         return "cast"
+    if _writes_cache(wiring, name):
+        return "KV cache"
     return by_target or module_role(wiring, wiring.place[name]) or "other"
+
+
+def _changes_codes(wiring: Wiring, name: str) -> bool:
+    """Whether an operation takes 8-bit-or-smaller codes and gives real numbers, or the other way round."""
+    node = wiring.node(name)
+    if node.op not in CALLS or node.dtype is None or node.is_view:
+        return False
+    weights = map(wiring.origin, wiring.weight_inputs(name))
+    sources = {wiring.node(source).dtype or "" for source in (*wiring.inputs(name), *weights)}
+    coded = any(_CODES.match(dtype) for dtype in sources)
+    return coded != bool(_CODES.match(node.dtype)) and any(map(_REAL.match, (node.dtype, *sources)))
+
+
+def _writes_cache(wiring: Wiring, name: str) -> bool:
+    """Whether an operation puts new keys or values into a buffer or an input of the graph, in place or by copying."""
+    node = wiring.node(name)
+    if not _WRITES.search(node.target) or not node.inputs or len(node.shape or ()) < 3:
+        return False
+    kept = wiring.node(wiring.origin(node.inputs[0]))
+    fits = kept.op in ("placeholder", "get_attr") and len(kept.shape or ()) == len(node.shape or ())
+    return fits and kept.dtype == node.dtype and len(node.inputs) > 1
 
 
 def module_role(wiring: Wiring, path: str) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from graphprobe.render.labels import short_op
+from graphprobe.render.places import is_getitem
 from graphprobe.render.wiring import Wiring
 
 #: Additions, and norms that add the residual themselves.
@@ -45,7 +46,7 @@ def _stream_input(wiring: Wiring, name: str, within: set[str]) -> str | None:
 def _maker(wiring: Wiring, name: str) -> str:
     """Return the operation that made a value: a fused norm hands on the stream as one of its several results."""
     sources = wiring.inputs(name)
-    return sources[0] if wiring.node(name).target == "operator.getitem" and sources else name
+    return sources[0] if is_getitem(wiring.node(name)) and sources else name
 
 
 def _alike(shape: tuple[int | str, ...] | None, other: tuple[int | str, ...] | None) -> bool:

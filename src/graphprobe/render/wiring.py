@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graphprobe.records import GraphView, NodeView
+from graphprobe.render.places import places
 
 CALLS = ("call_function", "call_method", "call_module")
 #: Operators that check and return nothing; no picture shows them.
 _SILENT = re.compile(r"_assert|sym_constrain|_guards|_print\b")
 _CAST = re.compile(r"^aten\.(to|_to_copy|type_as)\.|^prims\.convert_element_type|^(to|float|half|bfloat16|double)$")
+#: Sizes of values, and what is computed from nothing but such numbers.
+_SIZE = re.compile(r"(^|\.)(aten\.)?sym_(size|stride|numel|storage_offset)\b")
+_ARITHMETIC = re.compile(
+    r"^(operator|_operator|math)\.|(^|\.)sym_(max|min|sum|not|ite|int|float|sqrt)\b|^(add|sub|mul)$"
+)
 #: Names under which torch.export lifts parameters, buffers and constants to inputs.
 _LIFTED = re.compile(r"^[pbc]_\w")
-#: The outermost numbered component of a module path: model.layers.3, transformer.h.11, or 0 in an nn.Sequential.
-_NUMBERED = re.compile(r"^(?:(?P<stack>.*?)\.)?(?P<number>\d+)(?=\.|$)")
-_FLAT = re.compile(r"^(?P<head>\w*?)_?(?P<stack>layers|layer|blocks|block|h)_(?P<number>\d+)_(?P<tail>\w+)$")
-_BLOCKS = re.compile(r"^(self_attn|self_attention|attention|attn|mlp|ffn|feed_forward|experts|moe)_(?=\w)")
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,29 @@ class Wiring:
     place: dict[str, str]  # node -> module path, guessed from weights and inputs where the graph does not say
     kinds: dict[str, str]  # module path -> class name, where a node says so
     weights: frozenset[str]  # parameters, buffers, constants, and views and casts of nothing but these
+    sizes: frozenset[str]  # symbolic sizes and arithmetic on them: the shapes of the values say what they are
     lone: frozenset[str]  # modules that hold a single operation
-    shown: tuple[str, ...]  # what a picture shows: everything but weights, checks and dead inputs
+    shown: tuple[str, ...]  # what a picture shows: everything but weights, sizes, checks and dead inputs
 
     def node(self, name: str) -> NodeView:
         """Return the node of that name."""
         return self.graph.by_name[name]
 
     def inputs(self, name: str) -> tuple[str, ...]:
-        """Return the names of the node's inputs that are no weights."""
-        return tuple(i for i in self.node(name).inputs if i in self.order and i not in self.weights)
+        """Return the names of the node's inputs that are no weights and no sizes."""
+        hidden = (self.weights, self.sizes)
+        return tuple(i for i in self.node(name).inputs if i in self.order and not any(i in these for these in hidden))
 
     def weight_inputs(self, name: str) -> tuple[str, ...]:
         """Return the names of the node's inputs that are weights."""
         return tuple(i for i in self.node(name).inputs if i in self.weights)
+
+    def origin(self, name: str) -> str:
+        """Follow views and casts upwards to the weight or value that they show."""
+        node = self.node(name)
+        while (node.is_view or is_cast(node)) and node.inputs and node.inputs[0] in self.order:
+            node = self.node(node.inputs[0])
+        return node.name
 
 
 def wire(graph: GraphView) -> Wiring:
@@ -55,12 +65,13 @@ def wire(graph: GraphView) -> Wiring:
             if source in users:
                 users[source].append(node.name)
     weights = _weights(graph)
-    shown = tuple(n.name for n in graph.nodes if n.name not in weights and not _hidden(n, bool(users[n.name])))
+    sizes = _sizes(graph)
+    shown = tuple(n.name for n in graph.nodes if n.name not in weights | sizes and not _hidden(n, bool(users[n.name])))
     kinds: dict[str, str] = {}
     for node in graph.nodes:
         if node.module_type:
             kinds.setdefault(node.module_path, node.module_type)
-    place = _places(graph, weights)
+    place = places(graph, weights)
     crowd = Counter(place[name] for name in shown if graph.by_name[name].op in CALLS)
     return Wiring(
         graph,
@@ -69,6 +80,7 @@ def wire(graph: GraphView) -> Wiring:
         place,
         kinds,
         weights,
+        sizes,
         frozenset(module for module, number in crowd.items() if number == 1),
         shown,
     )
@@ -77,17 +89,6 @@ def wire(graph: GraphView) -> Wiring:
 def is_cast(node: NodeView) -> bool:
     """Whether the operator's purpose is to change the dtype."""
     return node.op in CALLS and bool(_CAST.search(node.target))
-
-
-def layer_prefix(path: str) -> str:
-    """Return the outermost numbered module a path lies in: 'model.layers.3'; '' where there is none."""
-    found = _NUMBERED.match(path)
-    return found.group(0) if found else ""
-
-
-def inside(path: str, module: str) -> bool:
-    """Whether a module path is `module` or lies in it; everything lies in the root ''."""
-    return not module or path == module or path.startswith(module + ".")
 
 
 def unary_source(wiring: Wiring, name: str, limit: int = 12) -> str:
@@ -122,40 +123,13 @@ def _hidden(node: NodeView, used: bool) -> bool:
     return not used and bool(_SILENT.search(node.target))
 
 
-def _places(graph: GraphView, weights: frozenset[str]) -> dict[str, str]:
-    """Give every operation a module path.
-
-    A graph read from a text dump, or a node that a transform made, may carry none. Then the module of its weights
-    counts, else the furthest layer among its inputs.
-    """
-    place: dict[str, str] = {}
-    by_name = graph.by_name
+def _sizes(graph: GraphView) -> frozenset[str]:
+    """Return the sizes that only say how large other values are; one that is itself an output stays to be seen."""
+    found: set[str] = set()
     for node in graph.nodes:
-        known = node.module_path
-        if not known and not node.module_type and node.op in CALLS:
-            owners = [weight_module(by_name[i].target) for i in node.inputs if i in weights]
-            known = next((o for o in owners if o), "") or _furthest(place.get(i, "") for i in node.inputs)
-        place[node.name] = known
-    return place
-
-
-def _furthest(paths: Iterable[str]) -> str:
-    def depth(prefix: str) -> int:
-        return int(prefix.rsplit(".", 1)[-1])
-
-    return max((p for p in map(layer_prefix, paths) if p), key=depth, default="")
-
-
-def weight_module(target: str) -> str:
-    """Return the module that owns a weight: 'model.layers.0.self_attn.q_proj' for '….q_proj.weight'; '' if unclear.
-
-    Names in which dots became underscores are split at the words that transformers use.
-    """
-    if "." in target:
-        return target.rsplit(".", 1)[0]
-    found = _FLAT.match(re.sub(r"^[pbc]_", "", target))
-    if not found:
-        return ""
-    tail = re.sub(r"_(weight|bias)$", "", found["tail"])
-    tail = _BLOCKS.sub(r"\1.", tail)
-    return ".".join(part for part in (found["head"], found["stack"], found["number"], tail) if part)
+        number = node.op in CALLS and node.shape is None and node.dtype is None and node.has_val
+        of_sizes = bool(_ARITHMETIC.search(node.target)) and all(i in found for i in node.inputs) and bool(node.inputs)
+        if number and (_SIZE.search(node.target) or of_sizes):
+            found.add(node.name)
+    outputs = {i for node in graph.nodes if node.op == "output" for i in node.inputs}
+    return frozenset(name for name in found if name not in outputs)

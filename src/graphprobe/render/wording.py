@@ -19,7 +19,7 @@ from graphprobe.records import (
 )
 from graphprobe.render.labels import clip, dims, dtype
 from graphprobe.render.numbers import WIDTH, count, error, flat, made, share, size, statistic, table, wrap
-from graphprobe.render.wiring import layer_prefix
+from graphprobe.render.places import layer_prefix
 
 #: What each verdict says of the place it names.
 _SAYS = {
