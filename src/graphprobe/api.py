@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from graphprobe import align, fxfile, graphview, inputs, judge, nodes
+from graphprobe import align, fxfile, graphview, inputs, judge, nodes, streaming
 from graphprobe.capturing import Model, capture
-from graphprobe.devices import moved
+from graphprobe.devices import moved, redirect
 from graphprobe.errors import InputError, MismatchError
 from graphprobe.execute import run_program
 from graphprobe.program import Program, copied, program
 from graphprobe.records import ClaimRecord, Replacement, Report
+from graphprobe.streaming import Stream
 
 Side = Model | str | os.PathLike[str]
 Progress = Callable[[int, int, str], None]
@@ -37,6 +38,7 @@ def diff(
     accept: Sequence[str] = (),
     allow: Sequence[str] = (),
     min_coverage: float = 0.9,
+    memory: str = "resident",
     progress: Progress | None = None,
 ) -> Report:
     """Compare two versions of a model region by region and say which operation makes them disagree.
@@ -45,16 +47,21 @@ def diff(
     `kwargs` the inputs stored in ``before.fx`` are taken, else they are drawn from the graph. `exact` is "auto" (exact
     lanes except where both regions are one program), "always" or "never". `valid` is a [batch, tokens] mask of the
     positions that count. `events` are the replacements recorded while a transform ran. `accept` holds
-    "NODE:KIND:BOUND" rules for changes that are meant, `allow` kinds that are. Raises GraphprobeError on bad input.
+    "NODE:KIND:BOUND" rules for changes that are meant, `allow` kinds that are. With `memory` "stream" the weights of
+    both sides stay in their files, or in host memory, and come to `device` one by one, so that models larger than its
+    memory can be compared; "resident" puts them there. Raises GraphprobeError on bad input.
     """
     started = time.perf_counter()
     _check_options(exact, allow, min_coverage)
-    gm_before, gm_after, args, kwargs = _sides(before, after, tuple(args), kwargs)
-    if device is not None:
+    stream = streaming.stream_to(device, memory)
+    gm_before, gm_after, args, kwargs = _sides(before, after, tuple(args), kwargs, mapped=stream is not None)
+    if stream is not None:
+        valid = None if valid is None else valid.to(stream.device)
+    elif device is not None:
         gm_before, gm_after, args, kwargs, valid = _to_device(
             torch.device(device), gm_before, gm_after, args, kwargs, valid
         )
-    left, right, bound = _programs(gm_before, gm_after, args, kwargs)
+    left, right, bound = _programs(gm_before, gm_after, args, kwargs, stream)
     notes: list[str] = []
     redrawn = _redrawn(left, bound, valid, notes)
     replaced = tuple(events if events is not None else gm_after.meta.get(EVENTS, ()))
@@ -105,7 +112,7 @@ def _check_options(exact: str, allow: Sequence[str], min_coverage: float) -> Non
 
 
 def _sides(
-    before: Side, after: Side, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+    before: Side, after: Side, args: tuple[Any, ...], kwargs: dict[str, Any] | None, mapped: bool = False
 ) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, tuple[Any, ...], dict[str, Any]]:
     """Turn both sides into graphs and settle the inputs: given, stored with a file, or drawn."""
     given = bool(args) or bool(kwargs)
@@ -116,7 +123,7 @@ def _sides(
                 args, kwargs, given = stored[0], stored[1], True
                 break
     kwargs = dict(kwargs or {})
-    sides = [fxfile.load(s) if isinstance(s, (str, os.PathLike)) else s for s in (before, after)]
+    sides = [fxfile.load(s, mapped=mapped) if isinstance(s, (str, os.PathLike)) else s for s in (before, after)]
     if not given:
         captured = [s for s in sides if not _is_plain_module(s)]
         if not captured:
@@ -149,21 +156,50 @@ def _to_device(
 
 
 def _programs(
-    gm_before: torch.fx.GraphModule, gm_after: torch.fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+    gm_before: torch.fx.GraphModule,
+    gm_after: torch.fx.GraphModule,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    stream: Stream | None = None,
 ) -> tuple[Program, Program, inputs.Inputs]:
     """Make both graphs ready for the lanes and bind the inputs; the calling convention is before's."""
     bound = inputs.bind(gm_before, args, kwargs, "before")
     inputs.bind(gm_after, args, kwargs, "after")
-    left = program(gm_before, args, kwargs)
-    right = program(gm_after, args, kwargs)
+    left = program(gm_before, *_where_it_is(gm_before, args, kwargs, stream))
+    right = program(gm_after, *_where_it_is(gm_after, args, kwargs, stream))
     _rename_positional(left, right, gm_before, gm_after, len(args))
     _check_signatures(left, right)
     for side, one, gm in (("before", left, gm_before), ("after", right, gm_after)):
-        inputs.check(one, bound, side, inputs.device_of(gm))
+        inputs.check(one, bound, side, inputs.device_of(gm) if stream is None else None)
     bound = _as_before_takes(left, bound)
+    if stream is not None:
+        left, right = _streamed(left, stream), _streamed(right, stream)
+        bound = {path: v.to(stream.device) if isinstance(v, torch.Tensor) else v for path, v in bound.items()}
     for one in (left, right):
         concretise(one, bound)
     return left, right, bound
+
+
+def _where_it_is(
+    gm: torch.fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], stream: Stream | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the inputs where the weights are: a graph may have to be exported there before its weights come over."""
+    if stream is None:
+        return args, kwargs
+    device = inputs.device_of(gm) or torch.device("cpu")
+    there: tuple[tuple[Any, ...], dict[str, Any]] = torch.utils._pytree.tree_map_only(
+        torch.Tensor, lambda value: value.to(device), (args, kwargs)
+    )
+    return there
+
+
+def _streamed(one: Program, stream: Stream) -> Program:
+    """Let a program compute on the stream's device and its weights come from where they are."""
+    there = copied(one)
+    there.stream = stream
+    if stream.device.type != "cpu":
+        redirect(there.gm, stream.device)
+    return there
 
 
 def _as_before_takes(left: Program, bound: inputs.Inputs) -> inputs.Inputs:
@@ -218,9 +254,10 @@ def concretise(one: Program, bound: inputs.Inputs) -> None:
         return
     copy = copied(one)
     try:
-        values = run_program(copy, bound, copy.live, observe=_as_meta)
+        values = run_program(copy, bound, [n for n in copy.live if n.op != "get_attr"], observe=_as_meta)
     except Exception:  # the run itself will say which node raises
         values = {}
+    values.update((n, _as_meta(copy.held(n))) for n in copy.live if n.op == "get_attr" and values)
     for node, value in values.items():
         node.meta["val"] = value
     one.__dict__.update(copy.__dict__)
