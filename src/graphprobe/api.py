@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from graphprobe import align, fxfile, graphview, inputs, judge, nodes
+from graphprobe import align, fxfile, graphview, inputs, judge, nodes, streaming
 from graphprobe.capturing import Model, capture
-from graphprobe.devices import moved
+from graphprobe.devices import moved, redirect
 from graphprobe.errors import InputError, MismatchError
 from graphprobe.execute import run_program
 from graphprobe.lanes import listing
 from graphprobe.program import Program, copied, input_paths, output_paths, program
 from graphprobe.records import ClaimRecord, ExactRow, Replacement, Report
+from graphprobe.streaming import Stream
 
 Side = Model | str | os.PathLike[str]
 Args = tuple[Any, ...] | list[Any]  # one call's positional arguments, or a list of such tuples: several input sets
@@ -40,6 +41,7 @@ def diff(
     accept: Sequence[str] = (),
     allow: Sequence[str] = (),
     min_coverage: float = 0.9,
+    memory: str = "resident",
     progress: Progress | None = None,
 ) -> Report:
     """Compare two versions of a model region by region and say which operation makes them disagree.
@@ -49,10 +51,12 @@ def diff(
     `args` (or of dicts as `kwargs`) is a list of input sets, whose findings are joined. `exact` is "auto" (exact lanes
     except where both regions are one program), "always" or "never". `valid` is a [batch, tokens] mask of the positions
     that count. `events` are the replacements recorded while a transform ran. `accept` holds
-    "NODE:KIND:BOUND" rules for changes that are meant, `allow` kinds that are. Raises GraphprobeError on bad input.
+    "NODE:KIND:BOUND" rules for changes that are meant, `allow` kinds that are. With `memory`
+    "stream" the weights of both sides stay in their files, or in host memory, and come to `device` one by one, so that
+    models larger than its memory can be compared; "resident" puts them there. Raises GraphprobeError on bad input.
     """
     _check_options(exact, allow, min_coverage)
-    options = _Options(device, exact, valid, events, tuple(accept), tuple(allow), min_coverage, progress)
+    options = _Options(device, memory, exact, valid, events, tuple(accept), tuple(allow), min_coverage, progress)
     return judge.join([_diff(before, after, *one, options) for one in _input_sets(args, kwargs)])
 
 
@@ -61,6 +65,7 @@ class _Options:
     """What `diff` was asked for, the same for every input set."""
 
     device: str | torch.device | None
+    memory: str
     exact: str
     valid: torch.Tensor | None
     events: Sequence[Replacement] | None
@@ -86,12 +91,15 @@ def _input_sets(args: Args, kwargs: Kwargs) -> list[tuple[tuple[Any, ...], dict[
 def _diff(before: Side, after: Side, args: tuple[Any, ...], kwargs: dict[str, Any] | None, options: _Options) -> Report:
     """Compare on one input set."""
     started = time.perf_counter()
-    (gm_before, gm_after), args, kwargs = _graphs((before, after), args, kwargs)
+    stream = streaming.stream_to(options.device, options.memory)
+    (gm_before, gm_after), args, kwargs = _graphs((before, after), args, kwargs, mapped=stream is not None)
     valid = options.valid
-    if options.device is not None:
+    if stream is not None:
+        valid = None if valid is None else valid.to(stream.device)
+    elif options.device is not None:
         device = torch.device(options.device)
         gm_before, gm_after, args, kwargs, valid = _to_device(device, gm_before, gm_after, args, kwargs, valid)
-    left, right, bound = _programs(gm_before, gm_after, args, kwargs)
+    left, right, bound = _programs(gm_before, gm_after, args, kwargs, stream)
     notes: list[str] = []
     redrawn = _redrawn(left, bound, valid, notes)
     replaced = tuple(options.events if options.events is not None else gm_after.meta.get(EVENTS, ()))
@@ -160,7 +168,7 @@ def _check_options(exact: str, allow: Sequence[str], min_coverage: float) -> Non
 
 
 def _graphs(
-    sides: Sequence[Side], args: tuple[Any, ...], kwargs: dict[str, Any] | None
+    sides: Sequence[Side], args: tuple[Any, ...], kwargs: dict[str, Any] | None, mapped: bool = False
 ) -> tuple[list[torch.fx.GraphModule], tuple[Any, ...], dict[str, Any]]:
     """Turn the sides into graphs and settle the inputs: given, stored with a file, or drawn."""
     given = bool(args) or bool(kwargs)
@@ -171,7 +179,7 @@ def _graphs(
                 args, kwargs, given = stored[0], stored[1], True
                 break
     kwargs = dict(kwargs or {})
-    loaded = [fxfile.load(s) if isinstance(s, (str, os.PathLike)) else s for s in sides]
+    loaded = [fxfile.load(s, mapped=mapped) if isinstance(s, (str, os.PathLike)) else s for s in sides]
     if not given:
         captured = [s for s in loaded if not _is_plain_module(s)]
         if not captured:
@@ -203,21 +211,50 @@ def _to_device(
 
 
 def _programs(
-    gm_before: torch.fx.GraphModule, gm_after: torch.fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+    gm_before: torch.fx.GraphModule,
+    gm_after: torch.fx.GraphModule,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    stream: Stream | None = None,
 ) -> tuple[Program, Program, inputs.Inputs]:
     """Make both graphs ready for the lanes and bind the inputs; the calling convention is before's."""
     bound = inputs.bind(gm_before, args, kwargs, "before")
     inputs.bind(gm_after, args, kwargs, "after")
-    left = program(gm_before, args, kwargs)
-    right = program(gm_after, args, kwargs)
+    left = program(gm_before, *_where_it_is(gm_before, args, kwargs, stream))
+    right = program(gm_after, *_where_it_is(gm_after, args, kwargs, stream))
     _rename_positional(left, right, gm_before, gm_after, len(args))
     _check_signatures(left, right)
     for side, one, gm in (("before", left, gm_before), ("after", right, gm_after)):
-        inputs.check(one, bound, side, inputs.device_of(gm))
+        inputs.check(one, bound, side, inputs.device_of(gm) if stream is None else None)
     bound = _as_before_takes(left, bound)
+    if stream is not None:
+        left, right = _streamed(left, stream), _streamed(right, stream)
+        bound = {path: v.to(stream.device) if isinstance(v, torch.Tensor) else v for path, v in bound.items()}
     for one in (left, right):
         concretise(one, bound)
     return left, right, bound
+
+
+def _where_it_is(
+    gm: torch.fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], stream: Stream | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the inputs where the weights are: a graph may have to be exported there before its weights come over."""
+    if stream is None:
+        return args, kwargs
+    device = inputs.device_of(gm) or torch.device("cpu")
+    there: tuple[tuple[Any, ...], dict[str, Any]] = torch.utils._pytree.tree_map_only(
+        torch.Tensor, lambda value: value.to(device), (args, kwargs)
+    )
+    return there
+
+
+def _streamed(one: Program, stream: Stream) -> Program:
+    """Let a program compute on the stream's device and its weights come from where they are."""
+    there = copied(one)
+    there.stream = stream
+    if stream.device.type != "cpu":
+        redirect(there.gm, stream.device)
+    return there
 
 
 def _as_before_takes(left: Program, bound: inputs.Inputs) -> inputs.Inputs:
@@ -272,9 +309,10 @@ def concretise(one: Program, bound: inputs.Inputs) -> None:
         return
     copy = copied(one)
     try:
-        values = run_program(copy, bound, copy.live, observe=_as_meta)
+        values = run_program(copy, bound, [n for n in copy.live if n.op != "get_attr"], observe=_as_meta)
     except Exception:  # the run itself will say which node raises
         values = {}
+    values.update((n, _as_meta(copy.held(n))) for n in copy.live if n.op == "get_attr" and values)
     for node, value in values.items():
         node.meta["val"] = value
     one.__dict__.update(copy.__dict__)

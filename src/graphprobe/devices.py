@@ -17,6 +17,12 @@ def moved(gm: torch.fx.GraphModule, device: torch.device) -> torch.fx.GraphModul
     """Return a copy of the graph on `device`; the original stays where it is."""
     with quiet():
         there = copy.deepcopy(gm).to(device)
+    redirect(there, device)
+    return there
+
+
+def redirect(there: torch.fx.GraphModule, device: torch.device) -> None:
+    """Let a graph compute on `device`, wherever its weights are: every ``device=`` in its nodes changes."""
 
     def swap(value: Any) -> Any:
         return device if isinstance(value, torch.device) else value
@@ -30,7 +36,6 @@ def moved(gm: torch.fx.GraphModule, device: torch.device) -> torch.fx.GraphModul
         if isinstance(value, torch.Tensor):
             node.meta["val"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
     there.recompile()
-    return there
 
 
 def recorded(

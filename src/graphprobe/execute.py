@@ -43,6 +43,7 @@ def run_program(
     of the values.
     """
     wanted, skip, held = set(wanted), set(skip), set(hold)
+    weight = _weights(program)
     last: dict[Node, Node] = {}
     for node in program.live:
         for operand in node.all_input_nodes:
@@ -56,8 +57,13 @@ def run_program(
             if replace and node in replace:
                 env[node] = replace[node](env)
             elif node.op == "get_attr":
+                if node not in wanted:  # read when it is used: graphs begin with all of their weights
+                    continue
                 env[node] = program.attribute(node)
             elif node.op == "call_function":
+                for operand in node.all_input_nodes:
+                    if operand.op == "get_attr" and operand not in env:
+                        env[operand] = weight(operand)
                 env[node] = call(program, node, env)
             if node in wanted:
                 kept[node] = observe(env[node]) if observe else env[node]
@@ -68,6 +74,15 @@ def run_program(
         if node not in kept and node in env:
             kept[node] = observe(env[node]) if observe else env[node]
     return kept
+
+
+def _weights(program: Program) -> Callable[[Node], Any]:
+    """Return what reads a weight; weights that come from elsewhere are ordered in the order of their first use."""
+    if program.stream is None:
+        return program.attribute
+    order = [n for node in program.live if node.op == "call_function" for n in node.all_input_nodes]
+    reads = [n for n in dict.fromkeys(order) if n.op == "get_attr"]
+    return program.stream.reader(reads, program.held)
 
 
 def call(program: Program, node: Node, env: Mapping[Node, Any]) -> Any:

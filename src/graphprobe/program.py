@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from graphprobe import nodes, provenance, subclasses
 from graphprobe.capturing import quiet, register_caches
 from graphprobe.errors import CaptureError
+from graphprobe.streaming import Stream
 
 _LABEL = "graphprobe_label"
 #: In place on paper, but no value changes: they only leave the autograd graph.
@@ -38,6 +39,7 @@ class Program:
     seeds: dict[Node, int] = field(
         default_factory=dict
     )  # random operations: the k-th of its kind and shape draws alike
+    stream: Stream | None = None  # what brings the weights to the device where the program runs
 
     def __post_init__(self) -> None:
         self.refresh()
@@ -69,7 +71,12 @@ class Program:
         return node.op == "get_attr"
 
     def attribute(self, node: Node) -> Any:
-        """Return what a ``get_attr`` node reads."""
+        """Return what a ``get_attr`` node reads, on the device where the program runs."""
+        value = self.held(node)
+        return value if self.stream is None else self.stream.here(value)
+
+    def held(self, node: Node) -> Any:
+        """Return what a ``get_attr`` node reads, where it is held."""
         return fetch(self.gm, str(node.target))
 
 
@@ -182,6 +189,7 @@ def copied(one: Program) -> Program:
         {p: made[n] for p, n in one.inputs.items()},
         {p: made[n] for p, n in one.outputs.items()},
         {made[n]: one.label(n) for n in made},
+        stream=one.stream,
     )
 
 

@@ -36,6 +36,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run_group.add_argument("--inputs", metavar="FILE", help="inputs: .json, .safetensors, .npz, .pt or another .fx")
     run_group.add_argument("--device", metavar="DEVICE", help="run there, e.g. cuda or cuda:1 (where the weights are)")
     run_group.add_argument(
+        "--memory",
+        choices=("resident", "stream"),
+        default="resident",
+        help="where weights are: all on the device, or in their files, from which they come one by one (stream)",
+    )
+    run_group.add_argument(
         "--exact",
         choices=("auto", "always", "never"),
         default="auto",
@@ -95,6 +101,7 @@ def _compare(options: argparse.Namespace) -> Report:
             accept=tuple(options.accept),
             allow=tuple(options.allow),
             min_coverage=options.min_coverage,
+            memory=options.memory,
             progress=progress,
         )
 

@@ -30,6 +30,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE.fx", help="the graph")
     parser.add_argument("--inputs", metavar="FILE", help="inputs: .json, .safetensors, .npz, .pt or another .fx")
     parser.add_argument("--device", metavar="DEVICE", help="run there, e.g. cuda (default: where the weights are)")
+    parser.add_argument(
+        "--memory",
+        choices=("resident", "stream"),
+        default="resident",
+        help="where weights are: all on the device, or in their files, from which they come one by one (stream)",
+    )
     parser.add_argument("--keep", metavar="GLOB", help="keep the whole tensors of matching modules and operations")
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="write the table (.json) or the kept tensors (.safetensors)"
@@ -45,11 +51,13 @@ def run(options: argparse.Namespace) -> int:
     from graphprobe.cli import inputs
 
     _check_output(options)
-    gm = graphprobe.load(options.file)
+    streams = options.memory == "stream"
+    gm = graphprobe.load(options.file, mapped=streams)
     args, kwargs = inputs.for_graph(gm, options.file, options.inputs)
-    if options.device:
+    if options.device and not streams:
         gm, args, kwargs = inputs.on_device(gm, args, kwargs, options.device)
-    probe = graphprobe.instrument(gm, keep=options.keep)
+    where = inputs.device(options.device) if options.device and streams else None
+    probe = graphprobe.instrument(gm, keep=options.keep, memory=options.memory, device=where)
     with torch.no_grad():
         probe(*args, **kwargs)
     if options.output:

@@ -101,6 +101,7 @@ class Archive:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._found: dict[str, tuple[int, int]] | None = None  # where the tensors lie
         try:
             self.size = os.path.getsize(path)
             if not os.path.isfile(path):
@@ -151,22 +152,36 @@ class Archive:
         """
         if not wanted:
             return {}
-        if TENSORS not in self._zip.namelist():
-            raise Damage(f"{TENSORS} is missing")
-        info = self._zip.getinfo(TENSORS)
+        spans = self._spans()
+        missing = sorted(wanted - spans.keys())
+        if missing:
+            raise Damage(f"the tensor {missing[0]!r} is missing")
         with open(self.path, "rb") as file:
-            start = self._data_start(file, info)
-            base, spans = _read_header(file, info.file_size)
-            missing = sorted(wanted - spans.keys())
-            if missing:
-                raise Damage(f"the tensor {missing[0]!r} is missing")
             out: dict[str, torch.Tensor] = {}
             for name in sorted(wanted, key=spans.__getitem__):
                 begin, end = spans[name]
                 out[name] = values = torch.empty(end - begin, dtype=torch.uint8)
-                file.seek(start + base + begin)
+                file.seek(begin)
                 _fill(file, buffer(values))
         return out
+
+    def span(self, name: str) -> tuple[int, int]:
+        """Return where the bytes of a tensor begin and end in the file."""
+        if name not in self._spans():
+            raise Damage(f"the tensor {name!r} is missing")
+        return self._spans()[name]
+
+    def _spans(self) -> dict[str, tuple[int, int]]:
+        if self._found is None:
+            if TENSORS not in self._zip.namelist():
+                raise Damage(f"{TENSORS} is missing")
+            info = self._zip.getinfo(TENSORS)
+            with open(self.path, "rb") as file:
+                start = self._data_start(file, info)
+                base, spans = _read_header(file, info.file_size)
+            start += base
+            self._found = {name: (start + begin, start + end) for name, (begin, end) in spans.items()}
+        return self._found
 
     def _data_start(self, file: BinaryIO, info: zipfile.ZipInfo) -> int:
         """Place the file at the first byte of a member that is stored as it is."""

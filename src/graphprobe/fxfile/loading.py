@@ -19,7 +19,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from graphprobe import records
 from graphprobe.errors import FxFileError, GraphprobeError, OperatorError
-from graphprobe.fxfile import nnmodules, operators, trees
+from graphprobe.fxfile import mapping, nnmodules, operators, trees
 from graphprobe.fxfile.archive import Archive, Damage
 from graphprobe.fxfile.memory import TensorReader
 from graphprobe.fxfile.metadata import MetaReader, clean
@@ -41,19 +41,22 @@ def load(
     weights_from: Paths | Sequence[Paths] = (),
     device: str | torch.device | None = None,
     operators: Mapping[str, Callable[..., Any]] | None = None,
+    mapped: bool = False,
 ) -> GraphModule:
     """Read a graph that `save` wrote; no code from the file is executed.
 
     `weights=False` leaves the values out (the graph can then be shown and aligned, not run). `weights_from` names the
     safetensors files that a file with references belongs to, where they have moved. Tensors, and devices in arguments,
     go to `device`, or to the device that they were saved on where this machine has it, else to the CPU. `operators`
-    gives functions for names that are not registered here. What had to be replaced is told in
+    gives functions for names that are not registered here. `mapped` leaves large parameters in their files, on the CPU:
+    they are read when they are used and take no memory that the system cannot take back; that their values are those
+    which were written is then not checked. What had to be replaced is told in
     ``gm.meta["graphprobe_notes"]``. Raises FxFileError.
     """
     files = [weights_from] if isinstance(weights_from, (str, os.PathLike)) else list(weights_from)
     with _opened(path) as archive:
         reader = _Reader(archive, device, [os.fspath(file) for file in files], operators or {})
-        return reader.module(weights)
+        return reader.module(weights, mapped)
 
 
 def load_inputs(
@@ -105,7 +108,7 @@ class _Reader:
         self.meta = MetaReader(data, self.shapes, self.plain)
         self.paths: set[str] = set()
 
-    def module(self, weights: bool) -> GraphModule:
+    def module(self, weights: bool, mapped: bool) -> GraphModule:
         """Return the root graph with everything in it."""
         rows = {row["path"]: row for row in self.data["graphs"]}
         if "" not in rows:
@@ -120,7 +123,7 @@ class _Reader:
             if "same" in row:
                 self._attach(root, path, modules[row["same"]])
         self._add_modules(root)
-        missing = self._add_state(root, weights)
+        missing = self._add_state(root, weights, mapped)
         for path, gm in modules.items():
             self._fill(gm, path, rows[path])
         for key, value in self.data["meta"]:
@@ -162,9 +165,12 @@ class _Reader:
                 module = nnmodules.rebuild(row, self.plain)
             self._attach(root, path, module or operators.OpaqueModule(path, clean(row["class"])))
 
-    def _add_state(self, root: torch.nn.Module, weights: bool) -> list[str]:
+    def _add_state(self, root: torch.nn.Module, weights: bool, mapped: bool) -> list[str]:
         rows = self.data["state"]
-        found = self.tensors.read([row["tensor"] for row in rows]) if weights else {}
+        # buffers may be written to, and those of equal content would write into each other's memory
+        constant = {row["tensor"] for row in rows if row["kind"] == "parameter"} if mapped else set()
+        constant -= {row["tensor"] for row in rows if row["kind"] != "parameter"}
+        found = self.tensors.read([row["tensor"] for row in rows], constant) if weights else {}
         made: dict[tuple[int, bool], torch.Tensor] = {}
         missing = []
         for row in rows:
@@ -175,7 +181,7 @@ class _Reader:
                 if value is None:
                     value = self.tensors.description(number)
                     missing.append(path)
-                made[key] = torch.nn.Parameter(value, bool(row["grad"])) if key[1] else value
+                made[key] = _parameter(value, bool(row["grad"])) if key[1] else value
             home, name = self._home(root, path)
             _set_tensor(home, name, made[key], row["kind"])
             self.paths.add(path)
@@ -266,6 +272,14 @@ class _Reader:
                 raise Damage("the values of the inputs are missing")
             leaves.append(tensor.requires_grad_(bool(row["grad"])))
         return trees.unflatten(leaves, data["tree"], self.notes)
+
+
+def _parameter(value: torch.Tensor, grad: bool) -> torch.nn.Parameter:
+    made = torch.nn.Parameter(value, grad)
+    place = mapping.place_of(value)
+    if place is not None:
+        mapping.at(made, place)
+    return made
 
 
 def _is_name(text: Any) -> bool:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 
 from graphprobe.errors import FxFileError
+from graphprobe.fxfile import mapping
 from graphprobe.fxfile.archive import Archive, Damage
 from graphprobe.fxfile.shapes import dtype
 from graphprobe.fxfile.weights import digest, extent, open_weights
 
 _MOST_COPIES = 256  # storages of equal content that a file may ask for, as a multiple of its own size
 _ALLOWANCE = 1 << 30
+_MAPPED = 1 << 16  # contents of fewer bytes are read at once
 
 
 class TensorReader:
@@ -34,12 +36,17 @@ class TensorReader:
         self._built: dict[int, torch.Tensor] = {}
         self._flats: dict[int, torch.Tensor] = {}
         self._open: dict[str, Any] = {}
+        self._entries: dict[str, dict[str, mapping.Entry]] = {}
 
-    def read(self, wanted: Sequence[int]) -> dict[int, torch.Tensor | None]:
-        """Return the tensors of these numbers; None for those whose values the file does not hold."""
+    def read(self, wanted: Sequence[int], mapped: Collection[int] = ()) -> dict[int, torch.Tensor | None]:
+        """Return the tensors of these numbers; None for those whose values the file does not hold.
+
+        Large ones of those in `mapped` are mapped on the CPU: read when they are looked at, their digests unchecked.
+        """
         rows = {index: _pick(self._tensors, index, "tensor") for index in wanted}
         storages = {row["storage"] for row in rows.values() if row["storage"] is not None}
-        self._make_storages(sorted(storages))
+        alone = {row["storage"] for index, row in rows.items() if index not in mapped}
+        self._make_storages(sorted(storages), storages - alone if mapped else set())
         return {index: self._view(index, row) for index, row in rows.items()}
 
     def description(self, index: int) -> torch.Tensor:
@@ -58,6 +65,10 @@ class TensorReader:
                 raise Damage(f"tensor {index} has an impossible shape")
             if (offset + extent(shape, stride)) * kind.itemsize > flat.numel():
                 raise Damage(f"tensor {index} reaches beyond its memory")
+            place = mapping.place_of(flat)
+            if place is not None:
+                self._built[index] = _mapped(place, kind, offset, shape, stride)
+                return self._built[index]
             device = self._device(row["device"])
             moved = flat.to(device)
             self._flats[row["storage"]] = moved
@@ -65,9 +76,15 @@ class TensorReader:
             self._built[index] = empty.set_(moved.untyped_storage(), offset, shape, stride)
         return self._built[index]
 
-    def _make_storages(self, numbers: list[int]) -> None:
+    def _make_storages(self, numbers: list[int], mapped: set[int]) -> None:
         contents = {number: _pick(self._storages, number, "storage") for number in numbers}
         rows = {content: _pick(self._contents, content, "content") for content in set(contents.values())}
+        for number in sorted(mapped):
+            found = self._map(rows[contents[number]], self._dtypes_of(number))
+            if found is not None:
+                self._flats[number] = found
+                del contents[number]
+        rows = {content: rows[content] for content in contents.values()}
         total = sum(rows[content]["bytes"] for content in contents.values() if "file" not in rows[content])
         if total > _MOST_COPIES * self._archive.size + _ALLOWANCE:
             raise Damage(f"its tensors claim {total:,} bytes")
@@ -80,6 +97,28 @@ class TensorReader:
                 raise Damage(f"the tensor {row['key']!r} has {flat.numel()} bytes instead of {row['bytes']}")
             self._flats[number] = flat.clone() if content in used and "file" not in row else flat
             used.add(content)
+
+    def _dtypes_of(self, storage: int) -> set[torch.dtype]:
+        return {dtype(row["dtype"]) for row in self._tensors if row["storage"] == storage}
+
+    def _map(self, row: dict[str, Any], kinds: set[torch.dtype]) -> torch.Tensor | None:
+        """Map the bytes of a content; None where they are few, of another dtype in the file, or not aligned in it."""
+        if row["bytes"] < _MAPPED:
+            return None
+        if "file" not in row:
+            path = self._archive.path
+            begin, end = self._archive.span(row["key"])
+        else:
+            path = self._path_of(row["file"])
+            if path not in self._entries:
+                self._entries[path] = mapping.entries(path)
+            entry = self._entries[path].get(row["source"])
+            if entry is None or entry.dtype is not dtype(row["dtype"]):
+                return None
+            begin, end = entry.begin, entry.end
+        if end - begin != row["bytes"] or any(begin % kind.itemsize for kind in kinds):
+            return None
+        return mapping.map_file(path).tensor(begin, end)
 
     def _read(self, rows: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Read contents from the file itself, as bytes."""
@@ -114,6 +153,15 @@ class TensorReader:
         if not os.path.isfile(path):
             raise FxFileError(f"{self._archive.path} refers to the weights in {path}, which is not there: {_ELSEWHERE}")
         return path
+
+
+def _mapped(
+    place: mapping.Place, kind: torch.dtype, offset: int, shape: Sequence[int], stride: Sequence[int]
+) -> torch.Tensor:
+    first = place.offset + offset * kind.itemsize
+    empty = torch.empty(0, dtype=kind)
+    value = empty.set_(place.file.bytes.untyped_storage(), first // kind.itemsize, tuple(shape), tuple(stride))
+    return mapping.at(value, mapping.Place(place.file, first))
 
 
 _ELSEWHERE = "give the right file with load(..., weights_from=...), or load without weights (weights=False)"

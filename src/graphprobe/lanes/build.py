@@ -116,12 +116,21 @@ class _Builder:
         self.graph.output(None)
         for name in ("slots", "partials"):
             self.root.register_buffer(name, torch.empty(0, dtype=torch.float64), persistent=False)
+        self._stream()
         probe = Probe(self.root, self.graph, self.paths, self.origin, len(regions))
         probe.place(torch.device("cpu"))
         return probe
 
     def _join(self, first: int, rows: int) -> None:
         self.graph.call_function(measure.join, (self.slots, self.partials, first, rows))
+
+    def _stream(self) -> None:
+        """Let weights come when they are needed, where a side is not on the device itself."""
+        streams = {"before": self.plan.before.stream, "after": self.plan.after.stream}
+        for stream in dict.fromkeys(s for s in streams.values() if s is not None):
+            sides = [side for side, mine in streams.items() if mine is stream]
+            reads = [n for n in self.graph.nodes if n.op == "get_attr" and str(n.target).split(".")[0] in sides]
+            stream.insert(self.root, self.graph, reads)
 
     # --- inputs -------------------------------------------------------------------------------------------------
 
@@ -314,7 +323,7 @@ class _Builder:
         read = self._native(lane, side, node)
         if raw:
             return read
-        value = program.attribute(node)
+        value = program.held(node)
         if not isinstance(value, torch.Tensor):
             return read
         if id(value) not in self.weights:

@@ -28,7 +28,7 @@ class Weights:
         return self._compare(x, y, cast=True)
 
     def _compare(self, x: Node, y: Node, cast: bool) -> bool:
-        mine, theirs = self.before.attribute(x), self.after.attribute(y)
+        mine, theirs = self.before.held(x), self.after.held(y)
         if mine is theirs:
             return True
         if not isinstance(mine, torch.Tensor) or not isinstance(theirs, torch.Tensor):

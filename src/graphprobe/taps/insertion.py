@@ -18,7 +18,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from graphprobe import nodes
+from graphprobe.devices import redirect
 from graphprobe.errors import InputError
+from graphprobe.streaming import Stream
 from graphprobe.taps import columns, operators
 from graphprobe.taps.aliases import Aliases, returns_written, written
 from graphprobe.taps.copies import copied
@@ -34,23 +36,32 @@ _INHERITED = ("nn_module_stack", "stack_trace", "torch_fn")
 
 
 def instrument_graph(
-    gm: GraphModule, *, keep: str | Sequence[str] | None = None, sizes: Sizes | None = None
+    gm: GraphModule,
+    *,
+    keep: str | Sequence[str] | None = None,
+    sizes: Sizes | None = None,
+    stream: Stream | None = None,
 ) -> GraphModule:
     """Return a copy of `gm` that observes every value; weights are shared, `gm` is not changed.
 
     The statistics of a run lie in buffers of the copy; ``meta["graphprobe_taps"]`` is the `Table` that reads them.
-    Values that match `keep` are copied into buffers, too; `sizes` gives the dynamic dimensions these need.
+    Values that match `keep` are copied into buffers, too; `sizes` gives the dynamic dimensions these need. With a
+    `stream` the graph computes on its device, and weights come from where they are, one by one.
     Raises InputError where `keep` matches nothing or the size of a kept value is not known beforehand.
     """
     out = copied(gm)
     kept = kept_names(out, keep) if keep else {}
-    plan = _Plan(_moved(out))
+    if stream is not None and stream.device.type != "cpu":
+        redirect(out, stream.device)
+    plan = _Plan(_moved(out, stream))
     for node in out.graph.nodes:
         plan.visit(node)
     first = next((node for node in out.graph.nodes if node.op.startswith("call_")), None)
     if first is not None:
         names = _insert_keeps(out, kept, first, plan.moved, sizes or {})
         _insert_taps(out, plan, first)
+    if stream is not None:
+        stream.insert(out, out.graph, [n for n in out.graph.nodes if n.op == "get_attr"], plan.changed)
     out.meta[META] = Table(
         rows=tuple(item.row for item in plan.items),
         stats=tuple(plan.buffers),
@@ -86,6 +97,7 @@ class _Plan:
     aliases: Aliases = field(default_factory=Aliases)
     groups: int = 0
     waiting: dict[str, _Waiting] = field(default_factory=dict)  # buffer -> the group that is open
+    changed: set[Node] = field(default_factory=set)  # weights that the graph writes to
 
     def visit(self, node: Node) -> None:
         """Add the rows of the next node of the graph."""
@@ -103,6 +115,8 @@ class _Plan:
             self.items.append(_Observed(node, node, row, self._group("", node)))
         for target in targets:
             whole = self.aliases.root(target)
+            if whole.op == "get_attr":
+                self.changed.add(whole)
             if not returns_written(node):
                 self._observe(node, target, f"{target.name}@{node.name}")
             if _is_part(target, whole):
@@ -149,9 +163,11 @@ def _is_part(target: Node, whole: Node) -> bool:
     return part is not None and everything is not None and str(part.numel()) != str(everything.numel())
 
 
-def _moved(gm: GraphModule) -> dict[torch.device, torch.device]:
+def _moved(gm: GraphModule, stream: Stream | None) -> dict[torch.device, torch.device]:
     """Map the device in the metadata to where the module really is, for a graph that was moved as a whole."""
     noted = {value.device for node in gm.graph.nodes if (value := nodes.tensor_val(node)) is not None}
+    if stream is not None:
+        return dict.fromkeys(noted, stream.device)
     real = {tensor.device for tensor in (*gm.parameters(), *gm.buffers())}
     if len(noted) == 1 and len(real) == 1:
         return {noted.pop(): real.pop()}

@@ -8,11 +8,13 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch.fx import GraphModule
 
 from graphprobe import capturing, devices
 from graphprobe.errors import InputError, nearest
 from graphprobe.records import Tap
+from graphprobe.streaming import Stream, stream_to
 from graphprobe.taps.rows import Sizes, bind
 from graphprobe.taps.sources import Capture, Globs, GraphSource, ModuleSource
 
@@ -20,14 +22,25 @@ from graphprobe.taps.sources import Capture, Globs, GraphSource, ModuleSource
 _REMEMBERED = 16
 
 
-def instrument(model: capturing.Model, *, keep: Globs = None) -> Probe:
+def instrument(
+    model: capturing.Model,
+    *,
+    keep: Globs = None,
+    memory: str = "resident",
+    device: str | torch.device | None = None,
+) -> Probe:
     """Return a probe: called like `model`, it returns the same and observes every operation on the way.
 
     `model` is an nn.Module, an ExportedProgram or a GraphModule; it is captured at the first call, and again for inputs
     of another shape, dtype or structure. `keep` is a glob, or several, of module paths ("*.mlp") and of values inside
-    modules ("*.mlp/mul*") whose whole tensors are kept. Raises CaptureError where `model` is none of these.
+    modules ("*.mlp/mul*") whose whole tensors are kept. With `memory` "stream" the model stays on the CPU, or in the
+    files that ``load(..., mapped=True)`` left it in, and its weights come to `device` one by one, where the model runs.
+    Raises CaptureError where `model` is none of these, InputError where `device` does not fit.
     """
-    return Probe(model, keep=keep)
+    stream = stream_to(device, memory)
+    if stream is None and device is not None:
+        raise InputError('device= says where weights are brought: it goes with memory="stream"')
+    return Probe(model, keep=keep, stream=stream)
 
 
 class Probe(torch.nn.Module):
@@ -36,14 +49,15 @@ class Probe(torch.nn.Module):
     Gradients are off while it runs. After a call `taps`, `tensors`, `graph` and `distance` tell about that call.
     """
 
-    def __init__(self, model: capturing.Model, *, keep: Globs = None) -> None:
+    def __init__(self, model: capturing.Model, *, keep: Globs = None, stream: Stream | None = None) -> None:
         super().__init__()
         self.model = model
+        self.stream = stream  # what brings the weights, None where they are where the model runs
         self._keep = keep
         if isinstance(model, (GraphModule, torch.export.ExportedProgram)):
-            self._source: GraphSource | ModuleSource = GraphSource(model, keep)
+            self._source: GraphSource | ModuleSource = GraphSource(model, keep, stream)
         elif isinstance(model, torch.nn.Module):
-            self._source = ModuleSource(model, keep)
+            self._source = ModuleSource(model, keep, stream)
         else:
             capturing.capture(model)  # raises, and says what would be a model
         self._captures: OrderedDict[Hashable, Capture] = OrderedDict()
@@ -53,6 +67,10 @@ class Probe(torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run on these inputs; capture first if inputs of this kind are new."""
         capturing.register_caches()
+        given = (args, kwargs)
+        if self.stream is not None:  # captured where the weights are, run where they are brought
+            args, kwargs = _on(torch.device("cpu"), given)
+            given = _on(self.stream.device, given)
         key = self._source.signature(args, kwargs)
         capture = self._captures.pop(key, None)
         new = capture is None
@@ -60,7 +78,7 @@ class Probe(torch.nn.Module):
             capture = self._source.capture(args, kwargs)
         sizes = bind(capture.graph, args, kwargs) if capture.table.is_dynamic else {}  # before caches grow in the run
         run = self._source.first_run if new else Capture.run
-        result = run(capture, args, kwargs)
+        result = run(capture, *given)
         self._captures[key] = capture  # now the youngest
         if len(self._captures) > _REMEMBERED:
             self._captures.popitem(last=False)
@@ -99,8 +117,10 @@ class Probe(torch.nn.Module):
         """Record a call with these inputs as a CUDA graph; the callable that is returned takes others of their kind.
 
         It writes the same taps and is launched at once, which is what small batches need. What it returns, and kept
-        tensors, are overwritten by its next call. Raises InputError without a CUDA device.
+        tensors, are overwritten by its next call. Raises InputError without a CUDA device, and where weights are streamed.
         """
+        if self.stream is not None:
+            raise InputError('a CUDA graph cannot wait for weights that come with memory="stream"')
         self(*args, **kwargs)
         return devices.recorded(self.graph, args, kwargs)
 
@@ -120,12 +140,17 @@ class Probe(torch.nn.Module):
         return render.taps_text(self.taps)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Probe:
-        return Probe(copy.deepcopy(self.model, memo), keep=self._keep)
+        return Probe(copy.deepcopy(self.model, memo), keep=self._keep, stream=self.stream)
 
     def _called(self, what: str) -> tuple[Capture, Sizes]:
         if self._last is None:
             raise InputError(f"the probe has no {what} yet: call it first, probe(*args, **kwargs)")
         return self._last
+
+
+def _on(device: torch.device, given: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    moved: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), given)
+    return moved
 
 
 def _same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:

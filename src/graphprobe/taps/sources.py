@@ -11,6 +11,7 @@ import torch.utils._pytree as pytree
 from torch.fx import GraphModule
 
 from graphprobe import capturing
+from graphprobe.streaming import Stream
 from graphprobe.taps import eager, metadata
 from graphprobe.taps.copies import copied
 from graphprobe.taps.insertion import instrument_graph
@@ -46,9 +47,10 @@ class Capture:
 class ModuleSource:
     """An nn.Module: captured anew where inputs, weights or modes differ."""
 
-    def __init__(self, model: torch.nn.Module, keep: Globs) -> None:
+    def __init__(self, model: torch.nn.Module, keep: Globs, stream: Stream | None) -> None:
         self._model = model
         self._keep = keep
+        self._stream = stream
 
     def signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
         """Return a key that is equal for calls that one capture serves."""
@@ -62,10 +64,12 @@ class ModuleSource:
         """Capture and instrument. Raises CaptureError, InputError."""
         with torch.inference_mode(False):
             gm = capturing.capture(self._model, args, kwargs)
-            return Capture(instrument_graph(gm, keep=self._keep))
+            return Capture(instrument_graph(gm, keep=self._keep, stream=self._stream))
 
     def first_run(self, capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a new capture and note its distance from the model."""
+        """Run a new capture and note its distance from the model, unless that could not run where the weights are."""
+        if self._stream is not None:
+            return capture.run(args, kwargs)
         expected = eager.run_aside(self._model, args, kwargs)  # before, for the run may change inputs and buffers
         result = capture.run(args, kwargs)
         capture.distance = eager.distance(expected, result)
@@ -75,9 +79,10 @@ class ModuleSource:
 class GraphSource:
     """An ExportedProgram or a GraphModule: one capture serves all inputs, unless buffers or rows depend on shapes."""
 
-    def __init__(self, model: GraphModule | torch.export.ExportedProgram, keep: Globs) -> None:
+    def __init__(self, model: GraphModule | torch.export.ExportedProgram, keep: Globs, stream: Stream | None) -> None:
         self._model = model
         self._keep = keep
+        self._stream = stream
         self._program: GraphModule | None = None  # an ExportedProgram, unlifted
         self._checked: set[Hashable] = set()
         self._complete: dict[str, bool] = {}  # code -> whether its graph tells all shapes
@@ -101,7 +106,8 @@ class GraphSource:
             if not metadata.is_complete(gm):
                 gm = copied(gm)
                 metadata.fill(gm, args, kwargs)
-            return Capture(instrument_graph(gm, keep=self._keep, sizes=bind(gm, args, kwargs)))
+            sizes = bind(gm, args, kwargs)
+            return Capture(instrument_graph(gm, keep=self._keep, sizes=sizes, stream=self._stream))
 
     def first_run(self, capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a new capture; there is no model to compare it with."""

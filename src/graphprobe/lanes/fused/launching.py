@@ -1,4 +1,4 @@
-"""Launch the fused comparisons: which tensors they take, and how the work is cut (see benchmarks/kernels.py)."""
+"""Launch the fused comparisons: which tensors they take, and how the work is cut (see benchmarks/kernel_rates.py)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How near to the memory's speed the fused kernels run, for several ways to cut the work. Prints TB/s of bytes read.
 
-    python benchmarks/kernels.py
+    python benchmarks/kernel_rates.py
 
 Launches are recorded in a CUDA graph and go over eight sets of tensors in turn, which the cache does not hold.
 """
