@@ -8,22 +8,32 @@ from typing import Any
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.align import anchors, casts, codes, identity, layouts, occurrence, structure, values
+from graphprobe.align import codes, identity, layouts, occurrence, structure, values
 from graphprobe.align import events as events_
 from graphprobe.align.claims import Alignment, Claim
+from graphprobe.align.matching import Matching
 from graphprobe.program import Program
 from graphprobe.records import Replacement
 
 __all__ = ["Alignment", "Claim", "align"]
 
-Evidence = Callable[[Program, Program, Alignment], None]
+Evidence = Callable[[Matching], None]
 
-#: Strongest first. Each takes the two programs and what is claimed already, and adds to it.
-EVIDENCE = (identity.claim, occurrence.claim)
-#: These grow from what is claimed, so they are asked in turn until none adds anything. What only guesses comes after
-#: the values have been asked: a wrong guess misleads all that grows from it.
-SURE = (structure.claim, casts.claim)
-GUESSES = (structure.claim, casts.claim, structure.claim_slots, anchors.claim)
+#: These grow from what is claimed, so they are asked in turn until none adds anything; the strongest first.
+SURE: tuple[Evidence, ...] = (structure.claim,)
+#: Asked once each, only where the graphs may be run.
+VALUES: tuple[Evidence, ...] = (values.claim, codes.claim, layouts.claim)
+#: What only guesses comes after the values have been asked: a wrong guess misleads all that grows from it.
+GUESSES: tuple[Evidence, ...] = (
+    structure.claim,
+    structure.claim_weighted,
+    occurrence.claim_single,
+    structure.claim_operands,
+    occurrence.claim_handed_on,
+    structure.claim_weighted_anyhow,
+    structure.claim_slots,
+    occurrence.claim,
+)
 
 
 def align(
@@ -33,53 +43,49 @@ def align(
     bound: Mapping[str, Any] | None = None,
 ) -> Alignment:
     """Claim all that evidence allows; graph outputs are always claimed. Without `bound` inputs nothing is run."""
-    alignment = _certain(before, after, events)
-    _grow(before, after, alignment, SURE)
+    matching = Matching(before, after, bound)
+    _certain(matching, events)
+    _grow(matching, SURE)
     if bound is not None:
-        values.claim(before, after, alignment, bound)
-        _grow(before, after, alignment, SURE)
-        codes.claim(before, after, alignment, bound)
-        _grow(before, after, alignment, SURE)
-        layouts.claim(before, after, alignment, bound)
-    _grow(before, after, alignment, GUESSES)
-    _claim_outputs(before, after, alignment)
-    alignment.sort(after.order)
-    return alignment
+        for evidence in VALUES:
+            if matching.unclaimed_before() or matching.unclaimed_after():
+                evidence(matching)
+                _grow(matching, SURE)
+    _grow(matching, GUESSES)
+    _claim_outputs(matching)
+    matching.alignment.sort(after.order)
+    return matching.alignment
 
 
 def is_quick(before: Program, after: Program, events: Sequence[Replacement] = ()) -> bool:
-    """Whether events, ids and occurrences claim all there is, so that nothing need be run or written into a copy."""
-    return not _unclaimed(after, _certain(before, after, events))
+    """Whether events and ids claim all there is, so that nothing need be run or written into a copy."""
+    matching = Matching(before, after)
+    _certain(matching, events)
+    return not matching.unclaimed_after()
 
 
-def _certain(before: Program, after: Program, events: Sequence[Replacement]) -> Alignment:
-    alignment = Alignment()
-    events_.claim(before, after, alignment, events)
-    for evidence in EVIDENCE:
-        evidence(before, after, alignment)
-    return alignment
+def _certain(matching: Matching, events: Sequence[Replacement]) -> None:
+    events_.claim(matching, events)
+    identity.claim(matching)
 
 
-def _unclaimed(after: Program, alignment: Alignment) -> bool:
-    return any(nodes.makes_values(n) and not alignment.of_after.get(n) for n in after.live)
-
-
-def _grow(before: Program, after: Program, alignment: Alignment, kinds: Sequence[Evidence]) -> None:
+def _grow(matching: Matching, kinds: Sequence[Evidence]) -> None:
     """Ask the growing kinds of evidence in turn; after each success the strongest has the word again."""
-    while _unclaimed(after, alignment):
+    while matching.unclaimed_after() or matching.unclaimed_before():
         for evidence in kinds:
-            known = len(alignment.claims)
-            evidence(before, after, alignment)
-            if len(alignment.claims) > known:
+            known = len(matching.alignment.claims)
+            evidence(matching)
+            if len(matching.alignment.claims) > known:
                 break
         else:
             return
 
 
-def _claim_outputs(before: Program, after: Program, alignment: Alignment) -> None:
+def _claim_outputs(matching: Matching) -> None:
     """Claim every pair of outputs; where a cut already stands on that very pair, it only learns the path."""
-    for path, x, y in output_pairs(before, after):
-        standing = next((c for c in alignment.of_after.get(y, ()) if c.before is x), None)
+    alignment = matching.alignment
+    for path, x, y in output_pairs(matching.before, matching.after):
+        standing = next((c for c in alignment.of_after.get(y, ()) if c.before is x and c.after is y), None)
         cut = standing is not None and standing.cut
         claim = Claim(x, y, standing.evidence if standing else "output", True, path, cut)
         if standing is not None:

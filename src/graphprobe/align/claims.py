@@ -7,6 +7,24 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
+#: Evidence, strongest first, and how far it is to be trusted when nothing else speaks.
+CONFIDENCE = {
+    "event": 1.0,
+    "id": 1.0,
+    "output": 1.0,
+    "structure": 0.98,
+    "value": 0.97,
+    "layout": 0.97,
+    "slice": 0.97,
+    "cast": 0.97,
+    "codes": 0.9,
+    "module": 0.95,
+    "weight": 0.9,
+    "operand": 0.85,
+    "occurrence": 0.8,
+    "slot": 0.6,
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Claim:
@@ -18,6 +36,12 @@ class Claim:
     certain: bool = True
     output: str = ""  # the path of the graph output this pair is, if it is one
     cut: bool = True  # whether both graphs may be cut open here: False for views
+    view: str = ""  # how the one is shown as the other, where they differ in layout: "permute [0, 2, 1, 3]"
+
+    @property
+    def confidence(self) -> float:
+        """How far this kind of evidence is to be trusted, 0..1."""
+        return CONFIDENCE.get(self.evidence, 0.5)
 
 
 @dataclass(eq=False)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.align.claims import Alignment, Claim
-from graphprobe.align.values import sketches
+from graphprobe.align.matching import Matching
+from graphprobe.align.sketches import sketches
 from graphprobe.chains import CASTS, chains
-from graphprobe.program import Program
 from graphprobe.quantizers import DEQUANTIZERS
 
 NEAR = 0.15  # 4 bits a number change it by some percent; what is farther off is another value
@@ -20,33 +16,35 @@ _STEPS = 8
 _BACK = {"aten::mul", "aten::div", "aten::sub", "aten::add", *CASTS, *DEQUANTIZERS}
 
 
-def claim(before: Program, after: Program, alignment: Alignment, bound: Mapping[str, Any]) -> None:
+def claim(matching: Matching) -> None:
     """Claim, below every chain of codes of after, the values that equal a claimed one above it."""
+    before, after, of_after = matching.before, matching.after, matching.alignment.of_after
     pairs: dict[Node, set[Node]] = {}  # what may be dequantised -> nodes of before it may stand for
     for chain in chains(after.live):
-        above = _partners(chain.source, before, after, alignment)
+        above = _partners(matching, chain.source)
         for y in _below(chain.last) if above else ():
-            if not alignment.of_after.get(y):
+            if not of_after.get(y):
                 pairs.setdefault(y, set()).update(x for x in above if nodes.shape(x) == nodes.shape(y))
     wanted = sorted({x for xs in pairs.values() for x in xs}, key=before.order.__getitem__)
-    if not wanted:
+    if not wanted or matching.bound is None:
         return
-    left, right = sketches(before, bound, wanted), sketches(after, bound, list(pairs))
+    left, right = sketches(before, matching.bound, wanted), sketches(after, matching.bound, list(pairs))
     for y, xs in pairs.items():
         distances = {x: _distance(left[x], right[y]) for x in xs if x in left and y in right}
         best = min(distances, key=distances.__getitem__, default=None)
         if best is not None and distances[best] <= NEAR:
-            alignment.add(Claim(best, y, "codes", certain=False))
+            matching.add(best, y, "codes")
 
 
-def _partners(source: Node, before: Program, after: Program, alignment: Alignment) -> set[Node]:
+def _partners(matching: Matching, source: Node) -> set[Node]:
     """Return the nodes of before that stand for the source of a chain, or for something a few steps above it."""
+    before, after = matching.before, matching.after
     inputs = {node: path for path, node in after.inputs.items()}
     found: set[Node] = set()
     stack, seen = [(source, 0)], {source}
     while stack:
         node, steps = stack.pop()
-        found.update(c.before for c in alignment.of_after.get(node, ()))
+        found.update(c.before for c in matching.alignment.of_after.get(node, ()))
         if node in inputs and inputs[node] in before.inputs:
             found.add(before.inputs[inputs[node]])
         for operand in node.all_input_nodes if steps < _STEPS else ():

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphprobe import nodes
-from graphprobe.align.claims import Alignment, Claim
-from graphprobe.program import Program
+from graphprobe.align.matching import Matching
 from graphprobe.records import Replacement
 
 
-def claim(before: Program, after: Program, alignment: Alignment, events: Sequence[Replacement]) -> None:
+def claim(matching: Matching, events: Sequence[Replacement]) -> None:
     """Claim what the events say: by id where the replaced node had one, else by name."""
+    before, after = matching.before, matching.after
     left = {before.label(n): n for n in before.live}
     right = {after.label(n): n for n in after.live}
     for event in resolve(events):
         x, y = left.get(event.old), right.get(event.new)
         if x is None or y is None or nodes.is_view(y) or nodes.tensor_val(y) is None:
             continue
-        if nodes.shape(x) == nodes.shape(y) and not alignment.of_after.get(y):
-            alignment.add(Claim(x, y, "event"))
+        if nodes.shape(x) == nodes.shape(y) and not matching.alignment.of_after.get(y):
+            matching.add(x, y, "event", certain=True)
 
 
 def resolve(events: Sequence[Replacement]) -> list[Replacement]:

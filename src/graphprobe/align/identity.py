@@ -7,16 +7,16 @@ from collections import defaultdict
 from torch.fx import Node
 
 from graphprobe import nodes, provenance
-from graphprobe.align.claims import Alignment, Claim
+from graphprobe.align.matching import Matching
 from graphprobe.program import Program
 
 
-def claim(before: Program, after: Program, alignment: Alignment) -> None:
+def claim(matching: Matching) -> None:
     """Claim nodes by id. One id may have reached several nodes (a decomposition): then the last of each side.
 
     Where a decomposition ends in a view (a linear becomes addmm and a view of it), that view is what is claimed.
     """
-    left, right = _by_id(before), _by_id(after)
+    left, right = _by_id(matching.before), _by_id(matching.after)
     for id, ys in right.items():
         xs = left.get(id)
         if not xs:
@@ -27,8 +27,8 @@ def claim(before: Program, after: Program, alignment: Alignment) -> None:
         else:
             pairs = _last_of_equal_shape(xs, ys)
         for x, y in pairs:
-            if nodes.shape(x) == nodes.shape(y) and not alignment.of_after.get(y):
-                alignment.add(Claim(x, y, "id"))
+            if nodes.shape(x) == nodes.shape(y) and not matching.alignment.of_after.get(y):
+                matching.add(x, y, "id", certain=True)
 
 
 def _making(group: list[Node]) -> list[Node]:

@@ -1,4 +1,4 @@
-"""Evidence 5, values in another layout: [batch, heads, tokens, dim] here is [batch, tokens, heads, dim] there.
+"""Evidence 5, values in another layout: [batch, heads, tokens, dim] here is [batch * tokens, heads * dim] there.
 
 A claim that carries a view is made plain in the graph: behind node y of `after` its view in before's layout is
 inserted, and behind that the view back, for all that consumes y. The first of the two is what is claimed. Nothing else
@@ -8,115 +8,184 @@ changes, so lanes and judge need to know nothing of layouts.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.align.claims import Alignment, Claim
-from graphprobe.align.values import AGREE, sketches
+from graphprobe.align.claims import Claim
+from graphprobe.align.matching import Matching
+from graphprobe.align.sketches import MOMENTS
+from graphprobe.align.values import AGREE
 from graphprobe.execute import run_program
-from graphprobe.program import Program
 
-Permutation = tuple[int, ...]
+INSERTED = "graphprobe_view"  # marks the nodes that alignment put into a graph
 _MOST = 64  # full values are fetched for at most so many candidate pairs at once
+_DIMENSIONS = 5  # more of them have too many orders
+
+Shape = tuple[int, ...]
 
 
-def claim(before: Program, after: Program, alignment: Alignment, bound: Mapping[str, Any]) -> None:
-    """Claim values that agree up to a permutation of dimensions. `after` must be a copy that may be changed."""
-    candidates = _candidates(before, after, alignment, bound)
+@dataclass(frozen=True)
+class View:
+    """``y.reshape(split).permute(order).reshape(joined)``."""
+
+    split: Shape
+    order: tuple[int, ...]
+    joined: Shape
+
+    def of(self, y: torch.Tensor) -> torch.Tensor:
+        """Show a value of after in before's layout."""
+        return y.reshape(self.split).permute(self.order).reshape(self.joined)
+
+    def back(self, shape: Shape) -> View:
+        """Return the view that undoes this one, for a value of that shape."""
+        return View(tuple(self.split[d] for d in self.order), tuple(self.order.index(i) for i in range(len(self.order))), shape)
+
+    def __str__(self) -> str:
+        moved = self.order != tuple(range(len(self.order)))
+        return f"reshape {list(self.split)}" + (f", permute {list(self.order)}" if moved else "") + f", reshape {list(self.joined)}"
+
+
+def claim(matching: Matching) -> None:
+    """Claim values that agree up to the order of dimensions and how they are joined. `after` must be a copy."""
+    for x, y in matching.reshaped:
+        shape = nodes.shape(x) or ()
+        if not matching.alignment.of_before.get(x) and not matching.alignment.of_after.get(y) and _fixed(shape):
+            whole = tuple(int(d) for d in shape)
+            _claim(matching, x, y, View(whole, tuple(range(len(whole))), whole))
+    matching.reshaped.clear()
+    candidates = _candidates(matching)
+    assert matching.bound is not None
     for start in range(0, len(candidates), _MOST):
         chunk = candidates[start : start + _MOST]
-        left = run_program(before, bound, [x for x, _ in chunk])
-        right = run_program(after, bound, [y for _, y in chunk])
+        left = run_program(matching.before, matching.bound, [x for x, _ in chunk])
+        right = run_program(matching.after, matching.bound, [y for _, y in chunk])
         for x, y in chunk:
-            order = _permutation(left[x], right[y])
-            if order is not None and not alignment.of_before.get(x) and not alignment.of_after.get(y):
-                shown = _insert(after, y, order)
-                alignment.add(Claim(x, shown, "layout", certain=False))
+            view = _view(left[x], right[y])
+            if view is not None and not matching.alignment.of_before.get(x) and not matching.alignment.of_after.get(y):
+                _claim(matching, x, y, view)
 
 
-def _candidates(
-    before: Program, after: Program, alignment: Alignment, bound: Mapping[str, Any]
-) -> list[tuple[Node, Node]]:
-    """Pair unclaimed values with the same dimensions in another order and the same moments."""
-    xs = [n for n in before.live if nodes.makes_values(n) and not alignment.of_before.get(n)]
-    ys = [n for n in after.live if nodes.makes_values(n) and not alignment.of_after.get(n)]
-    if not xs or not ys:
-        return []
-    left, right = sketches(before, bound, xs, moments), sketches(after, bound, ys, moments)
-    by_size: dict[Any, list[Node]] = defaultdict(list)
-    for x in left:
-        by_size[_dimensions(x)].append(x)
+def _fixed(shape: tuple[int | str, ...]) -> bool:
+    return all(isinstance(d, int) for d in shape)
+
+
+def _candidates(matching: Matching) -> list[tuple[Node, Node]]:
+    """Pair unclaimed values of the same size and moments, where nothing else on either side has them."""
+    of_before, of_after = matching.alignment.of_before, matching.alignment.of_after
+    left = {n: s for n, s in matching.sketches("before").items() if not of_before.get(n) and _arranged(n, s)}
+    right = {n: s for n, s in matching.sketches("after").items() if not of_after.get(n) and _arranged(n, s)}
+    sizes: dict[Any, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
+    for column, known in enumerate((left, right)):
+        for node in known:
+            sizes[math.prod(int(d) for d in nodes.shape(node) or ())][column].append(node)
     pairs = []
-    for y, mine in right.items():
-        near = [
-            x for x in by_size.get(_dimensions(y), ()) if _close(left[x], mine) and nodes.shape(x) != nodes.shape(y)
-        ]
-        if len(near) == 1:  # values that several nodes hold are not claimed on moments
-            pairs.append((near[0], y))
+    for xs, ys in sizes.values():
+        if not xs or not ys:
+            continue
+        a = torch.stack([left[x][-MOMENTS:] for x in xs]).double()
+        b = torch.stack([right[y][-MOMENTS:] for y in ys]).double()
+        near = ((b[:, None] - a[None]).abs().amax(2) <= 2 * AGREE * b[:, None, 2]) & (b[:, None, 2] > 0)
+        distance = torch.where(near, (b[:, None] - a[None]).square().sum(2).sqrt() / b[:, None, 2], torch.inf)
+        for row, y in enumerate(ys):
+            best, column = distance[row].min(0)
+            # values that several nodes hold are not claimed on moments
+            if best < torch.inf and int((distance[row] <= best * 2 + 1e-5).sum()) == 1 and best <= distance[:, column].min():
+                pairs.append((xs[int(column)], y))
     return pairs
 
 
-def _dimensions(node: Node) -> tuple[int, ...]:
-    return tuple(sorted(int(d) for d in nodes.shape(node) or ()))
+def _arranged(node: Node, sketch: torch.Tensor) -> bool:
+    shape = nodes.shape(node) or ()
+    return _fixed(shape) and sum(d != 1 for d in shape) >= 2 and bool(sketch[-MOMENTS + 2] > 0)
 
 
-def moments(value: Any) -> torch.Tensor | None:
-    """Reduce a floating tensor to what no permutation changes: mean, absolute mean, rms, skew, extremes."""
-    if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point or value.numel() < 8 or value.dim() < 3:
-        return None
-    x = value.detach().double()
-    rms = x.square().mean().sqrt()
-    numbers = (
-        x.mean(),
-        x.abs().mean(),
-        rms,
-        x.pow(3).mean().sign() * x.pow(3).mean().abs().pow(1 / 3),
-        x.amax(),
-        x.amin(),
-    )
-    return torch.nan_to_num(torch.stack(numbers), nan=1e30, posinf=1e30, neginf=-1e30).float()
-
-
-def _close(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
-    scale = float(mine[2])  # the rms
-    return scale > 0 and bool(((mine - theirs).abs() <= 2 * AGREE * scale + 1e-12).all())
-
-
-def _permutation(x: torch.Tensor, y: torch.Tensor) -> Permutation | None:
-    """Return the order of y's dimensions in which it equals x, if there is exactly one."""
-    found = []
+def _view(x: torch.Tensor, y: torch.Tensor) -> View | None:
+    """Return the view of y that equals x, if there is exactly one."""
     norm = torch.linalg.vector_norm(x.double())
-    for order in itertools.permutations(range(y.dim())):
-        if tuple(y.shape[d] for d in order) != tuple(x.shape):
-            continue
-        distance = torch.linalg.vector_norm(y.permute(order).double() - x.double()) / norm
-        if float(distance) <= AGREE:
-            found.append(order)
-    return found[0] if len(found) == 1 and found[0] != tuple(range(y.dim())) else None
+    found = [
+        view
+        for view in views(tuple(x.shape), tuple(y.shape))
+        if float(torch.linalg.vector_norm(view.of(y).double() - x.double()) / norm) <= AGREE
+    ]
+    return found[0] if len(found) == 1 else None
 
 
-def _insert(after: Program, y: Node, order: Permutation) -> Node:
+def views(x: Shape, y: Shape) -> list[View]:
+    """List the ways to show shape y as shape x that move something: dimensions of one side split the other's."""
+    fine_x, fine_y = tuple(d for d in x if d != 1), tuple(d for d in y if d != 1)
+    found: dict[tuple[Any, ...], View] = {}
+    if len(fine_x) <= _DIMENSIONS:
+        for order in itertools.permutations(range(len(fine_x))):
+            split = tuple(fine_x[d] for d in order)
+            if _tiles(split, fine_y):
+                back = tuple(order.index(d) for d in range(len(order)))
+                found.setdefault((split, back), View(split, back, x))
+    if len(fine_y) <= _DIMENSIONS:
+        for order in itertools.permutations(range(len(fine_y))):
+            if _tiles(tuple(fine_y[d] for d in order), fine_x):
+                found.setdefault((fine_y, order), View(fine_y, order, x))
+    return [view for view in found.values() if view.order != tuple(range(len(view.order)))]
+
+
+def _tiles(fine: Shape, coarse: Shape) -> bool:
+    """Whether neighbours of the one multiply to the other."""
+    rest = list(fine)
+    for size in coarse:
+        product = 1
+        while rest and product < size:
+            product *= rest.pop(0)
+        if product != size:
+            return False
+    return not rest
+
+
+def _claim(matching: Matching, x: Node, y: Node, view: View) -> None:
+    shown = _insert(matching, y, view)
+    claim = Claim(x, shown, "layout", certain=False, view=str(view))
+    matching.alignment.add(claim)
+    matching.alignment.of_after[y].append(claim)  # y itself is taken, too
+
+
+def _insert(matching: Matching, y: Node, view: View) -> Node:
     """Insert y's view in before's layout and the view back; all users of y read the latter. Returns the former."""
-    permute = torch.ops.aten.permute.default
-    back = tuple(order.index(d) for d in range(len(order)))
-    users = list(y.users)
-    graph = after.gm.graph
-    with graph.inserting_after(y):
-        shown = graph.call_function(permute, (y, list(order)))
-    with graph.inserting_after(shown):
-        again = graph.call_function(permute, (shown, list(back)))
-    value = nodes.tensor_val(y)
-    for node, shape in ((shown, order), (again, None)):
-        node.meta = {k: v for k, v in y.meta.items() if k != "custom"}
-        if value is not None and shape is not None:
-            node.meta["val"] = value.permute(shape)
-        after.labels[node] = after.label(y)
+    after, users = matching.after, list(y.users)
+    shape = tuple(int(d) for d in nodes.shape(y) or ())
+    shown = _shown(matching, y, y, view)
+    again = _shown(matching, y, shown, view.back(shape))
     for user in users:
         user.replace_input_with(y, again)
+    for path, node in after.outputs.items():
+        if node is y:
+            after.outputs[path] = again
     after.refresh()
+    matching.changed()
     return shown
+
+
+def _shown(matching: Matching, y: Node, source: Node, view: View) -> Node:
+    """Insert the operators of one view behind `source`; they go by the name of y."""
+    aten, at = torch.ops.aten, source
+    steps: list[tuple[Any, list[int]]] = []
+    if view.split != nodes.shape(source):
+        steps.append((aten.reshape.default, list(view.split)))
+    if view.order != tuple(range(len(view.order))):
+        steps.append((aten.permute.default, list(view.order)))
+    if tuple(view.split[d] for d in view.order) != view.joined:
+        steps.append((aten.reshape.default, list(view.joined)))
+    for target, argument in steps or [(aten.alias.default, None)]:  # type: ignore[list-item]
+        value = nodes.tensor_val(at)
+        args = (at,) if argument is None else (at, argument)
+        with matching.after.gm.graph.inserting_after(at):
+            node = matching.after.gm.graph.call_function(target, args)
+        node.meta = {k: v for k, v in y.meta.items() if k != "custom"} | {INSERTED: True}
+        if value is not None:
+            node.meta["val"] = target(value, *args[1:])
+        matching.after.labels[node] = matching.after.label(y)
+        at = node
+    return at

@@ -1,4 +1,8 @@
-"""Evidence 4, structure: the same operator on claimed operands claims its counterpart. Grown from anchored pairs."""
+"""Evidence 4, structure: what computes the same from the same claims its counterpart, forwards and backwards.
+
+Forwards, equal terms over partnered operands are one value, whatever nodes are called and in which order they stand.
+What is claimed takes its partner's place, so that everything grows on below a difference.
+"""
 
 from __future__ import annotations
 
@@ -6,71 +10,200 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from graphprobe import nodes, provenance
-from graphprobe.align.claims import Alignment, Claim
-from graphprobe.program import Program, fetch
+from graphprobe.align.matching import Matching, shown_as
+from graphprobe.align.terms import Terms
 
-Print = tuple[Any, ...]
+Place = tuple[Any, ...]
 
 
-def claim(before: Program, after: Program, alignment: Alignment) -> None:
-    """Walk both graphs forwards; nodes with equal operator, shape and partnered operands claim each other.
-
-    What is computed twice on one side and once on the other claims the same partner twice.
-    """
-    names_before: dict[Node, Any] = {n: ("input", p) for p, n in before.inputs.items()}
-    names_after: dict[Node, Any] = {n: ("input", p) for p, n in after.inputs.items()}
-    waiting: dict[Print, list[Node]] = defaultdict(list)
-    first: dict[Print, Node] = {}  # of all nodes of before that compute one thing
-    for x in before.live:
-        if x in names_before:
+def claim(matching: Matching) -> None:
+    """Claim what has equal terms and equal shape; what is computed twice on one side claims its partner twice."""
+    before, after = matching.numbers_before(), matching.numbers_after()
+    left, right = _places(matching.before.live, before), _places(matching.after.live, after)
+    of_before, of_after = matching.alignment.of_before, matching.alignment.of_after
+    for place, ys in right.items():
+        xs = left.get(place)
+        if xs is None:
             continue
-        print_ = _print(x, before, names_before)
-        if not nodes.makes_values(x):
-            names_before[x] = print_
-            continue
-        twin = x if nodes.is_random(x) else first.setdefault(print_, x)
-        names_before[x] = id(twin)
-        if not alignment.of_before.get(x):
-            waiting[print_].append(x)
-    for claim in alignment.claims:
-        names_after.setdefault(claim.after, names_before.get(claim.before, id(claim.before)))
-    for y in after.live:
-        if y in names_after:
-            continue
-        print_ = _print(y, after, names_after)
-        if not nodes.makes_values(y):
-            names_after[y] = print_
-            continue
-        found = waiting[print_].pop(0) if waiting.get(print_) else first.get(print_)
-        if found is not None:
-            alignment.add(Claim(found, y, "structure", certain=False))
-        names_after[y] = ("new", id(y)) if found is None else names_before[found]
-    for print_, left in waiting.items():
-        for known in list(alignment.of_before.get(first[print_], ()))[:1] if print_ in first else ():
-            for x in left:
-                alignment.add(Claim(x, known.after, "structure", certain=False))
+        open_xs = [x for x in xs if not of_before.get(x)]
+        open_ys = [y for y in ys if not of_after.get(y)]
+        for x, y in _in_order(open_xs, open_ys):
+            matching.add(x, y, "structure")
+        for y in open_ys:
+            if not of_after.get(y):
+                matching.add(_like(y, xs), y, "structure")
+        for x in open_xs:
+            if not of_before.get(x):
+                matching.add(x, _like(x, ys), "structure")
+    _claim_views(matching, left, right)
 
 
-def claim_slots(before: Program, after: Program, alignment: Alignment) -> None:
+def _places(live: list[Node], numbers: dict[Node, int]) -> dict[Place, list[Node]]:
+    found: dict[Place, list[Node]] = defaultdict(list)
+    for node in live:
+        if nodes.makes_values(node):
+            found[numbers[node], nodes.shape(node)].append(node)
+    return found
+
+
+def _in_order(xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
+    """Pair equal values: the same operator and dtype first, then in order."""
+    if len(xs) == len(ys) == 1:
+        return [(xs[0], ys[0])]
+    pairs, left = [], list(ys)
+    for alike in (True, False):
+        for x in xs:
+            if any(x is p for p, _ in pairs):
+                continue
+            y = next((y for y in left if not alike or _kind(x) == _kind(y)), None)
+            if y is not None:
+                left.remove(y)
+                pairs.append((x, y))
+    return pairs
+
+
+def _like(node: Node, others: list[Node]) -> Node:
+    """Return the one that is most like a node: its operator and dtype, then its dtype, then the first."""
+    return max(others, key=lambda n: (_kind(n) == _kind(node), _dtype(n) == _dtype(node)))
+
+
+def _dtype(node: Node) -> torch.dtype | None:
+    value = nodes.tensor_val(node)
+    return None if value is None else value.dtype
+
+
+def _kind(node: Node) -> tuple[str, torch.dtype | None]:
+    return provenance.target_name(node), _dtype(node)
+
+
+def _claim_views(matching: Matching, left: dict[Place, list[Node]], right: dict[Place, list[Node]]) -> None:
+    """Where one side makes a value in another shape, claim the view of it that has the shape (addmm for linear)."""
+    of_before, of_after = matching.alignment.of_before, matching.alignment.of_after
+    lone_before = {place: xs for place, xs in left.items() if place not in right and not of_before.get(xs[0])}
+    lone_after = {place: ys for place, ys in right.items() if place not in left and not of_after.get(ys[0])}
+    for lone, program, numbers, is_before in (
+        (lone_before, matching.after, matching.numbers_after(), True),
+        (lone_after, matching.before, matching.numbers_before(), False),
+    ):
+        for node in program.live if lone else ():
+            if nodes.makes_values(node) or node.op in ("placeholder", "get_attr"):
+                continue
+            for other in lone.pop((numbers[node], nodes.shape(node)), ()):
+                matching.add(*((other, node) if is_before else (node, other)), evidence="structure")
+
+
+# --- backwards --------------------------------------------------------------------------------------------------
+
+
+def claim_operands(matching: Matching) -> None:
+    """Claim what stands in the same place of a claimed pair of equal operators, where it is the only one in doubt."""
+    before, after = matching.numbers_before(), matching.numbers_after()
+    terms = matching.terms("before"), matching.terms("after")
+    for claim in list(matching.alignment.claims):
+        x, y = terms[0].root(claim.before)[0], terms[1].root(claim.after)[0]
+        mine, theirs = terms[0].of.get(x), terms[1].of.get(y)
+        if mine is None or theirs is None or mine.expression[:1] != theirs.expression[:1]:
+            continue
+        if _shape_of(mine.expression) != _shape_of(theirs.expression) or len(mine.operands) != len(theirs.operands):
+            continue
+        pairs = list(zip(mine.operands, theirs.operands, strict=True))
+        unequal = [(p, q) for p, q in pairs if before[p] != after[q]]
+        if len(pairs) == 2 and len(unequal) == 2:  # add(a, b) may be add(b, a) on the other side
+            crossed = [(pairs[0][0], pairs[1][1]), (pairs[1][0], pairs[0][1])]
+            straight = unequal
+            unequal = [(p, q) for p, q in crossed if before[p] != after[q]]
+            if len(unequal) == 2:
+                unequal = straight if mine.expression[0] not in ("add", "mul") else []
+        for p, q in unequal:
+            _claim_operand(matching, terms, p, q)
+
+
+def _shape_of(expression: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (expression[0], *(_shape_of(c) if isinstance(c, tuple) else c for c in expression[2:]))
+
+
+def _claim_operand(matching: Matching, terms: tuple[Terms, Terms], p: Node, q: Node) -> None:
+    (x, steps_x), (y, steps_y) = terms[0].root(p), terms[1].root(q)
+    if not (nodes.makes_values(x) and nodes.makes_values(y)):
+        return
+    if matching.alignment.of_before.get(x) or matching.alignment.of_after.get(y):
+        return
+    if steps_x == steps_y and nodes.shape(x) == nodes.shape(y) is not None:
+        matching.add(x, y, "operand")
+    elif nodes.shape(p) == nodes.shape(q) is not None and (nodes.makes_values(p) or nodes.makes_values(q)):
+        matching.add(p, q, "operand")
+
+
+# --- anchors ----------------------------------------------------------------------------------------------------
+
+
+def claim_weighted(matching: Matching) -> None:
+    """Claim the one operation on a weight that the same operator on the same weight claims nowhere else."""
+    _claim_anchors(matching, with_operator=True)
+
+
+def claim_weighted_anyhow(matching: Matching) -> None:
+    """Claim the one operation on a weight, whatever its operator: a norm written out, and one operator for it."""
+    _claim_anchors(matching, with_operator=False)
+
+
+def _claim_anchors(matching: Matching, with_operator: bool) -> None:
+    left = _anchors(matching, "before", with_operator)
+    right = _anchors(matching, "after", with_operator)
+    terms = matching.terms("after")
+    for place, ys in right.items():
+        xs = left.get(place, [])
+        if len(xs) != 1 or len(ys) != 1:
+            continue
+        x, y = xs[0], shown_as(ys[0], nodes.shape(xs[0]), terms)
+        if y is None:
+            x, y = shown_as(xs[0], nodes.shape(ys[0]), matching.terms("before")), ys[0]  # type: ignore[assignment]
+        if x is None or matching.alignment.of_before.get(x) or matching.alignment.of_after.get(y):
+            continue
+        if not matching.alignment.of_before.get(xs[0]) and not matching.alignment.of_after.get(ys[0]):
+            matching.add(x, y, "weight")
+
+
+def _anchors(matching: Matching, side: str, with_operator: bool) -> dict[Place, list[Node]]:
+    terms = matching.terms(side)
+    numbers = matching.numbers_before() if side == "before" else matching.numbers_after()
+    found: dict[Place, list[Node]] = defaultdict(list)
+    for node, term in terms.of.items():
+        if term.step is not None or not nodes.makes_values(node):
+            continue
+        weights = [n for n in term.operands if terms.root(n)[0].op == "get_attr"]
+        if not weights or len(weights) == len(term.operands):
+            continue
+        place: Place = tuple(sorted(numbers[n] for n in weights))
+        if with_operator:
+            place = (_shape_of(term.expression), term.expression[1], *place)
+        value = nodes.tensor_val(node)
+        found[(*place, None if value is None else value.numel())].append(node)
+    return found
+
+
+# --- slots ------------------------------------------------------------------------------------------------------
+
+
+def claim_slots(matching: Matching) -> None:
     """Claim what stands alone in its place: the only unclaimed node of its shape on the same partnered operands.
 
     First places are told apart by weights too, then by operator; then only by what feeds them, so that a wrong operator
     or a wrong weight is met in its place instead of in all that consumes it.
     """
     for slot in (_slot_by_weight, _slot_by_operator, _slot_by_feeds):
-        partner = {c.after: c.before for c in alignment.claims}
-        paths = {after.inputs[p]: x for p, x in before.inputs.items() if p in after.inputs}
-        left = _by_slot(before, alignment.of_before, slot, lambda n: n)
-        right = _by_slot(after, alignment.of_after, slot, lambda n: partner.get(n, paths.get(n)))  # noqa: B023
-        known = len(alignment.claims)
+        left = _by_slot(matching, "before", slot)
+        right = _by_slot(matching, "after", slot)
+        known = len(matching.alignment.claims)
         for place, ys in right.items():
             xs = left.get(place, [])
             if len(xs) == len(ys) == 1 and (slot is not _slot_by_feeds or _used_alike(xs[0], ys[0])):
-                alignment.add(Claim(xs[0], ys[0], "slot", certain=False))
-        if len(alignment.claims) > known:
+                matching.add(xs[0], ys[0], "slot")
+        if len(matching.alignment.claims) > known:
             return
 
 
@@ -91,67 +224,44 @@ def _consumers(node: Node) -> set[str]:
     return found
 
 
-Partner = Callable[[Node], Node | None]
+Slot = Callable[[Node, list[int], list[int]], Place]
 
 
-def _by_slot(
-    program: Program,
-    claimed: dict[Node, list[Claim]],
-    slot: Callable[[Node, list[str], list[str]], Print],
-    stands_for: Partner,
-) -> dict[Print, list[Node]]:
-    found: dict[Print, list[Node]] = defaultdict(list)
+def _by_slot(matching: Matching, side: str, slot: Slot) -> dict[Place, list[Node]]:
+    before = side == "before"
+    claimed = matching.alignment.of_before if before else matching.alignment.of_after
+    numbers = matching.numbers_before() if before else matching.numbers_after()
+    terms = matching.terms(side)
+    inputs = set(matching.before.inputs) & set(matching.after.inputs)
+    program = matching.before if before else matching.after
+    shared = {program.inputs[path] for path in inputs}
+    found: dict[Place, list[Node]] = defaultdict(list)
     for node in program.live:
         if not nodes.makes_values(node) or claimed.get(node):
             continue
-        feeds = _feeds(node, stands_for)
-        if feeds is not None and feeds[0]:
-            found[slot(node, *feeds)].append(node)
+        feeds: list[int] = []
+        weights: list[int] = []
+        for operand in node.all_input_nodes:
+            root = terms.root(operand)[0]
+            if root.op == "get_attr":
+                weights.append(numbers[root])
+            elif root in shared or claimed.get(root) or claimed.get(operand):
+                feeds.append(numbers[root])
+            else:
+                break
+        else:
+            if feeds:
+                found[slot(node, sorted(feeds), sorted(weights))].append(node)
     return found
 
 
-def _feeds(node: Node, stands_for: Partner) -> tuple[list[str], list[str]] | None:
-    """Name what feeds a node, seen through views: (partnered operands, weights); None where one has no partner."""
-    operands, weights = [], []
-    for operand in node.all_input_nodes:
-        source = operand
-        while nodes.is_view(source) and source.all_input_nodes:
-            source = source.all_input_nodes[0]
-        if source.op == "get_attr":
-            weights.append(str(source.target))
-            continue
-        known = stands_for(source)
-        if known is None:
-            return None
-        operands.append(str(id(known)))
-    return sorted(operands), sorted(weights)
+def _slot_by_weight(node: Node, feeds: list[int], weights: list[int]) -> Place:
+    return (nodes.shape(node), *feeds, "|", *weights)
 
 
-def _slot_by_weight(node: Node, operands: list[str], weights: list[str]) -> Print:
-    return (nodes.shape(node), *operands, "|", *weights)
+def _slot_by_operator(node: Node, feeds: list[int], weights: list[int]) -> Place:
+    return (nodes.shape(node), provenance.target_name(node), *feeds)
 
 
-def _slot_by_operator(node: Node, operands: list[str], weights: list[str]) -> Print:
-    return (nodes.shape(node), provenance.target_name(node), *operands)
-
-
-def _slot_by_feeds(node: Node, operands: list[str], weights: list[str]) -> Print:
-    return (nodes.shape(node), *operands)
-
-
-def _print(node: Node, program: Program, names: dict[Node, Any]) -> Print:
-    """Fingerprint: operator, shape, and every argument, operands by the before node they stand for."""
-    if node.op == "get_attr":
-        value = fetch(program.gm, str(node.target))
-        return ("weight", str(node.target), tuple(getattr(value, "shape", ())))
-
-    def show(value: Any) -> Any:
-        if isinstance(value, Node):
-            return names.get(value, ("unknown", id(value)))
-        if isinstance(value, (list, tuple)):
-            return tuple(show(v) for v in value)
-        if isinstance(value, dict):
-            return tuple(sorted((k, show(v)) for k, v in value.items()))
-        return repr(value)
-
-    return (provenance.target_name(node), nodes.shape(node), show(node.args), show(dict(node.kwargs)))
+def _slot_by_feeds(node: Node, feeds: list[int], weights: list[int]) -> Place:
+    return (nodes.shape(node), *feeds)

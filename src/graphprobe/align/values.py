@@ -1,93 +1,159 @@
 """Evidence 5, values: run both graphs; nodes that hold the same numbers claim each other.
 
-Every unclaimed value is reduced to a sketch on its device: samples at fixed pseudo-random positions. Two values agree
-where their samples agree to a few percent (accumulated rounding stays below, anything else is far above). What is
-constant, and what several unrelated nodes hold, is never claimed on values alone.
+Two values agree where their sketches agree to a few percent (accumulated rounding stays below, anything else is far
+above) and nothing else is nearly as near, on either side. What is constant, and what several unrelated nodes hold, is
+never claimed on values alone.
 """
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from graphprobe import nodes, provenance
-from graphprobe.align.claims import Alignment, Claim
-from graphprobe.execute import run_program
-from graphprobe.program import Program
+from graphprobe.align.matching import Matching, is_part, shown_as
+from graphprobe.align.sketches import MOMENTS
 
-SAMPLES = 256
 AGREE = 0.05  # relative distance of two sketches that counts as equal
 TIE = 2.0  # what is less than so many times farther away makes the answer uncertain
 SAME = 1.1  # distances that differ by less are one
 _FLOOR = 1e-6
+_ROWS = 512  # distances are computed for so many values at once
+_PAIRS = 4_000_000  # above so many pairs, near ones are looked for in sorted projections first
+_TIGHT = 1e-3
 
 
-def claim(before: Program, after: Program, alignment: Alignment, bound: Mapping[str, Any]) -> None:
-    """Claim unclaimed nodes of equal shape by what they hold when both graphs run on the same inputs."""
-    xs = [n for n in before.live if nodes.makes_values(n) and not alignment.of_before.get(n)]
-    ys = [n for n in after.live if nodes.makes_values(n) and not alignment.of_after.get(n)]
-    if not xs and not ys:
-        return
-    # a part of a fused value (a slice of q, k and v) may be what stands as a value of its own on the other side
-    xs_parts = [n for n in before.live if is_part(n) and not alignment.of_before.get(n)]
-    ys_parts = [n for n in after.live if is_part(n) and not alignment.of_after.get(n)]
-    parts = {*xs_parts, *ys_parts}
-    left, right = sketches(before, bound, [*xs, *xs_parts]), sketches(after, bound, [*ys, *ys_parts])
+def claim(matching: Matching) -> None:
+    """Claim unclaimed nodes by what they hold when both graphs run on the same inputs."""
+    left, right = matching.sketches("before"), matching.sketches("after")
+    of_before, of_after = matching.alignment.of_before, matching.alignment.of_after
     groups: dict[Any, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
-    for column, known in ((0, left), (1, right)):
+    for column, (known, claimed) in enumerate(((left, of_before), (right, of_after))):
         for node, sketch in known.items():
-            groups[nodes.shape(node), sketch.shape][column].append(node)
-    for mine, theirs in groups.values():
-        if mine and theirs:
-            for x, y in _pairs(mine, theirs, left, right):
-                if x in parts and y in parts:
-                    continue
-                alignment.add(Claim(x, y, "value", certain=False))
+            if not claimed.get(node):
+                groups[_count(node), sketch.numel()][column].append(node)
+    for xs, ys in groups.values():
+        if xs and ys:
+            a, b = (torch.stack([known[n][:-MOMENTS] for n in group]) for known, group in ((left, xs), (right, ys)))
+            for x, y in _pairs(matching, xs, ys, a, b):
+                if not (is_part(x) and is_part(y)):
+                    _add(matching, x, y)
 
 
-def is_part(node: Node) -> bool:
-    """Whether the node cuts a part out of another value: a slice, or one output of a split."""
-    if node.target is operator.getitem:
-        return isinstance(node.args[0], Node) and nodes.is_view(node.args[0])
-    return nodes.schema_name(node) in ("aten::slice", "aten::select", "aten::narrow")
+def _count(node: Node) -> int:
+    value = nodes.tensor_val(node)
+    return -1 if value is None else int(value.numel())
+
+
+def _add(matching: Matching, x: Node, y: Node) -> None:
+    """Claim a pair that holds the same in flat order; where shapes differ, a view that is there already, if any."""
+    if nodes.shape(x) == nodes.shape(y):
+        matching.add(x, y, "value")
+    elif (shown := shown_as(y, nodes.shape(x), matching.terms("after"))) is not None:
+        matching.add(x, shown, "value")
+    elif (shown := shown_as(x, nodes.shape(y), matching.terms("before"))) is not None:
+        matching.add(shown, y, "value")
+    else:
+        matching.reshaped.append((x, y))
+
+
+# --- nearest pairs ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Near:
+    """What is near to each y: (index of x, distance) pairs; and how far the nearest y is from each x."""
+
+    of_y: dict[int, list[tuple[int, float]]]
+    nearest_y: torch.Tensor
 
 
 def _pairs(
-    xs: list[Node], ys: list[Node], left: dict[Node, torch.Tensor], right: dict[Node, torch.Tensor]
+    matching: Matching, xs: list[Node], ys: list[Node], a: torch.Tensor, b: torch.Tensor
 ) -> list[tuple[Node, Node]]:
     """Pair nodes that hold the same numbers; what is nearest on one side must be nearest on the other, too."""
-    a, b = torch.stack([left[x] for x in xs]), torch.stack([right[y] for y in ys])
-    norms = torch.linalg.vector_norm(b, dim=1, keepdim=True)
-    distance = torch.cdist(b, a, compute_mode="donot_use_mm_for_euclid_dist") / norms  # [ys, xs]
-    nearest_y = distance.amin(0)
+    near = nearest(a, b)
     pairs = []
-    for row, y in enumerate(ys):
-        found = _best(y, distance[row], xs)
-        if (
-            found is not None
-            and float(distance[row, xs.index(found)]) <= float(nearest_y[xs.index(found)]) * SAME + _FLOOR
-        ):
-            pairs.append((found, y))
+    for row, found in near.of_y.items():
+        best = _best(matching, ys[row], [(xs[i], d) for i, d in found])
+        if best is None:
+            continue
+        column, distance = next((i, d) for i, d in found if xs[i] is best)
+        if distance <= float(near.nearest_y[column]) * SAME + _FLOOR:
+            pairs.append((best, ys[row]))
     return pairs
 
 
-def _best(y: Node, distance: torch.Tensor, xs: list[Node]) -> Node | None:
-    """Return the before node that holds the same numbers, or None where there is none or it cannot be told."""
-    best = float(distance.amin())
-    if best > AGREE:
+def nearest(a: torch.Tensor, b: torch.Tensor) -> _Near:
+    """Find for each row of b the rows of a within `AGREE` that are about as near as the nearest: [xs, n], [ys, n]."""
+    near = _Near({}, torch.full((len(a),), float("inf"), dtype=torch.float64))
+    rows = torch.arange(len(b))
+    if len(a) * len(b) > _PAIRS:
+        rows = _from_projections(a, b, near)
+    wide = a.double()
+    squares = wide.square().sum(1)
+    for chunk in rows.split(_ROWS):
+        mine = b[chunk].double()
+        own = mine.square().sum(1, keepdim=True)
+        distance = (squares + own - 2 * mine @ wide.T).clamp_(min=0).sqrt() / own.sqrt()
+        near.nearest_y = torch.minimum(near.nearest_y, distance.amin(0))
+        best = distance.amin(1)
+        limit = torch.maximum(best.clamp(min=_FLOOR) * TIE, best * SAME + _FLOOR)
+        for i, column in torch.nonzero((distance <= limit[:, None]) & (best <= AGREE)[:, None]).tolist():
+            near.of_y.setdefault(int(chunk[i]), []).append((column, float(distance[i, column])))
+    return near
+
+
+def _from_projections(a: torch.Tensor, b: torch.Tensor, near: _Near) -> torch.Tensor:
+    """Find very near pairs by their order along random directions; return the rows of b that have none.
+
+    ``|<a - b, r>| <= |a - b|`` for a unit vector r, so what is near lies near in every projection.
+    """
+    generator = torch.Generator().manual_seed(7)
+    directions = torch.linalg.qr(torch.randn(a.shape[1], min(6, a.shape[1]), generator=generator).double())[0]
+    norms_a, norms_b = (torch.linalg.vector_norm(v.double(), dim=1, keepdim=True) for v in (a, b))
+    shown_a, shown_b = (v.double() @ directions / n for v, n in ((a, norms_a), (b, norms_b)))
+    order = shown_a[:, 0].argsort()
+    keys = shown_a[order, 0].contiguous()
+    reach = 4 * _TIGHT
+    low = torch.searchsorted(keys, shown_b[:, 0] - reach)
+    high = torch.searchsorted(keys, shown_b[:, 0] + reach)
+    met = torch.zeros(len(b), dtype=torch.bool)
+    for chunk in torch.arange(len(b)).split(_ROWS):
+        counts = (high - low)[chunk]
+        row = torch.repeat_interleave(chunk, counts)
+        offset = torch.arange(len(row)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        column = order[torch.repeat_interleave(low[chunk], counts) + offset]
+        keep = ((shown_a[column] - shown_b[row]).abs() <= reach).all(1)
+        keep &= (norms_a[column] - norms_b[row]).abs().squeeze(1) <= reach * norms_b[row].squeeze(1)
+        row, column = row[keep], column[keep]
+        distance = torch.linalg.vector_norm(a[column].double() - b[row].double(), dim=1) / norms_b[row].squeeze(1)
+        near.nearest_y.scatter_reduce_(0, column, distance, "amin")
+        best = torch.full((len(b),), float("inf"), dtype=torch.float64).scatter_reduce_(0, row, distance, "amin")
+        limit = torch.maximum(best.clamp(min=_FLOOR) * TIE, best * SAME + _FLOOR)
+        keep = (distance <= limit[row]) & (best[row] <= _TIGHT)
+        for i, j, d in zip(row[keep].tolist(), column[keep].tolist(), distance[keep].tolist(), strict=True):
+            near.of_y.setdefault(i, []).append((j, d))
+            met[i] = True
+    return torch.nonzero(~met).squeeze(1)
+
+
+# --- one of several ---------------------------------------------------------------------------------------------
+
+
+def _best(matching: Matching, y: Node, found: list[tuple[Node, float]]) -> Node | None:
+    """Return the before node that holds the same numbers, or None where it cannot be told."""
+    best = min(d for _, d in found)
+    same = [x for x, d in found if d <= best * SAME + _FLOOR]
+    if len(found) > len(same):  # others are almost as near: it cannot be told
         return None
-    same = [x for x, d in zip(xs, distance.tolist(), strict=True) if d <= best * SAME + _FLOOR]
-    near = [x for x, d in zip(xs, distance.tolist(), strict=True) if d <= max(best, _FLOOR) * TIE]
-    if len(near) > len(same):  # others are almost as near: it cannot be told
-        return None
-    same_operator = [x for x in same if provenance.target_name(x) == provenance.target_name(y)]
-    same = same_operator or same
-    if len(same) == 1:
+    same = [x for x in same if provenance.target_name(x) == provenance.target_name(y)] or same
+    numbers = matching.numbers_before()
+    if len({numbers[x] for x in same}) == 1:  # one value computed several times
         return same[0]
     # a value that is handed on unchanged: the last of the chain
     return max(same, key=lambda n: len(_ancestors(n, same))) if _is_chain(same) else None
@@ -95,8 +161,7 @@ def _best(y: Node, distance: torch.Tensor, xs: list[Node]) -> Node | None:
 
 def _is_chain(group: list[Node]) -> bool:
     """Whether every member but one is computed from another member: a value that is handed on unchanged."""
-    heads = [n for n in group if not _ancestors(n, group)]
-    return len(heads) == 1
+    return sum(not _ancestors(n, group) for n in group) == 1
 
 
 def _ancestors(node: Node, group: list[Node]) -> set[Node]:
@@ -111,40 +176,3 @@ def _ancestors(node: Node, group: list[Node]) -> set[Node]:
             if steps < depth:
                 stack.append((operand, steps + 1))
     return found
-
-
-def sketches(
-    program: Program,
-    bound: Mapping[str, Any],
-    wanted: list[Node],
-    observe: Callable[[Any], torch.Tensor | None] | None = None,
-) -> dict[Node, torch.Tensor]:
-    """Return the sketch of each wanted node that is neither constant nor too small to tell; one synchronisation."""
-    try:
-        raw = run_program(program, bound, wanted, observe=observe or _sample)
-    except RuntimeError:  # an operator that raises is found out by the lanes, which say where; here it has no values
-        return {}
-    kept = [n for n, s in raw.items() if s is not None]
-    if not kept:
-        return {}
-    sizes = [raw[n].numel() for n in kept]
-    read = torch.split(torch.cat([raw[n] for n in kept]).cpu(), sizes)  # one synchronisation for all
-    return {n: s for n, s in zip(kept, read, strict=True) if _tells(s)}
-
-
-def _sample(value: Any) -> torch.Tensor | None:
-    if not isinstance(value, torch.Tensor) or value.numel() < 8 or value.dtype.itemsize == 0:
-        return None
-    flat = value.detach().reshape(-1)
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).reshape(-1)
-    count = flat.numel()
-    # a fixed low-discrepancy walk (golden ratio) over the elements: the same positions on both sides
-    where = (torch.arange(min(SAMPLES, count), device=flat.device, dtype=torch.float64) * 0.6180339887498949) % 1.0
-    picked = flat[(where * count).long()] if count > SAMPLES else flat
-    return torch.nan_to_num(picked.float(), nan=-1e30, posinf=1e30, neginf=-1e30).clamp(-1e30, 1e30)
-
-
-def _tells(sketch: torch.Tensor) -> bool:
-    # masks and other two-valued tensors repeat all over a graph
-    return int(torch.unique(sketch).numel()) > 4 and bool(torch.linalg.vector_norm(sketch) < 1e29)

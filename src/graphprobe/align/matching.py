@@ -1,0 +1,213 @@
+"""What all kinds of evidence share: the two programs, what is claimed so far, and what every node computes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from graphprobe import nodes
+from graphprobe.align.claims import Alignment, Claim
+from graphprobe.align.sketches import sketches, with_moments
+from graphprobe.align.terms import Numbers, Term, Terms
+from graphprobe.align.weights import Block, Leaves, leaves
+from graphprobe.program import Program, fetch
+
+
+@dataclass(eq=False)
+class Matching:
+    """The state of an alignment that is being made. Terms and weights are read when something first asks for them."""
+
+    before: Program
+    after: Program
+    bound: Mapping[str, Any] | None = None  # the inputs, where the graphs may be run
+    alignment: Alignment = field(default_factory=Alignment)
+    reshaped: list[tuple[Node, Node]] = field(default_factory=list)  # equal in flat order, in no shape in common
+
+    def __post_init__(self) -> None:
+        self._numbers = Numbers()
+        self._leaves: tuple[Leaves, Leaves] | None = None
+        self._terms: dict[str, Terms] = {}
+        self._before: dict[Node, int] | None = None
+        self._after: tuple[int, dict[Node, int]] | None = None
+        self._sketches: dict[str, dict[Node, torch.Tensor]] = {}
+
+    def add(self, x: Node, y: Node, evidence: str, certain: bool = False) -> None:
+        """Claim one pair."""
+        self.alignment.add(Claim(x, y, evidence, certain))
+
+    def unclaimed_before(self) -> list[Node]:
+        """Return the value-making nodes of before that nothing claims."""
+        return [n for n in self.before.live if nodes.makes_values(n) and not self.alignment.of_before.get(n)]
+
+    def unclaimed_after(self) -> list[Node]:
+        """Return the value-making nodes of after that nothing claims."""
+        return [n for n in self.after.live if nodes.makes_values(n) and not self.alignment.of_after.get(n)]
+
+    def terms(self, side: str) -> Terms:
+        """Return the terms of one side."""
+        if side not in self._terms:
+            self._terms[side] = Terms(getattr(self, side))
+        return self._terms[side]
+
+    def sketches(self, side: str) -> dict[Node, torch.Tensor]:
+        """Run one side once and return the sketches, with moments, of all that was unclaimed when first asked.
+
+        A part of a fused value (a slice of q, k and v) may be what stands as a value of its own on the other side.
+        """
+        if side not in self._sketches:
+            program: Program = getattr(self, side)
+            claimed = self.alignment.of_before if side == "before" else self.alignment.of_after
+            wanted = [n for n in program.live if not claimed.get(n) and (nodes.makes_values(n) or is_part(n))]
+            found = sketches(program, self.bound, wanted, with_moments) if self.bound is not None and wanted else {}
+            self._sketches[side] = found
+        return self._sketches[side]
+
+    def changed(self) -> None:
+        """Forget what was read of `after`: nodes were inserted."""
+        self._terms.pop("after", None)
+        self._after = None
+
+    def numbers_before(self) -> dict[Node, int]:
+        """Number every value of before; equal numbers are equal values in flat order."""
+        if self._before is None:
+            self._before = self._numbered("before", {})
+        return self._before
+
+    def numbers_after(self) -> dict[Node, int]:
+        """Number every value of after in the same way; what is claimed has its partner's number."""
+        if self._after is None or self._after[0] != len(self.alignment.claims):
+            known = self.numbers_before()
+            stands: dict[Node, int] = {}
+            for claim in self.alignment.claims:
+                if claim.before in known:
+                    stands.setdefault(claim.after, known[claim.before])
+            self._after = (len(self.alignment.claims), self._numbered("after", stands))
+        return self._after[1]
+
+    def _numbered(self, side: str, stands: Mapping[Node, int]) -> dict[Node, int]:
+        program: Program = getattr(self, side)
+        numbers, terms = self._numbers, self.terms(side).of
+        paths = {node: path for path, node in program.inputs.items()}
+        blocks = self.leaves(side).blocks
+        out: dict[Node, int] = {}
+        for node in program.live:
+            known = stands.get(node)
+            if known is not None:
+                out[node] = known
+            elif node.op == "placeholder":
+                out[node] = numbers.of(("input", paths.get(node, node.name)))
+            elif node.op == "get_attr":
+                out[node] = self._leaf(side, str(node.target))
+            else:
+                term = terms[node]
+                if term.step is None:
+                    out[node] = numbers.expression(term.expression, [out[n] for n in term.operands])
+                else:
+                    joined = self._of_block(side, term, out) if blocks and term.step[:1] == ("part",) else None
+                    out[node] = joined if joined is not None else numbers.step(out[term.operands[0]], term.step)
+        return out
+
+    def leaves(self, side: str) -> Leaves:
+        """Return the names of one side's weights."""
+        if self._leaves is None:
+            self._leaves = leaves(self.before, self.after)
+        return self._leaves[side == "after"]
+
+    def _leaf(self, side: str, target: str) -> int:
+        name, turned = self.leaves(side).names[target]
+        number = self._numbers.of(name)
+        if not turned:
+            return number
+        shape = tuple(name[1])
+        return self._numbers.step(number, ("perm", shape, (1, 0)))
+
+    # --- parts of a product with a joined weight ---------------------------------------------------------------------
+
+    def _of_block(self, side: str, term: Term, out: Mapping[Node, int]) -> int | None:
+        """Number columns of ``x @ [W1, W2]`` as ``x @ W1``, where the part is just one of the joined weights."""
+        assert term.step is not None
+        _, _, dim, start, stop, stride = term.step
+        terms = self.terms(side)
+        made, steps = terms.root(term.operands[0])
+        maker = terms.of.get(made)
+        if steps or dim != -1 or stride != 1 or maker is None or maker.step is not None:
+            return None
+        return self._product(side, maker, terms, start, stop, out)
+
+    def _product(
+        self, side: str, maker: Term, terms: Terms, start: int, stop: int, out: Mapping[Node, int]
+    ) -> int | None:
+        name, _, *children = maker.expression
+        if name == "add" and len(children) == 2 and isinstance(children[0], tuple) and children[0][0] == "mm":
+            product, bias = children[0], children[1]
+        elif name == "mm":
+            product, bias = maker.expression, None
+        else:
+            return None
+        x, matrix = product[2], product[3]
+        turned = isinstance(matrix, tuple)
+        weight = self._block(side, maker.operands[matrix[2] if turned else matrix], turned, terms, start, stop)
+        if weight is None:
+            return None
+        parts = [out[maker.operands[x]], weight]
+        if bias is None:
+            return self._numbers.expression(("mm", (), 0, 1), parts)
+        shift = self._block(side, maker.operands[bias], False, terms, start, stop)
+        if shift is None:
+            return None
+        return self._numbers.expression(("add", (), ("mm", (), 0, 1), 2), [*parts, shift])
+
+    def _block(self, side: str, operand: Node, turned: bool, terms: Terms, start: int, stop: int) -> int | None:
+        """Number columns `start` to `stop` of a weight, as a matrix that is multiplied from the right."""
+        node, steps = terms.root(operand)
+        if node.op != "get_attr":
+            return None
+        flips = turned + sum(step[0] == "perm" for step in steps)
+        if len(steps) != sum(step[0] == "perm" for step in steps):
+            return None
+        blocks: Iterable[Block] = self.leaves(side).blocks.get(str(node.target), ())
+        found = next((b for b in blocks if (b.start, b.stop) == (start, stop)), None)
+        if found is None:
+            return None
+        other = "before" if side == "after" else "after"
+        shape = _shape(getattr(self, other), found.target)
+        number = self._leaf(other, found.target)
+        if len(shape) == 1:
+            return number
+        if found.axis != (1 if flips % 2 == 0 else 0):
+            return None
+        # rows of the block are columns of the matrix: as [K, n] it is the turned block, or the weight as it is
+        return number if found.turned else self._numbers.step(number, ("perm", shape, (1, 0)))
+
+
+def is_part(node: Node) -> bool:
+    """Whether the node cuts a part out of another value: a slice, or one output of a split."""
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], Node) and nodes.is_view(node.args[0])
+    return nodes.schema_name(node) in ("aten::slice", "aten::select", "aten::narrow")
+
+
+def _shape(program: Program, target: str) -> tuple[int, ...]:
+    return tuple(int(d) for d in fetch(program.gm, target).shape)
+
+
+def shown_as(node: Node, shape: tuple[int | str, ...] | None, terms: Terms) -> Node | None:
+    """Return the node, or a view of it in flat order, that has the wanted shape."""
+    if nodes.shape(node) == shape:
+        return node
+    stack, seen = list(node.users), set()
+    while stack:
+        user = stack.pop()
+        term = terms.of.get(user)
+        if user in seen or term is None or term.step != ():
+            continue
+        seen.add(user)
+        if nodes.shape(user) == shape:
+            return user
+        stack.extend(user.users)
+    return None

@@ -1,0 +1,101 @@
+"""Sketches: every value reduced to a few numbers on its device while the graph runs once.
+
+A sketch holds the value at fixed pseudo-random positions in flat order, so that equal values have equal sketches in
+whatever shape they are shown, and behind that its moments, which no permutation changes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from graphprobe.execute import run_program
+from graphprobe.program import Program
+
+SAMPLES = 256
+MOMENTS = 6
+_LARGE = 1e30
+_GOLDEN = 0.6180339887498949
+
+Observe = Callable[[Any], torch.Tensor | None]
+
+
+def sketches(
+    program: Program, bound: Mapping[str, Any], wanted: list[Node], observe: Observe | None = None
+) -> dict[Node, torch.Tensor]:
+    """Return the sketch of each wanted node that is neither constant nor too small to tell; one synchronisation."""
+    observe = observe or sample
+    try:
+        raw = run_program(program, bound, wanted, observe=observe)
+    except Exception:  # an operator that raises is found out by the lanes, which say where; here it has no values
+        return {}
+    kept = [n for n in wanted if raw.get(n) is not None]
+    if not kept:
+        return {}
+    sizes = [raw[n].numel() for n in kept]
+    read = torch.split(torch.cat([raw[n] for n in kept]).cpu(), sizes)
+    known = dict(zip(kept, read, strict=True))
+    telling = _telling(known, 0 if observe is sample else MOMENTS)
+    return {n: s for n, s in known.items() if n in telling}
+
+
+def sample(value: Any) -> torch.Tensor | None:
+    """Take a value at fixed positions of its flat order: [up to 256] float32 on its device; None where it cannot tell."""
+    if not isinstance(value, torch.Tensor) or value.numel() < 8:
+        return None
+    flat = value.detach().reshape(-1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).reshape(-1)
+    count = flat.numel()
+    picked = flat[_positions(count, flat.device)] if count > SAMPLES else flat
+    return torch.nan_to_num(picked.float(), nan=-_LARGE, posinf=_LARGE, neginf=-_LARGE).clamp_(-_LARGE, _LARGE)
+
+
+def with_moments(value: Any) -> torch.Tensor | None:
+    """Return the sample and, behind it, what no permutation changes: mean, absolute mean, rms, skew, extremes."""
+    picked = sample(value)
+    if picked is None:
+        return None
+    if not value.dtype.is_floating_point or value.dim() < 2:
+        return torch.cat([picked, picked.new_zeros(MOMENTS)])
+    x = value.detach().float()
+    square = x.square()
+    third = (square * x).mean(dtype=torch.float64)
+    low, high = torch.aminmax(x)
+    numbers = torch.stack(
+        [
+            x.mean(dtype=torch.float64),
+            x.abs().mean(dtype=torch.float64),
+            square.mean(dtype=torch.float64).sqrt(),
+            third.sign() * third.abs().pow(1 / 3),
+            high.double(),
+            low.double(),
+        ]
+    )
+    numbers = torch.nan_to_num(numbers, nan=_LARGE, posinf=_LARGE, neginf=-_LARGE).clamp(-_LARGE, _LARGE)
+    return torch.cat([picked, numbers.float()])
+
+
+@functools.lru_cache(maxsize=512)
+def _positions(count: int, device: torch.device) -> torch.Tensor:
+    """A fixed low-discrepancy walk (golden ratio) over `count` elements: the same positions on both sides."""
+    where = (torch.arange(SAMPLES, dtype=torch.float64) * _GOLDEN) % 1.0
+    return (where * count).long().to(device)
+
+
+def _telling(known: Mapping[Node, torch.Tensor], behind: int) -> set[Node]:
+    """Leave out masks and other values of few different numbers: they repeat all over a graph."""
+    groups: dict[int, list[Node]] = {}
+    for node, sketch in known.items():
+        groups.setdefault(sketch.numel(), []).append(node)
+    out: set[Node] = set()
+    for size, members in groups.items():
+        ordered = torch.stack([known[n][: size - behind] for n in members]).sort(dim=1).values
+        different = (ordered.diff(dim=1) != 0).sum(dim=1) + 1
+        small = torch.linalg.vector_norm(ordered.double(), dim=1) < _LARGE / 10
+        out |= {n for n, tells in zip(members, ((different > 4) & small).tolist(), strict=True) if tells}
+    return out

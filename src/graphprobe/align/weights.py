@@ -1,0 +1,169 @@
+"""Weights by content: which weight of `after` is which of `before`, whatever it is called, and which are joined.
+
+A weight is named by some of its elements, rounded as bfloat16 would and read in both orientations, so that a weight
+that was cast or transposed keeps its name. A weight whose content is nowhere in the other program goes by its own name,
+or by the blocks of rows that it was put together from (fused QKV, gate and up).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from graphprobe.program import Program, fetch
+
+SAMPLES = 256
+_ROW = 16  # elements of a row that name it
+_GOLDEN = 0.6180339887498949
+
+Name = tuple[Any, ...]
+Content = tuple[Name, bool]  # what is in a weight; whether that is said of its other orientation
+
+
+@dataclass
+class Leaves:
+    """How the weights of one program are called in both: (name, whether it is read transposed), and what is joined."""
+
+    names: dict[str, Content] = field(default_factory=dict)
+    blocks: dict[str, list[Block]] = field(default_factory=dict)
+
+
+def leaves(before: Program, after: Program) -> tuple[Leaves, Leaves]:
+    """Name the weights of both programs so that equal ones have equal names."""
+    left, right = Leaves(), Leaves()
+    contents = [_contents(before), _contents(after)]
+    known = {content for content, _ in contents[0].values() if content}
+    met = {content for content, _ in contents[1].values() if content}
+    lone: list[list[str]] = [[], []]
+    for column, (found, other, mine) in enumerate(((left, met, contents[0]), (right, known, contents[1]))):
+        for target, (content, turned) in mine.items():
+            if content in other:
+                found.names[target] = (("content", *content), turned)
+            else:
+                found.names[target] = (("name", target, *content[:1]), False)
+                lone[column].append(target)
+    _join(before, left, contents[1], lone[0], after)
+    _join(after, right, contents[0], lone[1], before)
+    return left, right
+
+
+def _contents(program: Program) -> dict[str, Content]:
+    """Map every weight's target to (what is in it, whether the other orientation is what is named)."""
+    out: dict[str, Content] = {}
+    for node in program.live:
+        target = str(node.target)
+        if node.op == "get_attr" and target not in out:
+            value = fetch(program.gm, target)
+            out[target] = _content(value.detach()) if isinstance(value, torch.Tensor) else ((), False)
+    return out
+
+
+def _content(value: torch.Tensor) -> tuple[Name, bool]:
+    shape = tuple(int(d) for d in value.shape)
+    if value.device.type == "meta" or value.numel() == 0 or value.dtype.is_complex:
+        return (), False
+    straight = _digest(_sampled(value))
+    if len(shape) != 2:
+        return (shape, straight), False
+    other = _digest(_sampled(value.t()))
+    turned = (shape[::-1], other) < (shape, straight)
+    return ((shape[::-1], other) if turned else (shape, straight)), turned
+
+
+def _sampled(value: torch.Tensor) -> torch.Tensor:
+    count = value.numel()
+    flat = value.reshape(-1) if value.is_contiguous() or count <= SAMPLES else None
+    if count <= SAMPLES:
+        return value.reshape(-1)
+    where = ((torch.arange(SAMPLES, dtype=torch.float64) * _GOLDEN) % 1.0 * count).long().to(value.device)
+    if flat is not None:
+        return flat[where]
+    index = []
+    for size in reversed(value.shape):
+        index.append(where % size)
+        where = where // size
+    return value[tuple(reversed(index))]
+
+
+def _digest(values: torch.Tensor) -> str:
+    if values.dtype.is_floating_point:
+        values = values.to(torch.bfloat16)
+    raw = values.contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.blake2b(bytes(raw.cpu().tolist()), digest_size=12).hexdigest()
+
+
+# --- blocks of rows ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows `start` to `stop` of a joined weight (columns, where `axis` is 1) are the weight `target` of the other side."""
+
+    start: int
+    stop: int
+    target: str
+    turned: bool  # its rows are the columns of that weight
+    axis: int
+
+
+@dataclass(frozen=True)
+class _Rows:
+    target: str
+    turned: bool
+    rows: list[bytes]
+
+
+def _join(program: Program, found: Leaves, others: dict[str, Content], lone: list[str], other: Program) -> None:
+    """Find the weights of the other program that lie, row for row, in a weight that is alone."""
+    joined = {t: v for t in lone if (v := _matrix(program, t)) is not None}
+    if not joined:
+        return
+    starts: dict[tuple[Any, ...], list[_Rows]] = {}
+    for target in others:
+        value = _matrix(other, target)
+        for turned in (False, True) if value is not None and value.dim() == 2 else (False,):
+            if value is not None:
+                rows = _rows(value.t() if turned else value)
+                width = (value.shape[0] if turned else value.shape[1]) if value.dim() == 2 else 0
+                starts.setdefault((width, rows[0]), []).append(_Rows(target, turned, rows))
+    for target, value in joined.items():
+        for axis in range(value.dim()):
+            work = value.t() if axis else value
+            blocks = _tiles(_rows(work), work.shape[1] if value.dim() == 2 else 0, starts, axis)
+            if len(blocks) > 1:
+                found.blocks[target] = blocks
+                break
+
+
+def _matrix(program: Program, target: str) -> torch.Tensor | None:
+    value = fetch(program.gm, target)
+    if not isinstance(value, torch.Tensor) or value.dim() not in (1, 2) or value.device.type == "meta":
+        return None
+    return value.detach() if value.dtype.is_floating_point and value.shape[0] > 1 and value.numel() > 1 else None
+
+
+def _tiles(rows: list[bytes], width: int, starts: dict[tuple[Any, ...], list[_Rows]], axis: int) -> list[Block]:
+    blocks: list[Block] = []
+    at = 0
+    while at < len(rows):
+        fitting = [c for c in starts.get((width, rows[at]), ()) if rows[at : at + len(c.rows)] == c.rows]
+        if not fitting:
+            return []
+        best = max(fitting, key=lambda c: len(c.rows))
+        blocks.append(Block(at, at + len(best.rows), best.target, best.turned, axis))
+        at += len(best.rows)
+    return blocks
+
+
+def _rows(value: torch.Tensor) -> list[bytes]:
+    """Name every row by some of its elements; an element of a vector is a row."""
+    work = value.reshape(value.shape[0], -1) if value.dim() == 1 else value
+    step = max(1, work.shape[1] // _ROW)
+    picked = work[:, ::step][:, :_ROW].to(torch.bfloat16).contiguous()
+    raw = picked.view(torch.uint8).cpu()
+    width, data = raw.shape[1], bytes(raw.reshape(-1).tolist())
+    return [data[i : i + width] for i in range(0, len(data), width)]

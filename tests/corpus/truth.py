@@ -1,0 +1,226 @@
+"""What a claim must say: which nodes of two graphs hold the same numbers in exact arithmetic, for two draws of them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from corpus import mutations
+from corpus.rewrites import Pair
+from graphprobe import inputs, nodes
+from graphprobe.align import Alignment
+from graphprobe.lanes import exact
+from graphprobe.lanes.regions import SMALL, regions_of
+from graphprobe.program import Program, program
+
+EQUAL = 3e-7  # constants computed ahead are rounded to float32; an epsilon of 1e-6 that is missing is another value
+Values = dict[Node, torch.Tensor]
+Names = dict[Node, tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """For every node of `after`, named by label and occurrence, the labels of what it may claim in `before`."""
+
+    partners: dict[tuple[str, int], set[tuple[str, int]]]
+    values: tuple[dict[tuple[str, int], torch.Tensor], ...]  # of before, one for each draw
+    values_after: tuple[dict[tuple[str, int], torch.Tensor], ...]
+
+
+@dataclass
+class Score:
+    """What one alignment is worth. Sums of scores are scores."""
+
+    claims: int = 0
+    wrong: int = 0
+    making: int = 0  # value-making nodes of after
+    wanted: int = 0  # value-making nodes of either side that have a partner
+    found: int = 0
+    resolved: int = 0
+    said: list[str] = field(default_factory=list)
+
+    def __add__(self, other: Score) -> Score:
+        return Score(
+            self.claims + other.claims,
+            self.wrong + other.wrong,
+            self.making + other.making,
+            self.wanted + other.wanted,
+            self.found + other.found,
+            self.resolved + other.resolved,
+            self.said + other.said,
+        )
+
+    @property
+    def precision(self) -> float:
+        """Share of the claims that are right."""
+        return 1 - self.wrong / self.claims if self.claims else 1.0
+
+    @property
+    def recall(self) -> float:
+        """Share of the value-making nodes with a partner that are claimed rightly, both sides together."""
+        return self.found / self.wanted if self.wanted else 1.0
+
+    @property
+    def per_operation(self) -> float:
+        """Claims for each value-making operation of after."""
+        return self.claims / self.making if self.making else 0.0
+
+    @property
+    def resolution(self) -> float:
+        """Share of after's value-making operations in a region of at most 16 of them."""
+        return self.resolved / self.making if self.making else 1.0
+
+
+def keys(one: Program) -> dict[Node, tuple[str, int]]:
+    """Name every node by its label and how many before it have the same."""
+    met: Counter[str] = Counter()
+    out = {}
+    for node in one.gm.graph.nodes:
+        label = one.label(node)
+        out[node] = (label, met[label])
+        met[label] += 1
+    return out
+
+
+def truth(draws: list[Pair]) -> Truth:
+    """Find out what stands for what; each draw is the same pair of graphs with other weights and inputs."""
+    left, right = [], []
+    for pair in draws:
+        for column, gm in ((left, pair.before), (right, pair.after)):
+            one = program(gm, pair.args, pair.kwargs)
+            named = keys(one)
+            bound = inputs.bind(pair.before, pair.args, pair.kwargs, "before")
+            column.append({named[n]: v for n, v in exact_values(one, bound).items()})
+    shapes: dict[Any, list[tuple[str, int]]] = defaultdict(list)
+    for key, value in left[0].items():
+        shapes[tuple(value.shape)].append(key)
+    partners: dict[tuple[str, int], set[tuple[str, int]]] = {}
+    for key, value in right[0].items():
+        near = shapes.get(tuple(value.shape), [])
+        partners[key] = {
+            k for k in near if all(k in b and key in a and equal(b[k], a[key]) for b, a in zip(left, right, strict=True))
+        }
+    return Truth(partners, tuple(left), tuple(right))
+
+
+def equal(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether two values are the same but for float64 rounding and constants rounded ahead."""
+    if x.shape != y.shape or not torch.equal(x.isfinite(), y.isfinite()):
+        return False
+    x, y = (torch.nan_to_num(v, posinf=1.0, neginf=-1.0) for v in (x, y))
+    big = x.abs() > 1e30
+    if bool((big != (y.abs() > 1e30)).any()):
+        return False
+    x, y = x.masked_fill(big, 0.0), y.masked_fill(big, 0.0)
+    return float((x - y).norm()) <= EQUAL * float(x.norm())
+
+
+def exact_values(one: Program, bound: Mapping[str, Any]) -> Values:
+    """Run in exact arithmetic and keep every tensor, as float64."""
+    env: dict[Node, Any] = {n: exact.lift(bound[path]) for path, n in one.inputs.items() if path in bound}
+    with torch.no_grad():
+        for node in one.live:
+            if node.op == "get_attr":
+                env[node] = exact.lift(one.attribute(node))
+            elif node.op == "call_function":
+                args, kwargs = (torch.fx.map_arg(v, env.__getitem__) for v in (node.args, node.kwargs))
+                target, args, kwargs = exact.lifted_call(node, args, kwargs)
+                env[node] = target(*args, **kwargs)
+    return {n: v.double() for n, v in env.items() if isinstance(v, torch.Tensor) and not v.is_complex()}
+
+
+def score(
+    true: Truth,
+    before: Program,
+    after: Program,
+    alignment: Alignment,
+    mutant: mutations.Mutant | None = None,
+    renamed: Mapping[str, str] | None = None,
+) -> Score:
+    """Score one alignment of `before` with `after`, a stripped and maybe mutated form of what the truth knows.
+
+    `renamed` maps the labels of `after` to those of the graph the truth was found for.
+    """
+    named_before: Names = keys(before)
+    named_after: Names = {}
+    for node, (label, count) in keys(after).items():
+        named_after[node] = ((renamed or {}).get(label, label), count)
+    touched = set(mutant.nodes) if mutant else set()
+    out = Score()
+    right_before, right_after = set(), set()
+    for claim in alignment.claims:
+        key, x = named_after.get(claim.after), named_before[claim.before]
+        if key is None or key[0] in touched or claim.after.op == "placeholder":
+            continue
+        if key in true.partners:
+            right = x in true.partners[key]
+        elif _underlying(claim.after) is not claim.after:
+            right = _shown_right(true, claim.after, x, named_after)
+        else:
+            continue
+        out.claims += 1
+        if right:
+            right_before.add(x)
+            right_after.add(key if key in true.partners else named_after[_underlying(claim.after)])
+        else:
+            out.wrong += 1
+            said = f"{x[0]} = {key[0]} by {claim.evidence}"
+            out.said.append(said)
+    names = named_before, named_after
+    _recall(out, true, before, after, names, touched, (right_before, right_after))
+    resolved = set()
+    for region in regions_of(before, after, alignment):
+        if region.size("after") <= SMALL:
+            resolved |= set(region.after)
+    out.resolved = sum(n in resolved for n in after.live if nodes.makes_values(n) and n in named_after)
+    return out
+
+
+def _recall(
+    out: Score,
+    true: Truth,
+    before: Program,
+    after: Program,
+    names: tuple[Names, Names],
+    touched: set[str],
+    right: tuple[set[tuple[str, int]], set[tuple[str, int]]],
+) -> None:
+    """Count what should be claimed: value-making nodes of either side that stand for something on the other."""
+    making_after = [n for n in after.live if nodes.makes_values(n) and n in names[1]]
+    making_before = {names[0][n] for n in before.live if nodes.makes_values(n)}
+    partnered = {k for key, partners in true.partners.items() if key[0] not in touched for k in partners}
+    wanted_after = {names[1][n] for n in making_after if true.partners.get(names[1][n], set()) & making_before}
+    wanted_after = {k for k in wanted_after if k[0] not in touched}
+    wanted_before = partnered & making_before
+    out.making = len(making_after)
+    out.wanted = len(wanted_after) + len(wanted_before)
+    out.found = len(wanted_after & right[1]) + len(wanted_before & right[0])
+
+
+def _underlying(node: Node) -> Node:
+    """Step over the views that alignment inserted behind a node."""
+    while node.meta.get("graphprobe_view") and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _shown_right(true: Truth, node: Node, x: tuple[str, int], names: Mapping[Node, tuple[str, int]]) -> bool:
+    chain, at = [], node
+    while at is not _underlying(node):
+        chain.append(at)
+        at = at.all_input_nodes[0]
+    for before, after in zip(true.values, true.values_after, strict=True):
+        value = after.get(names[at])
+        if value is None or x not in before:
+            return False
+        for step in reversed(chain):
+            args = torch.fx.map_arg(step.args, lambda n: value)
+            value = step.target(*args)  # type: ignore[operator]
+        if not equal(before[x], value):
+            return False
+    return True
