@@ -115,13 +115,13 @@ def whole_cases() -> Iterator[tuple[str, Case]]:
 def expected(found: Case) -> dict[Column, float]:
     """Compute every column by its definition, in float64."""
     before, moved = found["before"], found["moved"]
-    bound = measure.sentinel_bound(before.dtype)
     nothing = torch.zeros(before.shape, dtype=torch.bool, device=before.device) if moved is None else moved
 
-    def pair(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, float]:
+    def pair(left: Tensor, right: Tensor, lane: str = "forced") -> tuple[Tensor, Tensor, float]:
+        bounds = measure.sentinel_bounds(before.dtype, found[lane].dtype)
         work = torch.float64 if found["before"] is not left else measure.work_dtype(left, right)
         x, y = left.to(work).masked_fill(nothing, 0), right.to(work).masked_fill(nothing, 0)
-        masked = (x.abs() >= bound) & (y.abs() >= bound) & (x.sign() == y.sign())
+        masked = (x.abs() >= bounds[0]) & (y.abs() >= bounds[1]) & (x.sign() == y.sign())
         counts = x.isfinite() & y.isfinite() & ~masked
         same = counts | masked | (x == y) | (x.isnan() & y.isnan())
         zero = torch.zeros((), dtype=work, device=x.device)
@@ -136,7 +136,7 @@ def expected(found: Case) -> dict[Column, float]:
         ("free", Column.FREE, Column.FREE_CLASS, Column.FREE_EQUAL),
         ("forced", Column.FORCED, Column.FORCED_CLASS, Column.FORCED_EQUAL),
     ):
-        difference, kept, count = pair(before, found[lane])
+        difference, kept, count = pair(before, found[lane], lane)
         bits = (before == found[lane]) | (before.isnan() & found[lane].isnan())
         out[squares], out[wrong], out[Column.BEFORE] = total(difference), count, total(kept)
         out[equal] = float(bits.all() and before.dtype == found[lane].dtype)
@@ -148,7 +148,7 @@ def expected(found: Case) -> dict[Column, float]:
     out |= {Column.EXACT: total(difference), Column.EXACT_BEFORE: total(kept), Column.EXACT_CLASS: count}
     out[Column.EXACT_MAX] = float(difference.abs().amax()) if before.numel() else 0.0
     out[Column.EXACT_SLICE] = float(measure.worst_slice(difference.square(), kept.square())) if before.numel() else 0.0
-    out[Column.BEFORE_ERROR] = total(pair(found["exact_before"], found["before"])[0])
+    out[Column.BEFORE_ERROR] = total(pair(found["exact_before"], found["before"], "before")[0])
     out[Column.FORCED_ERROR] = total(pair(found["exact_before"], found["forced"])[0])
     return out | {Column.NATIVE_DONE: 1.0, Column.EXACT_DONE: 1.0, Column.FORCED_SLICE: 0.0}
 
@@ -161,11 +161,10 @@ def measured(found: Case, row: int, split: bool = False) -> list[float]:
     slots = torch.full((row + 2, measure.WIDTH), 7.0, dtype=torch.float64, device=before.device)
     slots[row] = 0
     partials = launching.new_partials(before.device)
-    bound = measure.sentinel_bound(before.dtype)
     lanes = [(found["free"], None), (None, found["forced"])] if split else [(found["free"], found["forced"])]
     for free, forced in lanes:
-        assert launching.compare_native(partials, row, before, free, forced, moved, bound)
-    exact = (before, found["forced"], found["exact_before"], found["exact_after"], moved, bound)
+        assert launching.compare_native(partials, row, before, free, forced, moved)
+    exact = (before, found["forced"], found["exact_before"], found["exact_after"], moved)
     assert launching.compare_exact(partials, row, *exact)
     launching.join(slots, partials, row, 1)
     launching.join(slots, partials, row, 1)  # what was read is not read again

@@ -38,7 +38,6 @@ def test_it_differs_by_rounding_at_most(name: str) -> None:
     assert verdict(name, "bfloat16") in ("identical", "rounding")
 
 
-@pytest.mark.xfail(reason="a mask of -65504 is measured by the bound of before's float32, not of its own float16")
 def test_float16_differs_by_rounding_at_most() -> None:
     assert verdict("llama", "float16") in ("identical", "rounding")
 

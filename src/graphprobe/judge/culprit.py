@@ -28,7 +28,7 @@ def culprit(region: Region, weights: Weights) -> Culprit:
     same = _same_from_the_frontier(region, weights)
     rest_before = [x for x in region.operations("before") if x not in set(same.values())]
     rest_after = [y for y in region.operations("after") if y not in same]
-    alike = _alike(rest_before, rest_after)
+    alike = _alike(rest_before, rest_after, (region.claim.before, region.claim.after), weights)
     lone_after = [y for y in rest_after if y not in alike]
     lone_before = [x for x in rest_before if x not in set(alike.values())]
     lone = frozenset(lone_after + lone_before)
@@ -75,17 +75,37 @@ def _same_operand(p: Node, q: Node, leaves: set[tuple[Node, Node]], pairs: Pairs
     return (p, q) in leaves or pairs.get(q) is p
 
 
-def _alike(rest_before: list[Node], rest_after: list[Node]) -> Pairs:
-    """Pair what is left by operator and constants alone, in graph order."""
-    free = list(rest_before)
+def _alike(rest_before: list[Node], rest_after: list[Node], claimed: tuple[Node, Node], weights: Weights) -> Pairs:
+    """Pair what is left by operator and constants alone: from the claimed pair upwards, then what reads the same
+    weights and upwards from there, then in graph order."""
+    open_before, open_after = dict.fromkeys(rest_before), dict.fromkeys(rest_after)
     pairs: Pairs = {}
-    for y in rest_after:
-        for x in free:
-            if x.target is y.target and len(x.all_input_nodes) == len(y.all_input_nodes) and same_arguments(x, y):
-                pairs[y] = x
-                free.remove(x)
-                break
+
+    def pair(x: Node, y: Node) -> None:
+        stack = [(x, y)]
+        while stack:
+            p, q = stack.pop()
+            if p in open_before and q in open_after and _same_kind(p, q):
+                del open_before[p], open_after[q]
+                pairs[q] = p
+                stack.extend(zip(p.all_input_nodes, q.all_input_nodes, strict=True))
+
+    pair(*claimed)
+    for by_weights in (True, False):
+        for y in rest_after:
+            for x in list(open_before) if y in open_after else ():
+                if _same_kind(x, y) and (not by_weights or _reads_same(x, y, weights)):
+                    pair(x, y)
+                    break
     return pairs
+
+
+def _reads_same(x: Node, y: Node, weights: Weights) -> bool:
+    return any(n.op == "get_attr" for n in y.all_input_nodes) and not _other_weights(x, y, weights)
+
+
+def _same_kind(x: Node, y: Node) -> bool:
+    return x.target is y.target and len(x.all_input_nodes) == len(y.all_input_nodes) and same_arguments(x, y)
 
 
 def _other_weights(x: Node, y: Node, weights: Weights) -> bool:

@@ -80,7 +80,7 @@ def relative_error(b: torch.Tensor, f: torch.Tensor, moved: torch.Tensor | None 
     """Return ||f - b|| / ||b|| over the elements that count; infinite where the classes of elements differ."""
     work = measure.work_dtype(b, f)
     x, y = measure.keep(moved, measure.real(b).to(work), measure.real(f).to(work))
-    difference, kept, wrong = measure.compared(x, y, measure.sentinel_bound(b.dtype))
+    difference, kept, wrong = measure.compared(x, y, measure.sentinel_bounds(b.dtype, f.dtype))
     if wrong is not None and bool(wrong.any()):
         return float("inf")
     top, bottom = float(measure.squares(difference)), float(measure.squares(kept))

@@ -33,11 +33,11 @@ def ratio(
     region = measured.region
     truth = replay.exact("before", region)
     moved = replay.mask(region.claim.before, region.claim.after)
-    bound = measure.sentinel_bound(region.claim.before.meta["val"].dtype)
+    bounds = measure.sentinel_bounds(*(getattr(region.claim, s).meta["val"].dtype for s in ("before", "after")))
 
     def distance(value: torch.Tensor) -> float:
         x, y = measure.keep(moved, measure.real(truth).double(), measure.real(value).double())
-        return rms(measure.compared(x, y, bound)[0])
+        return rms(measure.compared(x, y, bounds)[0])
 
     before = replay.native("before", region)[region.claim.before]
     forced = replay.native("after", region, override=taken)[region.claim.after]

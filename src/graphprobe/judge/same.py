@@ -127,10 +127,10 @@ def difference(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (other - truth, truth, where the class differs); don't-care elements and equal classes are zero."""
     moved = replay.mask(region.claim.before, region.claim.after)
-    value = nodes.tensor_val(region.claim.before)
-    bound = measure.sentinel_bound(value.dtype if value is not None else truth.dtype)
+    known = [nodes.tensor_val(n) for n in (region.claim.before, region.claim.after)]
+    bounds = measure.sentinel_bounds(*(truth.dtype if v is None else v.dtype for v in known))
     x, y = measure.keep(moved, measure.real(truth).double(), measure.real(other).double())
-    change, kept, wrong = measure.compared(x, y, bound)
+    change, kept, wrong = measure.compared(x, y, bounds)
     return change, kept, torch.zeros_like(x, dtype=torch.bool) if wrong is None else wrong
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 Tensor = torch.Tensor
+Bounds = tuple[float, float]  # from which magnitude on x and y are mask values
 
 
 class Column(IntEnum):
@@ -61,13 +62,21 @@ def sentinel_bound(dtype: torch.dtype) -> float:
     return share * torch.finfo(dtype).max
 
 
-def compared(x: Tensor, y: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor | None]:
+def sentinel_bounds(x: torch.dtype, y: torch.dtype) -> Bounds:
+    """Return the bounds of both sides of a comparison: a mask lowered to float16 is -65504, and that of float32 -3e38.
+
+    Each side is measured by its own type: float16's bound says nothing of a float32 activation of 70,000.
+    """
+    return sentinel_bound(x), sentinel_bound(y)
+
+
+def compared(x: Tensor, y: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return (difference, x, mask of elements whose class differs or None); 0 where a class compares."""
     difference = y - x
-    if not x.is_cuda and _plain(difference, x, bound):
+    if not x.is_cuda and _plain(difference, x, bounds[0]):
         return difference, x, None
     finite = torch.isfinite(x) & torch.isfinite(y)
-    masked = (x.abs() >= bound) & (y.abs() >= bound) & (torch.signbit(x) == torch.signbit(y))
+    masked = (x.abs() >= bounds[0]) & (y.abs() >= bounds[1]) & (torch.signbit(x) == torch.signbit(y))
     same = masked | (x == y) | (torch.isnan(x) & torch.isnan(y))
     counts = finite & ~masked
     zero = x.new_zeros(())
@@ -151,16 +160,15 @@ def native(
     moved: Tensor | None = None,
 ) -> None:
     """Measure the free and the forced lane against before; a lane that is None may be measured by another call."""
-    if partials.numel() and _kernels().compare_native(partials, row, b, f, r, moved, sentinel_bound(b.dtype)):
+    if partials.numel() and _kernels().compare_native(partials, row, b, f, r, moved):
         return
     out = slots[row]
     out[Column.NATIVE_DONE] = 1
     out[Column.COUNT] = b.numel()
     if moved is not None:
         out[Column.LEFT_OUT] = moved.sum()
-    bound = sentinel_bound(b.dtype)
-    equal_f = _pair(out, b, f, moved, bound, (Column.FREE, Column.FREE_CLASS, Column.FREE_EQUAL), Column.FREE_MAX)
-    equal_r = _pair(out, b, r, moved, bound, (Column.FORCED, Column.FORCED_CLASS, Column.FORCED_EQUAL), None)
+    equal_f = _pair(out, b, f, moved, (Column.FREE, Column.FREE_CLASS, Column.FREE_EQUAL), Column.FREE_MAX)
+    equal_r = _pair(out, b, r, moved, (Column.FORCED, Column.FORCED_CLASS, Column.FORCED_EQUAL), None)
     if not (equal_f and equal_r) and r is not None and (b.is_cuda or out[Column.FORCED_CLASS] > 0):
         out[Column.BEFORE_NONFINITE] = _nonfinite(b, moved)
         out[Column.FORCED_NONFINITE] = _nonfinite(r, moved)
@@ -171,7 +179,6 @@ def _pair(
     b: Tensor,
     y: Tensor | None,
     moved: Tensor | None,
-    bound: float,
     columns: tuple[int, ...],
     top: int | None,
 ) -> bool:
@@ -185,7 +192,7 @@ def _pair(
         out[equal] = (b == y).all() if not b.dtype.is_floating_point else ((b == y) | (b.isnan() & y.isnan())).all()
     work = work_dtype(b, y)
     left, right = keep(moved, real(b).to(work), real(y).to(work))
-    difference, kept, wrong = compared(left, right, bound)
+    difference, kept, wrong = compared(left, right, sentinel_bounds(b.dtype, y.dtype))
     out[Column.BEFORE] = squares(kept)
     out[squared] = squares(difference)
     out[wrong_class] = count(wrong)
@@ -216,34 +223,34 @@ def exact(
     moved: Tensor | None = None,
 ) -> None:
     """Measure the two exact lanes against each other, and both native lanes against the exact before."""
-    if partials.numel() and _kernels().compare_exact(partials, row, b, r, xb, xa, moved, sentinel_bound(b.dtype)):
+    if partials.numel() and _kernels().compare_exact(partials, row, b, r, xb, xa, moved):
         return
     out = slots[row]
     out[Column.EXACT_DONE] = 1
     if xa.shape != xb.shape:
         out[Column.EXACT_CLASS] = max(xb.numel(), 1)
         return
-    bound = sentinel_bound(b.dtype)
+    mine, both = sentinel_bounds(b.dtype, b.dtype), sentinel_bounds(b.dtype, b.dtype if r is None else r.dtype)
     truth, other = keep(moved, real(xb).double(), real(xa).double())
     if not b.is_cuda and torch.equal(truth, other):
-        kept = compared(truth, truth, bound)[1]
+        kept = compared(truth, truth, mine)[1]
     else:
-        difference, kept, wrong = compared(truth, other, bound)
+        difference, kept, wrong = compared(truth, other, both)
         out[Column.EXACT] = squares(difference)
         out[Column.EXACT_CLASS] = count(wrong)
         if difference.numel():
             out[Column.EXACT_MAX] = difference.abs().amax()
             out[Column.EXACT_SLICE] = worst_slice(difference.square(), kept.square())
     out[Column.EXACT_BEFORE] = squares(kept)
-    out[Column.BEFORE_ERROR] = _error(truth, b, moved, bound)
+    out[Column.BEFORE_ERROR] = _error(truth, b, moved, mine)
     if r is not None and r.shape == b.shape:
         equal = not b.is_cuda and r.dtype == b.dtype and torch.equal(r, b)
-        out[Column.FORCED_ERROR] = out[Column.BEFORE_ERROR] if equal else _error(truth, r, moved, bound)
+        out[Column.FORCED_ERROR] = out[Column.BEFORE_ERROR] if equal else _error(truth, r, moved, both)
 
 
-def _error(truth: Tensor, value: Tensor, moved: Tensor | None, bound: float) -> Tensor:
+def _error(truth: Tensor, value: Tensor, moved: Tensor | None, bounds: Bounds) -> Tensor:
     (given,) = keep(moved, real(value).double())
-    return squares(compared(truth, given, bound)[0])
+    return squares(compared(truth, given, bounds)[0])
 
 
 def worst_slice(difference: Tensor, scale: Tensor) -> Tensor:

@@ -119,11 +119,11 @@ def compared(
         return Compared(path, "identical", row=row, error=0.0)
     if not (x.is_floating_point() or x.is_complex()):
         return _decided(x, y, t, noisy, row)
-    bound = measure.sentinel_bound(x.dtype)
-    y_off, kept, y_wrong = _apart(t, y, bound)
-    x_off, _, x_wrong = _apart(t, x, bound)
-    moves = [_apart(x, one, bound)[0] for one in noisy]
-    spoiled = any(bool(_apart(t, one, bound)[2].any()) for one in noisy)  # noise makes NaNs, too
+    bounds = measure.sentinel_bounds(x.dtype, y.dtype)
+    y_off, kept, y_wrong = _apart(t, y, bounds)
+    x_off, _, x_wrong = _apart(t, x, (bounds[0], bounds[0]))
+    moves = [_apart(x, one, (bounds[0], bounds[0]))[0] for one in noisy]
+    spoiled = any(bool(_apart(t, one, (bounds[0], bounds[0]))[2].any()) for one in noisy)  # noise makes NaNs, too
     floor = rms(x_off) / rms(kept) if rms(kept) else None
     if bool((y_wrong & ~x_wrong).any()) and not spoiled:
         note = "NaN or infinity where exact arithmetic has none, or the other way round"
@@ -157,7 +157,7 @@ def _row(path: str, x: torch.Tensor, y: torch.Tensor) -> OutputRow:
     identical = x.dtype == y.dtype and _bitwise(x, y)
     if identical or x.numel() == 0:
         return OutputRow(path, tuple(x.shape), nodes.dtype_name(x.dtype), 0.0, 0.0, identical)
-    off, kept, _ = _apart(x, y, measure.sentinel_bound(x.dtype))
+    off, kept, _ = _apart(x, y, measure.sentinel_bounds(x.dtype, y.dtype))
     error = rms(off) / rms(kept) if rms(kept) else (0.0 if rms(off) == 0 else float("inf"))
     return OutputRow(path, tuple(x.shape), nodes.dtype_name(x.dtype), error, float(off.abs().amax()), False)
 
@@ -166,10 +166,10 @@ def _bitwise(x: torch.Tensor, y: torch.Tensor) -> bool:
     return bool(((x == y) | ((x != x) & (y != y))).all())
 
 
-def _apart(x: torch.Tensor, y: torch.Tensor, bound: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _apart(x: torch.Tensor, y: torch.Tensor, bounds: measure.Bounds) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (y - x, x, where the class differs) in float64; equal classes (NaN, infinities, masks) are zero."""
     left, right = measure.real(x).double(), measure.real(y).double()
-    change, kept, wrong = measure.compared(left, right, bound)
+    change, kept, wrong = measure.compared(left, right, bounds)
     return change, kept, torch.zeros_like(left, dtype=torch.bool) if wrong is None else wrong
 
 

@@ -34,12 +34,15 @@ def offset(at, n1, n2, n3, n4, s0, s1, s2, s3, s4):
 
 
 @triton.jit
-def classes(x, y, BOUND: tl.constexpr):
-    """Return (difference with 0 where a class compares, x with 0 there, whether the classes differ)."""
+def classes(x, y, BOUND: tl.constexpr, OTHER: tl.constexpr):
+    """Return (difference with 0 where a class compares, x with 0 there, whether the classes differ).
+
+    BOUND and OTHER are the magnitudes from which on x and y are mask values.
+    """
     inf = float("inf")
     size_x, size_y = tl.abs(x), tl.abs(y)
     finite = (size_x < inf) & (size_y < inf)
-    masked = (size_x >= BOUND) & (size_y >= BOUND) & ((x > 0) == (y > 0))
+    masked = (size_x >= BOUND) & (size_y >= OTHER) & ((x > 0) == (y > 0))
     same = masked | (x == y) | ((x != x) & (y != y))
     counts = finite & (masked == 0)
     return tl.where(counts, y - x, 0.0), tl.where(counts, x, 0.0), (finite | same) == 0

@@ -6,6 +6,7 @@ import torch
 
 from graphprobe.lanes.fused import common, exact, native
 from graphprobe.lanes.fused.joint import joint
+from graphprobe.lanes.measure import sentinel_bound
 
 Tensor = torch.Tensor
 
@@ -25,7 +26,7 @@ def new_partials(device: torch.device) -> Tensor:
 
 
 def compare_native(
-    partials: Tensor, row: int, b: Tensor, f: Tensor | None, r: Tensor | None, moved: Tensor | None, bound: float
+    partials: Tensor, row: int, b: Tensor, f: Tensor | None, r: Tensor | None, moved: Tensor | None
 ) -> bool:
     """Start measuring the free and the forced lane against before; False where the kernels cannot read a tensor."""
     given = [t for t in (b, f, r, moved) if t is not None]
@@ -40,7 +41,8 @@ def compare_native(
     native.compare_native[grid](
         *map(_numbers, values), partials, _place(row), walk.numel,
         *walk.sizes[1:], *walk.spread([t is not None for t in (b, f, r, moved)]),
-        BOUND=bound, HAS_F=f is not None, HAS_R=r is not None, HAS_M=moved is not None,
+        BOUND=sentinel_bound(b.dtype), BOUND_F=sentinel_bound(values[1].dtype), BOUND_R=sentinel_bound(values[2].dtype),
+        HAS_F=f is not None, HAS_R=r is not None, HAS_M=moved is not None,
         SAME_F=f is not None and f.dtype == b.dtype, SAME_R=r is not None and r.dtype == b.dtype,
         FAST=narrow and moved is None, WIDE=not narrow, DENSE=walk.dense, LONG=walk.is_long,
         ROWS=_ROWS, ACROSS=across, num_warps=_WARPS,
@@ -49,7 +51,7 @@ def compare_native(
 
 
 def compare_exact(
-    partials: Tensor, row: int, b: Tensor, r: Tensor | None, xb: Tensor, xa: Tensor, moved: Tensor | None, bound: float
+    partials: Tensor, row: int, b: Tensor, r: Tensor | None, xb: Tensor, xa: Tensor, moved: Tensor | None
 ) -> bool:
     """Start measuring the exact lanes; False where the kernels cannot read a tensor."""
     given = [t for t in (xb, xa, b, r, moved) if t is not None]
@@ -64,7 +66,7 @@ def compare_exact(
     exact.compare_exact[(max(1, min(_EXACT_PROGRAMS, units)),)](
         *map(_numbers, (xb, xa, b, b if r is None else r, b if moved is None else moved)), partials, _place(row),
         rows, width, *walk.sizes[1:-1], *walk.spread([True, True, True, r is not None, moved is not None]),
-        BOUND=bound, HAS_R=r is not None, HAS_M=moved is not None, LONG=walk.is_long,
+        BOUND=sentinel_bound(b.dtype), BOUND_R=sentinel_bound((b if r is None else r).dtype), HAS_R=r is not None, HAS_M=moved is not None, LONG=walk.is_long,
         ROWS=height, ACROSS=across, SPAN=_SPAN, num_warps=_EXACT_WARPS,
     )  # fmt: skip
     return True

@@ -74,7 +74,7 @@ def _faint(top):
 
 
 @triton.jit
-def _careful(state, x, y, w, BOUND: tl.constexpr, HAS_M: tl.constexpr, WIDE: tl.constexpr):
+def _careful(state, x, y, w, BOUND: tl.constexpr, OTHER: tl.constexpr, HAS_M: tl.constexpr, WIDE: tl.constexpr):
     """Add one step of one pair of tensors."""
     kept, squares, top, wrong, unequal, nonfinite = state
     kind: tl.constexpr = tl.float64 if WIDE else tl.float32
@@ -83,7 +83,7 @@ def _careful(state, x, y, w, BOUND: tl.constexpr, HAS_M: tl.constexpr, WIDE: tl.
     unequal = tl.maximum(unequal, tl.max((same == 0).to(tl.int32), axis=1))
     if HAS_M:
         x, y = tl.where(w != 0, 0.0, x), tl.where(w != 0, 0.0, y)
-    d, k, differs = classes(x, y, BOUND)
+    d, k, differs = classes(x, y, BOUND, OTHER)
     top = tl.maximum(top, tl.max(tl.abs(d), axis=1).to(tl.float64))
     d, k = d.to(tl.float64), k.to(tl.float64)
     squares += tl.sum(d * d, axis=1)
@@ -125,8 +125,9 @@ def _whole(count):
 def compare_native(
     b, f, r, m, partials, place, count,
     n1, n2, n3, n4, b0, b1, b2, b3, b4, f0, f1, f2, f3, f4, r0, r1, r2, r3, r4, m0, m1, m2, m3, m4,
-    BOUND: tl.constexpr, HAS_F: tl.constexpr, HAS_R: tl.constexpr, HAS_M: tl.constexpr, SAME_F: tl.constexpr,
-    SAME_R: tl.constexpr, FAST: tl.constexpr, WIDE: tl.constexpr, DENSE: tl.constexpr, LONG: tl.constexpr,
+    BOUND: tl.constexpr, BOUND_F: tl.constexpr, BOUND_R: tl.constexpr, HAS_F: tl.constexpr, HAS_R: tl.constexpr,
+    HAS_M: tl.constexpr, SAME_F: tl.constexpr, SAME_R: tl.constexpr, FAST: tl.constexpr, WIDE: tl.constexpr,
+    DENSE: tl.constexpr, LONG: tl.constexpr,
     ROWS: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
     """Compare f and r with b; every program writes one slot of the groups free and forced."""
@@ -171,9 +172,9 @@ def compare_native(
                 b, f, r, m, tile, count, sizes, bs, fs, rs, ms, HAS_F, HAS_R, HAS_M, DENSE, LONG, True, ROWS, ACROSS
             )
             if HAS_F:
-                first = _careful(first, x, y, w, BOUND, HAS_M, WIDE)
+                first = _careful(first, x, y, w, BOUND, BOUND_F, HAS_M, WIDE)
             if HAS_R:
-                second = _careful(second, x, z, w, BOUND, HAS_M, WIDE)
+                second = _careful(second, x, z, w, BOUND, BOUND_R, HAS_M, WIDE)
             bad = (tl.abs(x.to(tl.float64)) < float("inf")) == 0
             if HAS_M:
                 bad = bad & (w == 0)
