@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from corpus.blocks import Attention, GatedMlp, LayerNorm, Masks, Mlp, Moe, RmsNorm, Rotary, interleaved
 from corpus.records import Draw, Subject
@@ -106,9 +105,7 @@ def llama(draw: Draw) -> Subject:
 
 def deep_llama(draw: Draw) -> Subject:
     """Twelve layers."""
-    made = [
-        Layer(Attention(HIDDEN), GatedMlp(HIDDEN, 48), [RmsNorm(HIDDEN), RmsNorm(HIDDEN)]) for _ in range(12)
-    ]
+    made = [Layer(Attention(HIDDEN), GatedMlp(HIDDEN, 48), [RmsNorm(HIDDEN), RmsNorm(HIDDEN)]) for _ in range(12)]
     return _finished(Decoder(made, RmsNorm(HIDDEN), rotary=Rotary(8)), draw, tokens())
 
 
@@ -163,16 +160,14 @@ def neox(draw: Draw) -> Subject:
 
 def mixtral(draw: Draw) -> Subject:
     """Llama with routed experts."""
-    made = [
-        Layer(Attention(HIDDEN), Moe(HIDDEN, 24), [RmsNorm(HIDDEN), RmsNorm(HIDDEN)]) for _ in _depth(draw)
-    ]
+    made = [Layer(Attention(HIDDEN), Moe(HIDDEN, 24), [RmsNorm(HIDDEN), RmsNorm(HIDDEN)]) for _ in _depth(draw)]
     return _finished(Decoder(made, RmsNorm(HIDDEN), rotary=Rotary(8)), draw, tokens())
 
 
 class LatentAttention(nn.Module):
     """DeepSeek's: keys and values from one narrow vector, a rotated part that all heads share."""
 
-    def __init__(self, hidden: int, heads: int = 4, plain: int = 6, turned: int = 4, narrow: int = 12) -> None:
+    def __init__(self, hidden: int, heads: int = 4, plain: int = 6, turned: int = 4, narrow: int = 16) -> None:
         super().__init__()
         self.heads, self.plain, self.turned, self.narrow = heads, plain, turned, narrow
         self.q = nn.Linear(hidden, heads * (plain + turned), bias=False)

@@ -1,4 +1,4 @@
-"""Changes that must not be reported: the same function in other arithmetic, another order, another layout, honest codes."""
+"""Changes that must not be reported: other arithmetic, another order or layout of the same function, honest codes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,11 @@ def _layers(**attributes: Any) -> Any:
 
 _benign("sdpa for eager attention", llama, _layers(attention__kernel="sdpa"))
 _benign("sdpa for eager attention with biases", gpt2, _layers(attention__kernel="sdpa"))
-_benign("sdpa for eager attention with added biases", t5, lambda m: [setattr(x.attention, "kernel", "sdpa") for x in m.decoder])
+_benign(
+    "sdpa for eager attention with added biases",
+    t5,
+    lambda m: [setattr(x.attention, "kernel", "sdpa") for x in m.decoder],
+)
 _benign("another kernel in twelve layers", deep_llama, noisy)
 _benign("scale moved from the score to the queries", qwen3, _layers(attention__scale_on="q"))
 _benign("scale moved from the score to the keys", gpt2, _layers(attention__scale_on="k"))
@@ -313,8 +317,8 @@ def _quantised(kind: str, architecture: Any) -> None:
 
 
 for _kind, _architecture in (
-    ("int8", llama), ("int8", gpt2), ("int8 dynamic", llama), ("int4", qwen3), ("fp8", gemma2), ("fp8 blocks", deepseek),
-    ("nvfp4", llama), ("int8", vit),
+    ("int8", llama), ("int8", gpt2), ("int8 dynamic", llama), ("int4", qwen3), ("fp8", gemma2),
+    ("fp8 blocks", deepseek), ("nvfp4", llama), ("int8", vit),
 ):  # fmt: skip
     _quantised(_kind, _architecture)
 
@@ -406,7 +410,9 @@ _functions(
     lambda y: (y[..., :16] + y[..., 16:]).topk(2, -1).indices,
     lambda y: y.unflatten(-1, (2, 16)).sum(-2).topk(2, -1).indices,
 )
-_functions("stable for naive softmax", lambda y: torch.softmax(y, -1), lambda y: y.exp() / y.exp().sum(-1, keepdim=True))
+_functions(
+    "stable for naive softmax", lambda y: torch.softmax(y, -1), lambda y: y.exp() / y.exp().sum(-1, keepdim=True)
+)
 _functions("a sum split in four", lambda y: y.sum(-1), lambda y: y.unflatten(-1, (4, 8)).sum(-1).sum(-1))
 _functions(
     "one-hot product for a gather",

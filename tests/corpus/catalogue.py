@@ -5,4 +5,14 @@ from __future__ import annotations
 from corpus import benign, defects_attention, defects_layers, defects_quantised
 from corpus.records import CASES, Bug, Case, Truth, score
 
-__all__ = ["CASES", "Bug", "Case", "Truth", "benign", "defects_attention", "defects_layers", "defects_quantised", "score"]
+__all__ = [
+    "CASES",
+    "Bug",
+    "Case",
+    "Truth",
+    "benign",
+    "defects_attention",
+    "defects_layers",
+    "defects_quantised",
+    "score",
+]

@@ -28,7 +28,10 @@ def attention(model: Any, draw: Draw) -> tuple[Any, str]:
 
 # --- rotary -----------------------------------------------------------------------------------------------------------
 
-TURNED = "operator.getitem cat.default neg.default stack.default mul.Tensor add.Tensor slice.Tensor unsqueeze.default flatten.using_ints"
+TURNED = (
+    "operator.getitem cat.default neg.default stack.default mul.Tensor add.Tensor slice.Tensor unsqueeze.default "
+    "flatten.using_ints"
+)
 
 
 @changed("rotary", llama, ops=TURNED + " chunk.default", places=4)
@@ -240,7 +243,7 @@ def attention_cap_after_the_mask(after: Any, draw: Draw) -> str:
 def attention_cap_of_another_model(after: Any, draw: Draw) -> list[Bug]:
     found, path = attention(after, draw)
     found.cap = 30.0
-    return [Bug(path, ("aten.div.Tensor", "aten.mul.Tensor"))]
+    return [Bug(path, ("aten.div.Tensor", "aten.mul.Tensor"), places=2)]
 
 
 @changed("softcaps", gemma2, ops="div.Tensor mul.Tensor tanh.default linear.default")
@@ -252,14 +255,19 @@ def logits_cap_missing(after: Any, draw: Draw) -> str:
 # --- the order of heads -----------------------------------------------------------------------------------------------
 
 
-@changed("heads", llama, ops="repeat.default expand.default unsqueeze.default repeat_interleave.self_int clone.default")
+@changed(
+    "heads",
+    llama,
+    ops="repeat.default expand.default unsqueeze.default repeat_interleave.self_int clone.default",
+    places=2,
+)
 def keys_tiled_for_repeated(after: Any, draw: Draw) -> str:
     found, path = attention(after, draw)
     found.repeat = "tile"
     return path
 
 
-@changed("heads", gpt2)
+@changed("heads", gpt2, places=3)
 def heads_split_the_other_way(after: Any, draw: Draw) -> str:
     found, path = attention(after, draw)
     found.split_heads_last = True
@@ -273,7 +281,7 @@ def norm_of_queries_after_their_rotation(after: Any, draw: Draw) -> str:
     return path
 
 
-@changed("heads", t5)
+@changed("heads", t5, places=2)
 def keys_and_values_of_the_encoder_swapped(after: Any, draw: Draw) -> str:
     i = draw.rng.randrange(len(after.decoder))
     after.decoder[i].cross.swapped = True

@@ -1,4 +1,4 @@
-"""Defects between attention and output: norms, routing, fusions, residuals, activations, weights, other architectures."""
+"""Defects outside attention: norms, routing, fusions, residuals, activations, weights, other architectures."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def _routing(name: str, architecture: Any, ops: str = "", **attributes: Any) -> 
     changed("routing", architecture, ops=ops)(change)
 
 
-_routing("routes_not_renormalised", mixtral, "div.Tensor sum.dim_IntList mul.Tensor scatter.src gather.default", normed=False)
+_routing(
+    "routes_not_renormalised", mixtral, "div.Tensor sum.dim_IntList mul.Tensor scatter.src gather.default", normed=False
+)
 _routing("one_expert_for_two", mixtral, top=1)
 _routing("softmax_for_sigmoid_scores", deepseek, "softmax.int sigmoid.default", scores="softmax")
 _routing("bias_of_the_choice_in_the_weights", deepseek, "gather.default add.Tensor", biased_weights=True)
@@ -146,14 +148,14 @@ def shared_expert_dropped(after: Any, draw: Draw) -> str:
 # --- fusions and residuals --------------------------------------------------------------------------------------------
 
 
-@changed("fusions", gpt2, ops="split_with_sizes.default operator.getitem")
+@changed("fusions", gpt2, ops="split_with_sizes.default operator.getitem", places=2)
 def keys_and_values_split_in_the_wrong_order(after: Any, draw: Draw) -> str:
     found, path = attention(after, draw)
     found.order = (0, 2, 1)
     return path
 
 
-@changed("fusions", llama)
+@changed("fusions", llama, ops="silu.default mul.Tensor", places=2)
 def gate_and_up_swapped(after: Any, draw: Draw) -> str:
     i = pick(after, draw)
     after.layers[i].mlp.swapped = True
@@ -279,7 +281,7 @@ def positions_start_at_one(after: Any, draw: Draw) -> str:
     return ""
 
 
-@changed("constants", t5)
+@changed("constants", t5, places=6)
 def distances_counted_both_ways(after: Any, draw: Draw) -> str:
     after.bias_2.both = True
     return "bias_2"
@@ -386,5 +388,3 @@ def norms_of_one_layer_swapped(after: Any, draw: Draw) -> list[Bug]:
     layer = after.layers[i]
     layer.norm_1.weight, layer.norm_2.weight = layer.norm_2.weight, layer.norm_1.weight
     return [Bug(f"layers.{i}.norm_{n}", ("aten.layer_norm.default",)) for n in (1, 2)]
-
-

@@ -273,7 +273,9 @@ class CrossAttention(nn.Module):
         self.swapped = False
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        q, k, v = (p(m).unflatten(-1, (4, -1)).transpose(1, 2) for p, m in ((self.q, x), (self.k, memory), (self.v, memory)))
+        q, k, v = (
+            p(m).unflatten(-1, (4, -1)).transpose(1, 2) for p, m in ((self.q, x), (self.k, memory), (self.v, memory))
+        )
         if self.swapped:
             k, v = v, k
         share = torch.softmax((q @ k.transpose(-1, -2)).float(), -1).to(x.dtype)

@@ -18,7 +18,7 @@ from torch import nn
 from graphprobe.records import Finding, Report
 
 GRAVE = ("quantization", "precision", "semantic", "nonfinite", "structural")
-SMALL = 8  # value-making operations: a finding over more of them names a neighbourhood, not an operation
+SMALL = 8  # value-making operations of the smaller piece: a finding over more names a neighbourhood, not an operation
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,9 @@ def score(report: Report, truth: Truth) -> str:
     named = [next((b for b in truth.bugs if _names(f, b, report)), None) for f in grave]
     if all(1 <= named.count(bug) <= bug.places for bug in truth.bugs) and None not in named:
         return "exact"
-    inside = any(_within(f.module_path, b.module) or _within(b.module, f.module_path) for f in grave for b in truth.bugs)
+    inside = any(
+        _within(f.module_path, b.module) or _within(b.module, f.module_path) for f in grave for b in truth.bugs
+    )
     return "near" if inside else "wrong"
 
 
@@ -155,7 +157,7 @@ def _names(finding: Finding, bug: Bug, report: Report) -> bool:
     if bug.ops and finding.op not in bug.ops:
         return False
     sizes = (_size(finding.before, report.before.by_name), _size(finding.after, report.after.by_name))
-    return max(sizes) <= SMALL
+    return min(sizes) <= SMALL
 
 
 def _size(names: tuple[str, ...], by_name: dict[str, Any]) -> int:
