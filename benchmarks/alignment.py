@@ -25,7 +25,7 @@ sys.path[0] = str(pathlib.Path(__file__).parent.parent / "tests")  # kernels.py 
 
 import torch
 
-from corpus import architectures, growing, rewrites
+from corpus import text_models, growing, rewrites
 from corpus.truth import Score, score, truth
 from graphprobe import align, api, inputs
 from graphprobe.program import copied, program
@@ -126,7 +126,7 @@ def curve(sizes: list[int]) -> list[dict]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=lambda t: t.split(","), default=list(architectures.NAMES))
+    parser.add_argument("--models", type=lambda t: t.split(","), default=list(text_models.NAMES))
     parser.add_argument("--rewrites", type=lambda t: t.split(","), default=list(rewrites.REWRITES))
     parser.add_argument("--levels", type=lambda t: t.split(","), default=list(rewrites.LEVELS))
     parser.add_argument("--bugs", type=int, default=1, help="planted bugs, one graph each, for every combination")

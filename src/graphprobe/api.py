@@ -101,13 +101,13 @@ def _diff(before: Side, after: Side, args: tuple[Any, ...], kwargs: dict[str, An
         gm_before, gm_after, args, kwargs, valid = _to_device(device, gm_before, gm_after, args, kwargs, valid)
     left, right, bound = _programs(gm_before, gm_after, args, kwargs, stream)
     notes: list[str] = []
-    redrawn = _redrawn(left, bound, valid, notes)
+    redrawn, leaks = _redrawn(left, right, bound, valid, notes)
     replaced = tuple(options.events if options.events is not None else gm_after.meta.get(EVENTS, ()))
     if not align.is_quick(left, right, replaced):
         right = copied(right)  # alignment may write layouts into it
     alignment = align.align(left, right, replaced, bound)
     judgement = judge.judge(
-        left, right, alignment, bound, redrawn=redrawn, exact=options.exact, progress=options.progress
+        left, right, alignment, bound, redrawn=redrawn, leaks=leaks, exact=options.exact, progress=options.progress
     )
     judgement.notes += notes
     report = judge.report(judgement, accept=options.accept, allow=options.allow, min_coverage=options.min_coverage)
@@ -334,25 +334,39 @@ def _as_meta(value: Any) -> Any:
     )
 
 
-def _redrawn(left: Program, bound: inputs.Inputs, valid: torch.Tensor | None, notes: list[str]) -> inputs.Inputs | None:
-    """Return inputs with fresh padding, if there is padding and if it really is hidden from the valid outputs."""
+def _redrawn(
+    left: Program, right: Program, bound: inputs.Inputs, valid: torch.Tensor | None, notes: list[str]
+) -> tuple[inputs.Inputs | None, bool]:
+    """Return inputs with fresh padding, if there is padding and if it really is hidden from the valid outputs of
+    before; and whether it leaks into those of after: then what moves of after is no reason to leave it out."""
     padded = inputs.padding(bound, valid)
     if padded is None:
-        return None
+        return None, False
     redrawn = inputs.redraw(bound, padded)
-    wanted = list(left.outputs.values())
-    plain, again = run_program(left, bound, wanted), run_program(left, redrawn, wanted)
+    if _moves_valid(left, bound, redrawn, padded):
+        notes.append("the padded positions reach the valid outputs of before: they are compared like all others")
+        return None, False
+    notes.append(f"{int(padded.sum())} padded positions are left out of every measure")
+    leaks = _moves_valid(right, bound, redrawn, padded)
+    if leaks:
+        notes.append("the padded positions reach the valid outputs of after, but not those of before")
+    return redrawn, leaks
+
+
+def _moves_valid(one: Program, bound: inputs.Inputs, redrawn: inputs.Inputs, padded: torch.Tensor) -> bool:
+    """Whether fresh padding moves an output where nothing is padded. An output that cannot be run moves nothing."""
+    wanted = list(one.outputs.values())
+    try:
+        plain, again = run_program(one, bound, wanted), run_program(one, redrawn, wanted)
+    except Exception:  # the lanes will say which node raises
+        return False
     for node in wanted:
         x, y = plain[node], again[node]
         if isinstance(x, torch.Tensor) and x.shape[:2] == padded.shape and x.is_floating_point():
             counts = ~padded.to(x.device)
             if not torch.equal(torch.nan_to_num(x[counts]), torch.nan_to_num(y[counts])):
-                notes.append(
-                    "the padded positions reach the valid outputs of before: they are compared like all others"
-                )
-                return None
-    notes.append(f"{int(padded.sum())} padded positions are left out of every measure")
-    return redrawn
+                return True
+    return False
 
 
 def environment(bound: inputs.Inputs) -> dict[str, str]:

@@ -17,7 +17,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 import graphprobe
-from corpus import architectures, mutations
+from corpus import text_models, mutations
 from graphprobe.pipeline import Pipeline
 from graphprobe.records import Replacement
 
@@ -40,7 +40,7 @@ Rewrite = Callable[[str, int, torch.dtype], Pair]
 
 
 def _captured(name: str, seed: int, dtype: torch.dtype, attention: str = "sdpa") -> Any:
-    model, args, kwargs = architectures.build(name, seed, attention, dtype)
+    model, args, kwargs = text_models.build(name, seed, attention, dtype)
     return graphprobe.capture(model, args, kwargs), args, kwargs
 
 
@@ -57,7 +57,7 @@ def pipeline(text: str, attention: str = "sdpa") -> Rewrite:
 
 def decomposed(name: str, seed: int, dtype: torch.dtype) -> Pair:
     """Decompose to core ATen."""
-    model, args, kwargs = architectures.build(name, seed, dtype=dtype)
+    model, args, kwargs = text_models.build(name, seed, dtype=dtype)
     with torch.no_grad():
         program = torch.export.export(model, args, kwargs, strict=False)
     before = graphprobe.capture(program)
@@ -68,7 +68,7 @@ def decomposed(name: str, seed: int, dtype: torch.dtype) -> Pair:
 
 def functionalised(name: str, seed: int, dtype: torch.dtype) -> Pair:
     """Make functional, decompose nothing."""
-    model, args, kwargs = architectures.build(name, seed, dtype=dtype)
+    model, args, kwargs = text_models.build(name, seed, dtype=dtype)
     with torch.no_grad():
         program = torch.export.export(model, args, kwargs, strict=False)
     before = graphprobe.capture(program)

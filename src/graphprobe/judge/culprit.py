@@ -26,15 +26,16 @@ def culprit(region: Region, weights: Weights) -> Culprit:
     """Name the first operation of `after` without partner, else the last of `before` without one (where what was
     dropped ended), else one with another weight, else one wired otherwise, else the output."""
     same = _same_from_the_frontier(region, weights)
-    rest_before = [x for x in region.operations("before") if x not in set(same.values())]
-    rest_after = [y for y in region.operations("after") if y not in same]
+    known = _same_elsewhere(region, same, weights)
+    rest_before = [x for x in region.operations("before") if x not in set(same.values()) and x not in known]
+    rest_after = [y for y in region.operations("after") if y not in same and y not in known]
     alike = _alike(rest_before, rest_after, (region.claim.before, region.claim.after), weights)
     lone_after = [y for y in rest_after if y not in alike]
     lone_before = [x for x in rest_before if x not in set(alike.values())]
     lone = frozenset(lone_after + lone_before)
     if lone_after:
         return Culprit("after", _at_home(lone_after, region)[0], lone)
-    if lone_before:
+    if lone_before and (not alike or any(_carries_data(x) for x in lone_before)):
         return Culprit("before", _at_home(lone_before, region)[-1], lone)
     for y in rest_after:
         if _other_weights(alike[y], y, weights):
@@ -49,6 +50,19 @@ def _at_home(lone: list[Node], region: Region) -> list[Node]:
     return [n for n in lone if not _far_above(provenance.module_path(n), home)] or lone
 
 
+def _carries_data(x: Node) -> bool:
+    """Whether a node depends on an input or a weight; a mask made of positions that after does not need does not."""
+    stack, seen = [x], {x}
+    while stack:
+        node = stack.pop()
+        if node.op in ("placeholder", "get_attr"):
+            return True
+        new = [n for n in node.all_input_nodes if n not in seen]
+        seen.update(new)
+        stack.extend(new)
+    return False
+
+
 def _far_above(path: str, home: str) -> bool:
     inside = home.startswith(path + ".") if path else bool(home)
     return inside and home.count(".") - path.count(".") >= 3
@@ -60,13 +74,48 @@ def _same_from_the_frontier(region: Region, weights: Weights) -> Pairs:
     pairs: Pairs = {}
     for y in region.operations("after"):
         for x in region.operations("before"):
-            if x in pairs.values() or x.target is not y.target or len(x.all_input_nodes) != len(y.all_input_nodes):
-                continue
-            operands = zip(x.all_input_nodes, y.all_input_nodes, strict=True)
-            if same_arguments(x, y) and all(_same_operand(p, q, leaves, pairs, weights) for p, q in operands):
+            if x not in pairs.values() and _does_the_same(x, y, leaves, pairs, weights):
                 pairs[y] = x
                 break
     return pairs
+
+
+def _same_elsewhere(region: Region, same: Pairs, weights: Weights) -> set[Node]:
+    """Return the operations of either piece that the other *graph* does, too, outside the piece: it is their user that
+    is wired otherwise, as where sines are taken for cosines."""
+    leaves = set(region.frontier)
+    pairs = dict(same)
+    partners: dict[Node, list[Node]] = {}
+    for p, q in (*leaves, *((x, y) for y, x in same.items())):
+        partners.setdefault(p, []).append(q)
+        partners.setdefault(q, []).append(p)
+    found: set[Node] = set()
+    for side in ("after", "before"):
+        for node in region.operations(side):
+            if node in same or node in set(same.values()) or node is getattr(region.claim, side) or _selects(node):
+                continue
+            first = next((n for n in node.all_input_nodes if n in partners), None)
+            for other in [u for p in partners[first] for u in p.users] if first is not None else []:
+                x, y = (other, node) if side == "after" else (node, other)
+                if _does_the_same(x, y, leaves, pairs, weights):
+                    pairs[y] = x
+                    partners.setdefault(node, []).append(other)
+                    found.add(node)
+                    break
+    return found
+
+
+def _selects(node: Node) -> bool:
+    """Whether the operation takes a part of its operand: taking another part is the mistake itself."""
+    name = getattr(node.target, "__name__", "").split(".")[0]
+    return name in ("getitem", "slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind")
+
+
+def _does_the_same(x: Node, y: Node, leaves: set[tuple[Node, Node]], pairs: Pairs, weights: Weights) -> bool:
+    if x.op != y.op or x.target is not y.target or len(x.all_input_nodes) != len(y.all_input_nodes):
+        return False
+    operands = zip(x.all_input_nodes, y.all_input_nodes, strict=True)
+    return same_arguments(x, y) and all(_same_operand(p, q, leaves, pairs, weights) for p, q in operands)
 
 
 def _same_operand(p: Node, q: Node, leaves: set[tuple[Node, Node]], pairs: Pairs, weights: Weights) -> bool:

@@ -66,20 +66,27 @@ def judge(
     inputs: Mapping[str, Any],
     *,
     redrawn: Mapping[str, Any] | None = None,
+    leaks: bool = False,
     exact: str = "auto",
     progress: Progress | None = None,
 ) -> Judgement:
-    """Run the lanes and judge every region. `exact` is "auto", "always" or "never"."""
+    """Run the lanes and judge every region. `exact` is "auto", "always" or "never".
+
+    `redrawn` are inputs with fresh padding: what moves with it is left out. If it `leaks` into what counts of after,
+    only what moves of before is.
+    """
     weights = Weights(before, after)
-    plan, rows, measurements = _measure(before, after, alignment, inputs, redrawn, exact, weights, progress)
+    plan, rows, measurements = _measure(before, after, alignment, inputs, redrawn, leaks, exact, weights, progress)
     replay = Replay(plan, inputs, redrawn)
     answers = _second_look(replay, [r for r in rows if r.suspect], progress)
-    withdrawal = Withdrawal(replay, alignment, [r.region for r in rows], answers)
+    withdrawal = Withdrawal(replay, alignment, rows, answers)
     settled = withdrawal.settle()
     answers |= withdrawal.failing  # a frontier may have moved since the first look
     pardoned = [r for r in rows if r.region.claim in settled.pardoned]
     if pardoned:  # below a pardon the frontiers have changed: measure again on the new ones
-        plan, rows, measurements = _measure(before, after, withdrawal.active, inputs, redrawn, exact, weights, progress)
+        plan, rows, measurements = _measure(
+            before, after, withdrawal.active, inputs, redrawn, leaks, exact, weights, progress
+        )
         replay = Replay(plan, inputs, redrawn)
         answers = {c: a for c, a in answers.items() if c in settled.guilty}
         answers |= _second_look(replay, [r for r in rows if r.suspect and r.region.claim not in answers], progress)
@@ -94,6 +101,7 @@ def _measure(
     alignment: Alignment,
     inputs: Mapping[str, Any],
     redrawn: Mapping[str, Any] | None,
+    leaks: bool,
     exact: str,
     weights: Weights,
     progress: Progress | None,
@@ -102,7 +110,8 @@ def _measure(
     same = {r for r in regions if isomorphic(r, weights)}
     chosen = {"always": set(regions), "never": set(), "auto": set(regions) - same}[exact]
     tick = (lambda row: progress(row, len(regions), "comparing")) if progress else None
-    plan = Plan(before, after, regions, chosen, substitutes(regions, weights), redrawn is not None, tick=tick)
+    lanes = "" if redrawn is None else "before" if leaks else "both"
+    plan = Plan(before, after, regions, chosen, substitutes(regions, weights), lanes, tick=tick)
     found = measure(plan, dict(inputs), dict(redrawn) if redrawn else None)
     plan = dataclasses.replace(plan, broken=set(found.raised), native_only=set(found.native_only), tick=None)
     rows = [read(region, row, region in same) for region, row in zip(regions, found.rows, strict=True)]

@@ -7,6 +7,8 @@ nothing.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from graphprobe.judge.same import Compared, Sameness, compare, judge_difference
@@ -24,6 +26,8 @@ def ask_nonfinite(replay: Replay, region: Region, plain: Sameness) -> Sameness |
     if not isinstance(found, Compared):
         return None
     truth, other = found.truth[found.wrong], found.other[found.wrong]
+    if not bool(torch.isnan(truth).any() or torch.isnan(other).any()) and _is_given_infinities(replay, region):
+        return None  # the infinities of a mask are nobody's overflow
     if not bool((torch.isfinite(truth) | torch.isfinite(other)).all()):
         return None
     if bool(torch.isfinite(truth).all()):
@@ -37,3 +41,19 @@ def ask_nonfinite(replay: Replay, region: Region, plain: Sameness) -> Sameness |
         return None
     note = f"before holds NaN in {plain.wrong_class} elements where after is finite"
     return Sameness(True, rest.spread, rule=RULE, kind="rounding", note=note, better="after", exact=rest.exact)
+
+
+def _is_given_infinities(replay: Replay, region: Region) -> bool:
+    """Whether an infinity enters the region: as a number, in a weight, or in a value that opens it."""
+    for side, program in (("before", replay.plan.before), ("after", replay.plan.after)):
+        for node in getattr(region, side):
+            held = [program.attribute(node)] if node.op == "get_attr" else [*node.args, *node.kwargs.values()]
+            if any(_is_infinite(value) for value in held):
+                return True
+    return any(_is_infinite(replay.values.get(p)) for p, _ in region.frontier)
+
+
+def _is_infinite(value: object) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.is_floating_point() and bool(torch.isinf(value).any())
+    return isinstance(value, float) and math.isinf(value)

@@ -15,6 +15,7 @@ from graphprobe.errors import InputError
 from graphprobe.judge.culprit import Culprit, culprit
 from graphprobe.judge.cure import Cures
 from graphprobe.judge.explain import explain
+from graphprobe.judge.hints import hint
 from graphprobe.judge.judging import Judged, Judgement
 from graphprobe.lanes.regions import SMALL, Region
 from graphprobe.program import Program
@@ -22,6 +23,7 @@ from graphprobe.records import VERDICTS, ClaimRecord, Coverage, Finding, OutputR
 
 GRAVE = ("quantization", "precision", "semantic", "nonfinite", "structural")
 _MOST_CURES = 16  # each costs one forward run of after
+_MOST_HINTS = 8  # each costs some evaluations of its region
 _MOST_ROUNDING = 10  # where nothing graver stands, so many of the largest roundings are listed
 
 
@@ -76,40 +78,49 @@ def _findings(judgement: Judgement, judged: list[Judged], accept: Sequence[str])
         found = [(j, _finding(judgement, j)) for j in judged if any(j is c for c in chosen)]
     order = judgement.replay.plan.after.order
     found.sort(key=lambda pair: order.get(pair[0].region.claim.after, 0) if pair[0] else 0)
-    found = _with_cures(judgement, _merged(judgement, found))
+    found = _with_cures(judgement, _with_hints(judgement, _merged(judgement, found)))
     return [_accepted(finding, accept) for _, finding in found]
 
 
 def _merged(judgement: Judgement, found: list[tuple[Judged | None, Finding]]) -> list[tuple[Judged | None, Finding]]:
-    """Join findings that share an operation without partner: what nothing claims shows in every region it feeds."""
-    named: list[tuple[int, str, Culprit]] = []  # (place in out, kind, culprit)
+    """Join findings of one cause: what nothing claims shows in every region it feeds, and operations in another order
+    show in all of them."""
+    causes = {
+        place: (j.region.claim, culprit(_tight(judgement, j.region), judgement.weights))
+        for place, (j, f) in enumerate(found)
+        if j is not None and f.kind in ("semantic", "precision")
+    }
+    home: dict[int, int] = {}  # place of a finding -> place of the first of its cause
+    for place, cause in causes.items():
+        same = [p for p in home if found[p][1].kind == found[place][1].kind and _one_cause(causes[p], cause)]
+        homes = {home[p] for p in same}
+        first = min(homes, default=place)
+        home[place] = first
+        home.update({p: first for p in home if home[p] in homes})
     out: list[tuple[Judged | None, Finding]] = []
-    also: dict[int, list[Judged]] = {}
-    for j, finding in found:
-        if j is None or finding.kind not in ("semantic", "precision"):
-            out.append((j, finding))
+    for place, (j, finding) in enumerate(found):
+        others = [other for p in home if home[p] == place != p and (other := found[p][0]) is not None]
+        if home.get(place, place) != place:
             continue
-        guilty = culprit(_tight(judgement, j.region), judgement.weights)
-        home = next((place for place, kind, c in named if kind == finding.kind and _one_cause(c, guilty)), None)
-        if home is None:
-            named.append((len(out), finding.kind, guilty))
-            out.append((j, finding))
-        else:
-            also.setdefault(home, []).append(j)
-    for place, others in also.items():
-        j, finding = out[place]
-        assert j is not None
-        names = [judgement.replay.plan.after.label(other.region.claim.after) for other in others]
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        hint = "; ".join(h for h in (finding.hint, f"the same operation also shows in {shown}") if h)
-        whole = dataclasses.replace(j, also=tuple(other.region for other in others))
-        out[place] = (whole, dataclasses.replace(finding, hint=hint))
+        out.append(_joined(judgement, j, finding, others) if j is not None and others else (j, finding))
     return out
 
 
-def _one_cause(first: Culprit, second: Culprit) -> bool:
-    """Whether one of two culprits is an operation without partner in the other's region, too."""
-    return first.node in second.lone or second.node in first.lone
+def _joined(judgement: Judgement, j: Judged, finding: Finding, others: list[Judged]) -> tuple[Judged | None, Finding]:
+    names = [judgement.replay.plan.after.label(other.region.claim.after) for other in others]
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    hint = "; ".join(h for h in (finding.hint, f"the same operation also shows in {shown}") if h)
+    whole = dataclasses.replace(j, also=tuple(other.region for other in others))
+    return whole, dataclasses.replace(finding, hint=hint)
+
+
+def _one_cause(first: tuple[Claim, Culprit], second: tuple[Claim, Culprit]) -> bool:
+    """Whether one of two culprits is an operation without partner in the other's region, too, or what the other claims:
+    an operation that stands elsewhere in the order is missing here and too much there."""
+    (claim, mine), (other, theirs) = first, second
+    if mine.node in theirs.lone or theirs.node in mine.lone:
+        return True
+    return mine.node in (other.before, other.after) or theirs.node in (claim.before, claim.after)
 
 
 def _finding(judgement: Judgement, j: Judged) -> Finding:
@@ -190,6 +201,26 @@ def _structural(judgement: Judgement, judged: list[Judged]) -> list[tuple[Judged
             said = f"the output {j.region.claim.output!r} has shape {nodes.shape(y)}, before's has {nodes.shape(x)}"
             finding = dataclasses.replace(_finding(judgement, j), kind="structural", rule="9 structural", hint=said)
             out.append((j, dataclasses.replace(finding, explanation=explain(finding))))
+    return out
+
+
+def _with_hints(
+    judgement: Judgement, found: list[tuple[Judged | None, Finding]]
+) -> list[tuple[Judged | None, Finding]]:
+    """Say of the first semantic findings what they look like."""
+    asked = [j for j, f in found if j is not None and f.kind in ("semantic", "nonfinite")][:_MOST_HINTS]
+    judgement.replay.forget()
+    judgement.replay.fetch_frontiers([j.region for j in asked])
+    judgement.replay.fetch_masks([(j.region.claim.before, j.region.claim.after) for j in asked])
+    out: list[tuple[Judged | None, Finding]] = []
+    for j, finding in found:
+        if j is not None and any(j is a for a in asked):
+            looks = hint(judgement.replay, j.region, culprit(_tight(judgement, j.region), judgement.weights))
+            if looks:
+                said = "; ".join(h for h in (looks, finding.hint) if h)
+                finding = dataclasses.replace(finding, hint=said)
+                finding = dataclasses.replace(finding, explanation=explain(finding))
+        out.append((j, finding))
     return out
 
 

@@ -10,6 +10,9 @@ For a failing group ``G`` let ``D`` be the claims and outputs first reached belo
 - neither W nor K: wrong claims beget wrong claims, so G grows by the claims of D that fail once G is gone, and is
   pardoned if all below agrees then; else it grows by the failing claims of D and by those that feed them.
 
+- a conviction is due: if the free lane's error fades further down, all claims up to there are withdrawn together, and
+  pardoned if all below agrees then (judge.reconverge).
+
 After a pardon everything below is judged again on its new frontier. Outputs are never withdrawn.
 """
 
@@ -21,6 +24,8 @@ import torch
 
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.judge.function import same_function
+from graphprobe.judge.reconverge import meeting
+from graphprobe.judge.rows import Measured
 from graphprobe.judge.same import Sameness
 from graphprobe.lanes.regions import Region, Regions, consumers
 from graphprobe.lanes.replay import Replay
@@ -43,11 +48,12 @@ class Withdrawal:
     """Settles failing claims one after the other, the earliest in after's order first."""
 
     def __init__(
-        self, replay: Replay, alignment: Alignment, regions: list[Region], answers: dict[Claim, Sameness]
+        self, replay: Replay, alignment: Alignment, rows: list[Measured], answers: dict[Claim, Sameness]
     ) -> None:
         self.replay = replay
         self.active = alignment
-        self.regions = {r.claim: r for r in regions}
+        self.rows = {r.region.claim: r for r in rows}
+        self.regions = {r.region.claim: r.region for r in rows}
         self.failing = {c: s for c, s in answers.items() if s.same is False}
         self.unclear = {c: s for c, s in answers.items() if s.same is None}
         self.settled = Settled(unknown={c: s.reason for c, s in self.unclear.items()})
@@ -120,11 +126,28 @@ class Withdrawal:
     def _convict(self, group: list[Claim]) -> None:
         """Every claim of the group is a finding; but while some only rest on a guess, the first of those is taken for
         wrong and withdrawn: what it fed is judged on the frontier above it, and the rest waits for its turn."""
+        if self._meets_below(group):
+            return
         guessed = [c for c in group if c.evidence in GUESSED and not c.output and not c.certain]
         if len(group) > 1 and guessed:
             self._withdraw(guessed[:1], "wrong claim: what it feeds is judged instead")
         else:
             self.settled.guilty.update(dict.fromkeys(group, ""))
+
+    def _meets_below(self, group: list[Claim]) -> bool:
+        """Pardon a group that something further down than the next claims makes good."""
+        if any(c.output for c in group):
+            return False
+
+        def fails(between: list[Claim], below: list[Region]) -> list[Claim]:
+            return self._without(between, below)[1]
+
+        together = meeting(group, self.regions, self.rows, fails)
+        if together is None:
+            return False
+        below = consumers(together, self.regions.values())
+        self._pardon(together, self._without(together, below)[0])
+        return True
 
     def _siblings(self, group: list[Claim], below: list[Region]) -> list[Claim]:
         """Return the other failing claims that feed the same regions."""

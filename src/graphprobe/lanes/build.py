@@ -34,7 +34,7 @@ class Plan:
     regions: Sequence[Region]
     exact_regions: set[Region] = field(default_factory=set)  # regions whose exact lanes run
     same_weight: dict[Node, Node] = field(default_factory=dict)  # after's weight -> before's that it stands for
-    redraw: bool = False  # add lanes on redrawn padding
+    redraw: str = ""  # lanes on redrawn padding that say where nobody cares: "", "before", "both"
     broken: set[Node] = field(default_factory=set)  # nodes of after that raise: they and all below are left out
     native_only: set[Any] = field(default_factory=set)  # operators that have no float64 form
     tick: Callable[[int], None] | None = None
@@ -232,8 +232,10 @@ class _Builder:
         if not self.plan.redraw:
             return None
         self._sweep("before_redrawn", self.plan.before, x)
-        self._sweep("free_redrawn", self.plan.after, y)
         mine = (self._native("before", "before", x), self._native("before_redrawn", "before", x))
+        if self.plan.redraw == "before":
+            return self.graph.call_function(measure.moved, mine)
+        self._sweep("free_redrawn", self.plan.after, y)
         theirs = (self._native("free", "after", y), self._native("free_redrawn", "after", y))
         masks = [self.graph.call_function(measure.moved, pair) for pair in (mine, theirs)]
         return self.graph.call_function(measure.either, tuple(masks))

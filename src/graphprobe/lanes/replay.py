@@ -55,12 +55,16 @@ class Replay:
         if not missing:
             return
         both = []
-        for program, column in ((self.plan.before, 0), (self.plan.after, 1)):
+        sides = ((self.plan.before, 0), (self.plan.after, 1))
+        for program, column in sides[:1] if self.plan.redraw == "before" else sides:
             wanted = [pair[column] for pair in missing]
             runs = [run_program(program, i, wanted, skip=self.plan.dead()) for i in (self.inputs, self.redrawn)]
             both.append({n: measure.moved(runs[0][n], runs[1][n]) for n in wanted if n in runs[0]})
         for x, y in missing:
-            if x in both[0] and y in both[1] and both[0][x].shape == both[1][y].shape:
+            if self.plan.redraw == "before":
+                if x in both[0] and nodes.shape(x) == nodes.shape(y):
+                    self._masks[x, y] = both[0][x]
+            elif x in both[0] and y in both[1] and both[0][x].shape == both[1][y].shape:
                 self._masks[x, y] = both[0][x] | both[1][y]
 
     def native(

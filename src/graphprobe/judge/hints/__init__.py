@@ -1,0 +1,50 @@
+"""Kinds of defect that show a signature are named: "looks like a missing scale", never "is".
+
+A table of signs, the most telling first; each measures the exact values of a guilty region, or evaluates it again with
+one thing as `before` has it, and says what it looks like or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from graphprobe.judge.culprit import Culprit
+from graphprobe.judge.hints import masks, orders, ratios, scales, trials, weights
+from graphprobe.judge.hints.look import Look
+from graphprobe.lanes.regions import Region
+from graphprobe.lanes.replay import Replay
+
+#: Asked in this order; the first that recognises its sign has the word.
+SIGNS: tuple[Callable[[Look], str | None], ...] = (
+    weights.weight,
+    trials.cast_for_view,
+    masks.boolean_added,
+    trials.other_argument,
+    masks.values,
+    ratios.constant_ratio,
+    ratios.constant_distance,
+    ratios.addend,
+    orders.halves,
+    orders.transposed,
+    orders.permuted,
+    trials.swapped,
+    orders.rearranged,
+    scales.scale,
+    trials.dropped,
+    ratios.slice_ratios,
+    masks.reach,
+    trials.wired,
+)
+
+
+def hint(replay: Replay, region: Region, culprit: Culprit) -> str:
+    """Say what a guilty region looks like, or ''. The values of its frontier must have been fetched."""
+    look = Look(replay, region, culprit)
+    for sign in SIGNS:
+        try:
+            said = sign(look)
+        except Exception:  # a hint is a courtesy: values that a sign does not fit say nothing
+            continue
+        if said:
+            return said
+    return ""

@@ -1,0 +1,78 @@
+"""Tiny models of many architectures, every weight random, so that no two values of a graph agree by accident.
+
+`build(name, seed)` gives (model, args, kwargs); another seed gives other weights and other inputs of the same shapes,
+and therefore the same graph. Attention is a choice: "sdpa" or "eager".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from models import _BUILDERS, Case
+
+_BASE: dict[str, Any] = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_GROUPED = {"num_key_value_heads": 2}
+_CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("Llama", "ForCausalLM", _BASE | _GROUPED),
+    "qwen2": ("Qwen2", "ForCausalLM", _BASE | _GROUPED),
+    "qwen3": ("Qwen3", "ForCausalLM", _BASE | _GROUPED | {"head_dim": 16}),
+    "mistral": ("Mistral", "ForCausalLM", _BASE | _GROUPED | {"sliding_window": 8}),
+    "mixtral": ("Mixtral", "ForCausalLM", _BASE | _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gemma2": ("Gemma2", "ForCausalLM", _BASE | _GROUPED | {"head_dim": 16, "sliding_window": 8}),
+    "phi3": ("Phi3", "ForCausalLM", _BASE | _GROUPED),
+    "olmo2": ("Olmo2", "ForCausalLM", _BASE | _GROUPED),
+    "gpt_neox": ("GPTNeoX", "ForCausalLM", _BASE),
+    "opt": ("OPT", "ForCausalLM", _BASE | {"ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0}),
+    "bert": ("Bert", "Model", _BASE),
+    "roberta": ("Roberta", "Model", _BASE),
+    "gpt2": (
+        "GPT2",
+        "LMHeadModel",
+        {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64} | {"pad_token_id": 0},
+    ),
+    "bloom": ("Bloom", "ForCausalLM", {"vocab_size": 128, "hidden_size": 64, "n_layer": 2, "n_head": 4}),
+}
+ENCODERS = ("bert", "roberta")
+NAMES = (*_CONFIGS, "conv")
+
+
+def build(name: str, seed: int = 0, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Case:
+    """Build one model in eval mode with weights and inputs drawn from `seed`: (model, args, kwargs)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, args, kwargs = _BUILDERS[name]() if name not in _CONFIGS else _text(name, attention)
+        _shuffle(model)
+    model = model.eval()
+    for parameter in model.parameters():  # buffers keep their dtype: rotary tables are float32 in real models too
+        parameter.data = parameter.data.to(dtype)
+    return model, tuple(a.to(dtype) if a.is_floating_point() else a for a in args), kwargs
+
+
+def _text(name: str, attention: str) -> Case:
+    import transformers
+
+    kind, head, sizes = _CONFIGS[name]
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    config._attn_implementation = attention
+    model = getattr(transformers, f"{kind}{head}")(config)
+    tokens = torch.randint(3, 128, (2, 12))
+    kwargs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if name not in ENCODERS:
+        kwargs["use_cache"] = False
+    return model, (), kwargs
+
+
+def _shuffle(model: torch.nn.Module) -> None:
+    """Give every weight random numbers of a size that lets signals through: no ones, no zeros, no tiny weights."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.copy_(parameter + 0.3 * torch.randn_like(parameter))
+            else:
+                fan = parameter[0].numel()
+                parameter.copy_(torch.randn_like(parameter) * fan**-0.5)
