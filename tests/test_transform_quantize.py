@@ -95,7 +95,6 @@ def test_graphprobe_calls_fp8_quantization(name: str) -> None:
     assert Case("quantize_fp8").verdict(name, torch.bfloat16) == "quantization"
 
 
-@pytest.mark.xfail(reason="the steps of four-bit floats follow the value, and are taken for an even grid")
 def test_graphprobe_calls_nvfp4_quantization() -> None:
     assert Case("quantize_nvfp4").verdict("llama", torch.float32) == "quantization"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ Tensor = torch.Tensor
 HALF = 0.5 * (1 + 1e-6)
 INSIDE = 0.99
 COARSEST = 4.0
+_SAMPLES = 4096
 _CHOSEN, _CHOSEN_OUTPUT, _BIAS = 3.0, 1.5, 0.25
 
 
@@ -37,12 +39,18 @@ class Fit:
 
 @dataclass(frozen=True)
 class Grid:
-    """The codes' own geometry: their step at every element, their bits, how many columns share a scale."""
+    """The codes' own geometry: their step at every element, their bits, how many columns share a scale.
+
+    Where few codes stand for values at uneven distances (e2m1, NF4), `levels` holds these, ascending and at most 1 in
+    magnitude, and `step` what they are multiplied with. `top` is what the largest 8-bit float stands for.
+    """
 
     step: Tensor  # [rows, columns] float64, > 0
     bits: int  # 8 also for 8-bit floats
     float8: torch.dtype | None = None
     rounding: float = 0.0  # unit roundoff of the scale and of the division by it
+    levels: Tensor | None = None
+    top: Tensor | None = None
 
     @property
     def group(self) -> int:
@@ -57,10 +65,45 @@ class Grid:
             size = math.gcd(size, change)
         return size
 
+    def half(self, wanted: Tensor, held: Tensor) -> Tensor:
+        """Return half the distance of `held` from the next code towards `wanted`."""
+        # with scales that are powers of two the largest code stands for its whole binade, up to where the next begins
+        beyond = 2.0 if self.is_binary else 0.5
+        if self.levels is None:
+            half = self.step * HALF
+            if self.top is None:
+                return half
+            return torch.where((held.abs() >= self.top * (1 - 1e-9)), half * 2 * beyond, half)
+        gaps = self.levels.diff()
+        gaps = torch.cat([gaps[:1] * beyond * 2, gaps, gaps[-1:] * beyond * 2])  # gaps[i] lies below level i
+        code = nearest_level(held / self.step, self.levels)
+        return torch.where(wanted > held, gaps[code + 1], gaps[code]) * self.step * HALF
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether all scales are powers of two (times one factor), as microscaling formats have them."""
+        scale = self.step if self.top is None else self.top
+        if self.levels is None and self.top is None:
+            return False
+        ratio = torch.log2(scale / scale.reshape(-1)[0])
+        return bool(((ratio - ratio.round()).abs() < 1e-9).all()) and bool((ratio != 0).any())
+
     @property
     def turned(self) -> Grid:
         """Return the geometry with rows and columns exchanged."""
-        return dataclasses.replace(self, step=self.step.t())
+        return dataclasses.replace(self, step=self.step.t(), top=None if self.top is None else self.top.t())
+
+    def gathered(self) -> Tensor | None:
+        """Return an order of the columns in which those with one scale are neighbours; None where they are already."""
+        if self.float8 is not None or self.group > 1:
+            return None
+        signature = torch.round(torch.log2(self.step) * 2**20)
+        _, belongs = torch.unique(signature, dim=1, return_inverse=True)
+        return torch.argsort(belongs, stable=True)
+
+    def ordered(self, columns: Tensor) -> Grid:
+        """Return the geometry with its columns in another order."""
+        return dataclasses.replace(self, step=self.step[:, columns])
 
 
 def fit(wanted: Tensor, held: Tensor, grid: Grid, x: Tensor | None = None) -> Fit:
@@ -69,19 +112,24 @@ def fit(wanted: Tensor, held: Tensor, grid: Grid, x: Tensor | None = None) -> Fi
     if size == 1 and grid.turned.group > 1:  # one scale per column
         wanted, held, grid, x = wanted.t(), held.t(), grid.turned, None
         size = grid.group
+    columns = grid.gathered()
+    if columns is not None:  # groups of columns that are not neighbours
+        wanted, held, grid = wanted[:, columns], held[:, columns], grid.ordered(columns)
+        x, size = None if x is None else x[:, columns], grid.group
     error = held - wanted
-    outside = error.abs() > grid.step * HALF + held.abs() * 3 * grid.rounding
-    clipped = (
-        outside
-        & (wanted.abs() > held.abs())
-        & (_groups(held.abs(), size) >= _top(held, size) * (1 - 1e-6)).reshape(held.shape)
-    )
+    outside = error.abs() > grid.half(wanted, held) + held.abs() * 3 * grid.rounding
+    if grid.top is not None:
+        outermost = held.abs() >= grid.top * (1 - 1e-6)
+    else:
+        outermost = (_groups(held.abs(), size) >= _top(held, size) * (1 - 1e-6)).reshape(held.shape)
+    clipped = outside & (wanted.abs() > held.abs()) & outermost
     inside = 1.0 - float(outside.double().mean())
     nearest_rms = _nearest(wanted, grid, size)
     rms = _groups(error, size).square().mean(-1).sqrt()
     ratios = torch.nan_to_num(rms / nearest_rms, nan=0.0, posinf=math.inf)
     ratio = float(ratios.amax())
-    off = _off_scale(wanted, held, error, grid)
+    ends = clipped | (outermost & (wanted.abs() > held.abs()) & (error.abs() > grid.step * HALF))  # they say no scale
+    off = _off_scale(torch.where(ends, 0.0, held), torch.where(ends, 0.0, error), grid)
     bad_rows = outside.sum(1) > max(1.0, (1 - INSIDE) * wanted.shape[1])
     if (
         off is None
@@ -90,7 +138,7 @@ def fit(wanted: Tensor, held: Tensor, grid: Grid, x: Tensor | None = None) -> Fi
         and ratio <= COARSEST
     ):
         return Fit(True, "", inside, ratio)
-    if off is None and grid.float8 is None and _chosen(error, wanted, grid, ratios, x):
+    if off is None and grid.float8 is None and grid.levels is None and _chosen(error, wanted, grid, ratios, x):
         return Fit(True, "", inside, ratio, nearest=False)
     if off is not None:
         return Fit(False, off, inside, ratio)
@@ -102,13 +150,14 @@ def fit(wanted: Tensor, held: Tensor, grid: Grid, x: Tensor | None = None) -> Fi
     return Fit(False, f"{share:.0f} % of row {row} lies farther than half a step from the weight", inside, ratio)
 
 
-def _off_scale(wanted: Tensor, held: Tensor, error: Tensor, grid: Grid) -> str | None:
+def _off_scale(held: Tensor, error: Tensor, grid: Grid) -> str | None:
     """Say which row is systematically too large or too small: more than rounding the scale and the codes explains."""
     size = held.square().sum(1).clamp(min=1e-300)
     slope = (error * held).sum(1) / size  # of the error over the value
-    noise = error.square().mean(1).sqrt() / size.sqrt()
+    rest = (error - slope.unsqueeze(1) * held).square()
+    noise = (rest * held.square()).sum(1).sqrt() / size  # of the slope: what is large errs more where codes are floats
     # where numbers grow rarer outwards, those of one code lie nearer to zero than the code: Delta^2 / 12 sigma^2
-    lean = 2 * error.square().sum(1) / size
+    lean = 2 * rest.sum(1) / size
     excess = slope.abs() - 1.05 * grid.rounding - 5 * noise - lean
     row = int(excess.argmax())
     if float(excess[row]) <= 0:
@@ -116,9 +165,7 @@ def _off_scale(wanted: Tensor, held: Tensor, error: Tensor, grid: Grid) -> str |
         scales = max(int(torch.unique(grid.step[:, 0]).numel()), 1)
         whole = float((error * held).sum() / size.sum())
         bound = 1.05 * grid.rounding * min(1.0, 2.0 / math.sqrt(scales))
-        bound += 5 * float(error.square().mean().sqrt() / size.sum().sqrt()) + 2 * float(
-            error.square().sum() / size.sum()
-        )
+        bound += 5 * float((rest * held.square()).sum().sqrt() / size.sum()) + 2 * float(rest.sum() / size.sum())
         return f"the rows together are {100 * abs(whole):.1f} % too {_sign(whole)}" if abs(whole) > bound else None
     return f"row {row} is {100 * abs(float(slope[row])):.1f} % too {_sign(float(slope[row]))}"
 
@@ -138,7 +185,7 @@ def _top(x: Tensor, size: int) -> Tensor:
 def _nearest(wanted: Tensor, grid: Grid, size: int) -> Tensor:
     """Return the rms error of round-to-nearest, [rows, groups]."""
     top = _top(wanted, size)
-    if grid.float8 is None:
+    if grid.float8 is None and grid.levels is None:
         step: Tensor = top.squeeze(-1) / max(2 ** (grid.bits - 1) - 1, 1)
         return step / math.sqrt(12)
     return (_groups(_rounded(wanted, grid, size) - wanted, size)).square().mean(-1).sqrt()
@@ -150,6 +197,8 @@ def _rounded(wanted: Tensor, grid: Grid, size: int) -> Tensor:
     if grid.float8 is not None:
         scale = top / torch.finfo(grid.float8).max
         return ((groups / scale).to(grid.float8).double() * scale).reshape(wanted.shape)
+    if grid.levels is not None:
+        return (grid.levels[nearest_level(groups / top, grid.levels)] * top).reshape(wanted.shape)
     scale = top / max(2 ** (grid.bits - 1) - 1, 1)
     rounded: Tensor = torch.round(groups / scale) * scale
     return rounded.reshape(wanted.shape)
@@ -164,19 +213,68 @@ def _chosen(error: Tensor, wanted: Tensor, grid: Grid, ratios: Tensor, x: Tensor
     if bool((bias > _BIAS * grid.step.mean(1) + 4 * scatter).any()):
         return False
     rounded = _rounded(wanted, grid, grid.group) - wanted
-    mine, theirs = (torch.linalg.vector_norm(x @ e.t()) for e in (error, rounded))
-    return bool(mine <= _CHOSEN_OUTPUT * theirs)
+    mine, theirs = (torch.linalg.vector_norm(x @ e.t(), dim=0) for e in (error, rounded))  # of every row
+    if bool(torch.linalg.vector_norm(mine) > _CHOSEN_OUTPUT * torch.linalg.vector_norm(theirs)):
+        return False
+    return bool((mine <= _CHOSEN * torch.maximum(theirs, theirs.median())).all())
+
+
+def nearest_level(x: Tensor, levels: Tensor) -> Tensor:
+    """Return the index of the nearest of the ascending levels."""
+    return torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)
+
+
+def repeated(code: int, dtype: torch.dtype, fields: int) -> int:
+    """Return an element that packs `fields` times the same code."""
+    width = dtype.itemsize * 8 // fields
+    packed = sum(code << (width * i) for i in range(fields))
+    top = 2 ** (dtype.itemsize * 8 - 1)
+    signed = not dtype.is_floating_point and dtype.is_signed
+    return packed - 2 * top if signed and packed >= top else packed
 
 
 def flip(codes: Tensor, fields: int) -> Tensor:
     """Flip the lowest bit of every code of a tensor that packs `fields` of them into an element."""
     if codes.dtype.is_floating_point:
-        return (codes.view(torch.uint8) ^ 1).view(codes.dtype)
+        return (codes.view(torch.uint8) ^ repeated(1, torch.uint8, fields)).view(codes.dtype)
+    return codes ^ repeated(1, codes.dtype, fields)
+
+
+def filled(codes: Tensor, fields: int, code: int) -> Tensor:
+    """Return codes of the same kind, all of them `code`."""
+    if codes.dtype.is_floating_point:
+        return filled(codes.view(torch.uint8), fields, code).view(codes.dtype)
+    return torch.full_like(codes, repeated(code, codes.dtype, fields))
+
+
+def uneven(codes: Tensor, fields: int, evaluate: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Return (scale of every element, levels) where at most 16 codes stand for values at uneven distances; else None.
+
+    `evaluate` maps codes to [rows, columns] float64. The values of a scale differ by that factor alone.
+    """
     width = codes.dtype.itemsize * 8 // fields
-    mask = sum(1 << (width * i) for i in range(fields))
-    if fields > 1 and codes.dtype == torch.int32 and mask >= 2**31:
-        mask -= 2**32
-    return codes ^ mask
+    if width > 4 and (codes.dtype.is_floating_point or int(codes.min()) < 0 or int(codes.max()) > 15):
+        return None
+    made: list[Tensor] = []
+    scale: Tensor | None = None
+    for code in range(2 ** min(width, 4)):
+        value = evaluate(filled(codes, fields, code))
+        scale = value.abs() if scale is None else torch.maximum(scale, value.abs())
+        flat = value.reshape(-1)
+        made.append(flat[:: max(1, flat.numel() // _SAMPLES)])
+    assert scale is not None
+    sample = torch.stack(made)
+    size = sample.abs().amax(0)
+    profile = (sample / size)[:, size > 0]
+    if profile.shape[1] == 0 or not bool(torch.isfinite(profile).all()):
+        return None
+    levels = torch.unique(profile[:, 0])
+    if not bool(((profile - profile[:, :1]).abs() < 1e-9).all()) or levels.numel() < 3:
+        return None
+    gaps = levels.diff()
+    if bool((gaps - gaps.mean()).abs().amax() < 1e-9):
+        return None
+    return torch.where(scale > 0, scale, 1.0), levels
 
 
 def narrowest(codes: Tensor, held: Tensor, step: Tensor, bits: int, size: int) -> int:

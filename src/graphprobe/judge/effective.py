@@ -8,6 +8,7 @@ changes, so that no layout of scales, groups and packed codes need be known.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -17,16 +18,18 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.chains import FP8
-from graphprobe.judge.codes import Grid, flip, narrowest
+from graphprobe.judge.codes import Grid, flip, narrowest, uneven
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
 
 Tensor = torch.Tensor
 Evaluate = Callable[[Tensor], "Tensor | None"]  # codes -> effective weight in the floating weight's shape
 
-_CODES = {torch.int8, torch.uint8, torch.int16, torch.int32, *FP8}
+_FP4 = {getattr(torch, n) for n in dir(torch) if n.startswith("float4_")}  # two of them in a byte
+_CODES = {torch.int8, torch.uint8, torch.int16, torch.int32, *FP8, *_FP4}
 _NEAR = 0.5  # a candidate farther off than this, relative, stands for another weight
 _MOST_PROBES = 64
+_SHORTEST = 8  # columns that share a scale, at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,7 @@ class Finder:
     def _fields(self, codes: Tensor) -> set[int]:
         """Return how many codes one element may pack, by the numbers of elements."""
         counts = {w.numel() for w in self.floating.values()}
-        fields = (1,) if codes.dtype in FP8 else (1, 2, 4, 8)
+        fields = (1,) if codes.dtype in FP8 else (2,) if codes.dtype in _FP4 else (1, 2, 4, 8)
         return {f for f in fields if codes.numel() * f in counts and f <= codes.dtype.itemsize * 4}
 
     def find(self, leaf: Node) -> Effective | None:
@@ -105,12 +108,32 @@ class Finder:
         rows = value.shape[0] if value.dim() > 1 else 1
         wanted, held2, moved2 = (t.double().reshape(rows, -1) for t in (value, held, moved))
         step = (moved2 - held2).abs()
-        step = torch.where(torch.isfinite(step) & (step > 0), step, _fallback(step, held2, codes.dtype))
+        top = self._top(codes, evaluate, rows)
+        step = torch.where(torch.isfinite(step) & (step > 0), step, _fallback(step, top, codes.dtype))
         float8 = codes.dtype if codes.dtype in FP8 else None
         bits = 8 if float8 else min(codes.dtype.itemsize * 8 // fields, 8)
-        grid = Grid(step, bits, float8, self._rounding(value))
-        grid = Grid(step, narrowest(codes, held2, step, bits, grid.group), float8, grid.rounding)
+        grid = Grid(step, bits, float8, self._rounding(value), top=top)
+        if float8 is None and max(grid.group, grid.turned.group) < _SHORTEST:  # a step that changes all the time
+
+            def of(codes: Tensor) -> Tensor:
+                made = evaluate(codes)
+                assert made is not None
+                return made.double().reshape(rows, -1)
+
+            found = uneven(codes, fields, of)
+            if found is not None:
+                grid = Grid(found[0], 4, None, grid.rounding, found[1])
+        if grid.levels is None:
+            grid = dataclasses.replace(grid, bits=narrowest(codes, held2, step, bits, grid.group))
         return Effective(weight, wanted, held2, grid, value.shape)
+
+    def _top(self, codes: Tensor, evaluate: Evaluate, rows: int) -> Tensor | None:
+        """Return what the largest 8-bit float would stand for at every element."""
+        if codes.dtype not in FP8:
+            return None
+        largest = torch.full_like(codes.float(), torch.finfo(codes.dtype).max).to(codes.dtype)
+        made = evaluate(largest)
+        return None if made is None else made.double().abs().reshape(rows, -1)
 
     def _rounding(self, value: Tensor) -> float:
         """Return the unit roundoff of the coarsest scale, or of a division in the weight's dtype."""
@@ -132,13 +155,15 @@ class Finder:
         scales = [n for n in constant if self._is_top(n, constant) and n not in tops and self._is_scale(n, value)]
         ways: list[Evaluate] = []
         for top in tops:
-            ways.append(lambda codes, top=top: _arranged(self._fold(leaf, codes, top), value))  # type: ignore[misc]
+            lay = _Layout(value)
+            ways.append(lambda codes, top=top, lay=lay: lay(self._fold(leaf, codes, top)))  # type: ignore[misc]
         for top in tops:
             for scale in scales:
                 for axis in (0, 1):
+                    lay = _Layout(value)
                     ways.append(
-                        lambda codes, top=top, scale=scale, axis=axis: _scaled(  # type: ignore[misc]
-                            _arranged(self._fold(leaf, codes, top), value, near=False),
+                        lambda codes, top=top, scale=scale, axis=axis, lay=lay: _scaled(  # type: ignore[misc]
+                            lay(self._fold(leaf, codes, top)),
                             self._fold(leaf, codes, scale),
                             axis,
                         )
@@ -240,15 +265,27 @@ def _distance(x: Tensor, y: Tensor) -> float:
     return float(torch.linalg.vector_norm(x.double() - y.double())) / bottom if bottom > 0 else math.inf
 
 
-def _arranged(x: Tensor | None, like: Tensor, near: bool = True) -> Tensor | None:
-    """Lay a folded value out as the weight is: as it stands, transposed, or with its dimensions merged otherwise."""
-    if x is None or x.numel() != like.numel():
-        return None
-    candidates = [x.reshape(like.shape)]
-    if x.dim() == 2 and like.dim() == 2:
-        candidates = [c for c in (x, x.t()) if c.shape == like.shape] or candidates
-    # not scaled yet, the layouts are told apart by the angle alone
-    return max(candidates, key=lambda c: float((torch.nan_to_num(c.double()) * like.double()).sum()))
+class _Layout:
+    """Lays a folded value out as the weight is: as it stands, transposed, or with its dimensions merged otherwise.
+
+    The stored codes decide which; other codes are laid out like them.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.turned: bool | None = None
+
+    def __call__(self, x: Tensor | None) -> Tensor | None:
+        if x is None or x.numel() != self.like.numel():
+            return None
+        flat = x.dim() == self.like.dim() == 2
+        plain = x if flat and x.shape == self.like.shape else x.reshape(self.like.shape)
+        if not flat or x.t().shape != self.like.shape:
+            return plain
+        if self.turned is None:  # not scaled yet, the layouts are told apart by the angle alone
+            turned, straight = (float((torch.nan_to_num(c.double()) * self.like).sum()) for c in (x.t(), plain))
+            self.turned = x.shape != self.like.shape or turned > straight
+        return x.t() if self.turned else plain
 
 
 def _scaled(x: Tensor | None, scale: Tensor | None, axis: int) -> Tensor | None:
@@ -274,7 +311,11 @@ def _depends(node: Node, leaf: Node, constant: set[Node]) -> bool:
     return False
 
 
-def _fallback(step: Tensor, held: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where a flipped code is NaN (the largest fp8 number) or changes nothing, take the row's largest step."""
+def _fallback(step: Tensor, top: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return steps for where a flipped code is NaN (the largest fp8 number) or changes nothing: that of the largest
+    number, or the row's largest."""
+    if top is not None:
+        largest = torch.finfo(dtype).max
+        return top * (torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(largest)) / largest)
     known = torch.where(torch.isfinite(step), step, 0.0)
-    return known.amax(1, keepdim=True).expand_as(held)
+    return known.amax(1, keepdim=True).expand_as(step)

@@ -111,8 +111,23 @@ def takes_native(node: Node) -> bool:
     if isinstance(node.target, torch._ops.OpOverload):
         schema = node.target._schema
         full = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+        if full == "aten::view.dtype" and _has_native_bits(node.args[0]):
+            return False
         return full in NATIVE or schema.name in NATIVE or nodes.is_random(node)
     return False
+
+
+def _has_native_bits(operand: object) -> bool:
+    """Whether the exact lanes hold an operand in its native dtype: codes, integers and masks are never lifted."""
+    value = nodes.tensor_val(operand) if isinstance(operand, Node) else None
+    return value is not None and value.dtype not in LIFTED
+
+
+def _view_as(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def viewed(x: torch.Tensor, dtype: torch.dtype) -> Any:
+        return lift(x.view(dtype))
+
+    return viewed, args, kwargs
 
 
 #: Operators that choose or move numbers and never round one: noise has no place in their results.
@@ -152,6 +167,11 @@ def lifts_late(node: Node) -> Node | None:
 
 def _plain(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     return target_of(node), tuple(lift_dtype(a) for a in args), {k: lift_dtype(v) for k, v in kwargs.items()}
+
+
+def _view(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    as_dtype = len(args) == 2 and isinstance(args[1], torch.dtype)
+    return _view_as(node, args, kwargs) if as_dtype else _plain(node, args, kwargs)
 
 
 def _factory(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -224,6 +244,7 @@ _FACTORIES = (
 RULES: dict[str, Rule] = {
     **{f"aten::{name}": _factory for name in _FACTORIES},
     **dict.fromkeys(nodes.UNDEFINED, _undefined),
+    "aten::view": _view,
     "aten::rms_norm": _fill_eps(3),
     "aten::_fused_rms_norm": _fused_rms_norm,
     "aten::_softmax": _no_half_to_float,
