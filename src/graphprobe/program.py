@@ -101,13 +101,15 @@ def program(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
 
 
 def needs_export(node: Node) -> bool:
-    """Whether lanes cannot run this node as it stands: it mutates, calls a module or method, or switches autocast."""
+    """Whether lanes cannot run this node as it stands: it mutates, calls a module or method, switches autocast or maps."""
     if node.op in ("call_module", "call_method"):
         return not nodes.returns_nothing(node)
     if node.op != "call_function":
         return False
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return "autocast" in node.target._name or "set_grad" in node.target._name
+    if getattr(node.target, "__module__", "") == "torch._functorch.predispatch":  # vmap: a value within holds a level
+        return True
     return nodes.is_mutating(node) and nodes.schema_name(node) not in DETACHES
 
 

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from graphprobe import nodes, provenance
 from graphprobe.align.matching import Matching, shown_as
-from graphprobe.align.terms import Terms
+from graphprobe.align.terms import Terms, is_cast
 
 Place = tuple[Any, ...]
 
@@ -67,8 +67,23 @@ def _in_order(xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
 
 
 def _like(node: Node, others: list[Node]) -> Node:
-    """Return the one that is most like a node: its operator and dtype, then its dtype, then the first."""
-    return max(others, key=lambda n: (_kind(n) == _kind(node), _dtype(n) == _dtype(node)))
+    """Return the one that is most like a node: its operator and dtype, then its precision, its dtype, then the first."""
+    return max(
+        others,
+        key=lambda n: (_kind(n) == _kind(node), _precision(n) == _precision(node), _dtype(n) == _dtype(node)),
+    )
+
+
+def _precision(node: Node) -> float:
+    """Return the unit roundoff of the narrowest dtype that a value has been cast to on its way."""
+    coarsest = 0.0
+    while True:
+        dtype = _dtype(node)
+        if dtype is not None and dtype.is_floating_point:
+            coarsest = max(coarsest, torch.finfo(dtype).eps)
+        if not (is_cast(node) or nodes.is_view(node) or nodes.schema_name(node) == "aten::type_as"):
+            return coarsest
+        node = node.all_input_nodes[0]
 
 
 def _dtype(node: Node) -> torch.dtype | None:
@@ -76,8 +91,8 @@ def _dtype(node: Node) -> torch.dtype | None:
     return None if value is None else value.dtype
 
 
-def _kind(node: Node) -> tuple[str, torch.dtype | None]:
-    return provenance.target_name(node), _dtype(node)
+def _kind(node: Node) -> tuple[str, torch.dtype | None, float]:
+    return provenance.target_name(node), _dtype(node), _precision(node)
 
 
 def _claim_views(matching: Matching, left: dict[Place, list[Node]], right: dict[Place, list[Node]]) -> None:

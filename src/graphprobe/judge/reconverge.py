@@ -2,7 +2,9 @@
 
 What lies between the two halves of such a rewrite differs in the free lane, too, and what lies below does not. So the
 free lane's total error says where the halves may meet: all claims between are withdrawn at once, and the exact lanes
-have the last word. Where the error never fades there is nothing to be tried.
+have the last word. What else feeds the place where they meet and differs goes with them: heads in another order are
+three projections, a rotated residual stream is every layer that writes to it. Where the error never fades there is
+nothing to be tried.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from graphprobe.lanes.regions import Region, consumers
 
 LARGEST = 160  # claims between the halves: all layers that read one table of rotary angles
 LEVELS = 32
-ROUNDS = 4
+ROUNDS = 8
 _FADED = 32.0  # times the unit roundoff, or the floor where that was measured: no more than rounding is left
 
 
@@ -23,23 +25,34 @@ def meeting(
     group: list[Claim],
     regions: Mapping[Claim, Region],
     rows: Mapping[Claim, Measured],
-    fails: Callable[[list[Claim], list[Region]], list[Claim]],
+    fails: Callable[[list[Claim], list[Region]], list[Region]],
 ) -> list[Claim] | None:
     """Return `group` and all claims between it and where the sides meet again; None where they do not.
 
-    `fails` withdraws claims and returns which of the regions below them do not agree in exact arithmetic then.
+    `fails` withdraws claims and returns those of the regions below that do not agree in exact arithmetic then.
     """
     known: set[Claim] = set()  # seemed to have faded, but does not agree
+    start = list(group)
     for _ in range(ROUNDS):
-        found = _between(group, regions, rows, known)
-        if found is None or len(found[0]) == len(group):
+        found = _between(start, regions, rows, known)
+        if found is None:
             return None
         between, below = found
         failing = fails(between, below)
         if not failing:
             return between
-        known.update(failing)
+        feeding = _feeding(failing, between, rows)
+        start += feeding
+        if not feeding:
+            known.update(r.claim for r in failing)
     return None
+
+
+def _feeding(failing: list[Region], between: list[Claim], rows: Mapping[Claim, Measured]) -> list[Claim]:
+    """Return the claims that the failing regions start from and that differ in the free lane, too."""
+    frontier = {pair for region in failing for pair in region.frontier}
+    inside = set(between)
+    return [c for c, row in rows.items() if (c.before, c.after) in frontier and c not in inside and not _has_faded(row)]
 
 
 def _between(

@@ -139,8 +139,9 @@ class Withdrawal:
         if any(c.output for c in group):
             return False
 
-        def fails(between: list[Claim], below: list[Region]) -> list[Claim]:
-            return self._without(between, below)[1]
+        def fails(between: list[Claim], below: list[Region]) -> list[Region]:
+            regions, failing = self._without(between, below)
+            return [r for r in regions if r.claim in failing]
 
         together = meeting(group, self.regions, self.rows, fails)
         if together is None:
@@ -227,14 +228,25 @@ class Withdrawal:
             if not truth.dtype.is_floating_point or truth.shape != other.shape:
                 return True  # integers: no noise to be put on them; the difference itself is taken as moving
             sign = torch.randint(0, 2, truth.shape, generator=torch.Generator().manual_seed(7)).to(truth) * 2 - 1
-            size = truth.abs() if as_value else torch.nan_to_num((other - truth).abs())
-            replaced[region.claim.before] = truth + sign * size
+            replaced[region.claim.before] = truth + sign * (_as_value if as_value else _as_difference)(truth, other)
         for region in regions:
             plain = self.replay.exact("before", region)
             noisy = self.replay.exact("before", region, override=replaced)
             if plain.shape != noisy.shape or _differs(plain, noisy):
                 return True
         return False
+
+
+def _as_difference(truth: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return torch.nan_to_num((other - truth).abs())
+
+
+def _as_value(truth: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return noise as large as the value where the sides differ: what agrees is no one's concern."""
+    size = torch.nan_to_num(truth.abs(), posinf=0.0)
+    typical = torch.linalg.vector_norm(size) / max(truth.numel(), 1) ** 0.5
+    same = torch.isclose(other, truth, rtol=1e-12, atol=0.0, equal_nan=True)
+    return torch.where(same, 0.0, torch.maximum(size, typical))
 
 
 def _differs(plain: torch.Tensor, noisy: torch.Tensor) -> bool:

@@ -259,5 +259,9 @@ RULES: dict[str, Rule] = {
     "aten::_scaled_mm": Reference(references.scaled_mm),
     "aten::_int_mm": Reference(references.int_mm),
     "aten::_weight_int8pack_mm": Reference(references.weight_int8pack_mm),
+    "aten::_weight_int4pack_mm": Reference(references.weight_int4pack_mm(torch.ops.aten._weight_int4pack_mm)),
+    "aten::_weight_int4pack_mm_for_cpu": Reference(
+        references.weight_int4pack_mm(torch.ops.aten._weight_int4pack_mm_for_cpu)
+    ),
     **quantizers.RULES,
 }

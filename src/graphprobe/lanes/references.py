@@ -125,6 +125,24 @@ def weight_int8pack_mm(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
     return x @ (weight.double() * scales.double().unsqueeze(-1)).t()
 
 
+def weight_int4pack_mm(kernel: Any) -> Any:
+    """aten::_weight_int4pack_mm and _for_cpu: x @ W with W = code scale + zero, codes -8..7, one pair for every group.
+
+    The packing is the kernel's own affair; it unpacks itself: times the unit matrix, with scales of one and zero points
+    of none, it returns the codes, small integers that every dtype holds exactly.
+    """
+
+    def reference(x: Tensor, packed: Tensor, group: int, scales_and_zeros: Tensor) -> Tensor:
+        dtype = torch.bfloat16 if x.is_cuda else torch.float32
+        plain = torch.zeros_like(scales_and_zeros, dtype=dtype)
+        plain[..., 0] = 1
+        codes = kernel(torch.eye(x.shape[-1], dtype=dtype, device=x.device), packed, group, plain).double()
+        scale, zero = scales_and_zeros.double().repeat_interleave(group, 0).unbind(-1)  # [in, out] each
+        return x @ (codes * scale + zero)
+
+    return reference
+
+
 def fused_rms_norm(x: Tensor, shape: list[int], weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """aten::_fused_rms_norm: (x / rms(x)) weight and 1 / rms. Formula: Zhang and Sennrich 2019, equation 4."""
     dims = list(range(-len(shape), 0))
