@@ -21,6 +21,7 @@ Tensor = torch.Tensor
 HALF = 0.5 * (1 + 1e-6)
 INSIDE = 0.99
 COARSEST = 4.0
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _CHOSEN, _CHOSEN_OUTPUT, _BIAS = 3.0, 1.5, 0.25
 
 
@@ -43,6 +44,7 @@ class Grid:
     bits: int  # 8 also for 8-bit floats
     float8: torch.dtype | None = None
     rounding: float = 0.0  # unit roundoff of the scale and of the division by it
+    float4: bool = False  # 4-bit floats (e2m1), whose step is 1, 2 or 4 times the smallest of its group
 
     @property
     def group(self) -> int:
@@ -50,6 +52,8 @@ class Grid:
         columns = self.step.shape[1]
         if self.float8 is not None:
             return columns
+        if self.float4:
+            return _float4_group(self.step)
         same = torch.isclose(self.step[:, 1:], self.step[:, :-1], rtol=1e-9, atol=0.0).all(0)
         changes = (~same).nonzero().flatten() + 1
         size = columns
@@ -61,6 +65,27 @@ class Grid:
     def turned(self) -> Grid:
         """Return the geometry with rows and columns exchanged."""
         return dataclasses.replace(self, step=self.step.t())
+
+
+def is_float4(step: Tensor, held: Tensor) -> bool:
+    """Whether the steps of 4-bit codes follow the values as those of e2m1 do: 0.5 up to 2, 1 up to 4, 2 up to 6."""
+    size = _float4_group(step)
+    if size < 4 or Grid(step, 4).group > 1:
+        return False
+    base = _groups(step, size).amin(-1, keepdim=True)
+    grade = _groups(held.abs(), size) / base  # 0 to 12 smallest steps
+    wanted = 1.0 + (grade > 3.5).double() + 2.0 * (grade > 7.0).double()
+    return bool(((_groups(step, size) / base - wanted).abs() < 1e-3).double().mean() > INSIDE) and float(grade.max()) < 13
+
+
+def _float4_group(step: Tensor) -> int:
+    """Return the largest number of neighbouring columns whose steps are 1, 2 or 4 times the smallest of them."""
+    columns = step.shape[1]
+    for size in [d for d in range(columns, 1, -1) if columns % d == 0]:
+        grades = torch.log2(_groups(step, size) / _groups(step, size).amin(-1, keepdim=True))
+        if bool(((grades - grades.round()).abs() < 1e-3).all()) and float(grades.max()) < 2.5:
+            return size
+    return 1
 
 
 def fit(wanted: Tensor, held: Tensor, grid: Grid, x: Tensor | None = None) -> Fit:
@@ -138,7 +163,7 @@ def _top(x: Tensor, size: int) -> Tensor:
 def _nearest(wanted: Tensor, grid: Grid, size: int) -> Tensor:
     """Return the rms error of round-to-nearest, [rows, groups]."""
     top = _top(wanted, size)
-    if grid.float8 is None:
+    if grid.float8 is None and not grid.float4:
         step: Tensor = top.squeeze(-1) / max(2 ** (grid.bits - 1) - 1, 1)
         return step / math.sqrt(12)
     return (_groups(_rounded(wanted, grid, size) - wanted, size)).square().mean(-1).sqrt()
@@ -150,6 +175,11 @@ def _rounded(wanted: Tensor, grid: Grid, size: int) -> Tensor:
     if grid.float8 is not None:
         scale = top / torch.finfo(grid.float8).max
         return ((groups / scale).to(grid.float8).double() * scale).reshape(wanted.shape)
+    if grid.float4:
+        table = torch.tensor(_E2M1, dtype=groups.dtype, device=groups.device)
+        scale = top / 6
+        nearest = table[((groups / scale).abs()[..., None] - table).abs().argmin(-1)]
+        return (nearest * groups.sign() * scale).reshape(wanted.shape)
     scale = top / max(2 ** (grid.bits - 1) - 1, 1)
     rounded: Tensor = torch.round(groups / scale) * scale
     return rounded.reshape(wanted.shape)

@@ -8,6 +8,7 @@ changes, so that no layout of scales, groups and packed codes need be known.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.chains import FP8
-from graphprobe.judge.codes import Grid, flip, narrowest
+from graphprobe.judge.codes import Grid, flip, is_float4, narrowest
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
 
@@ -95,9 +96,19 @@ class Finder:
                     if far < _NEAR and (best is None or far < best[0]):
                         best = (far, weight, evaluate, fields)
                         break  # the cheaper way holds
-        return self._effective(codes, *best[1:]) if best is not None else None
+        return self._effective(codes, self._float8(leaf, codes), *best[1:]) if best is not None else None
 
-    def _effective(self, codes: Tensor, weight: Node, evaluate: Evaluate, fields: int) -> Effective | None:
+    def _float8(self, leaf: Node, codes: Tensor) -> torch.dtype | None:
+        """Return the 8-bit float that codes are, or that stored bytes are viewed as."""
+        if codes.dtype in FP8:
+            return codes.dtype
+        for user in leaf.users:
+            viewed = nodes.tensor_val(user) if nodes.schema_name(user) == "aten::view" else None
+            if viewed is not None and viewed.dtype in FP8:
+                return viewed.dtype
+        return None
+
+    def _effective(self, codes: Tensor, float8: torch.dtype | None, weight: Node, evaluate: Evaluate, fields: int) -> Effective | None:
         held, moved = evaluate(codes), evaluate(flip(codes, fields))
         if held is None or moved is None:
             return None
@@ -106,10 +117,10 @@ class Finder:
         wanted, held2, moved2 = (t.double().reshape(rows, -1) for t in (value, held, moved))
         step = (moved2 - held2).abs()
         step = torch.where(torch.isfinite(step) & (step > 0), step, _fallback(step, held2, codes.dtype))
-        float8 = codes.dtype if codes.dtype in FP8 else None
         bits = 8 if float8 else min(codes.dtype.itemsize * 8 // fields, 8)
-        grid = Grid(step, bits, float8, self._rounding(value))
-        grid = Grid(step, narrowest(codes, held2, step, bits, grid.group), float8, grid.rounding)
+        grid = Grid(step, bits, float8, self._rounding(value), bits == 4 and is_float4(step, held2))
+        if float8 is None:
+            grid = dataclasses.replace(grid, bits=narrowest(codes, held2, step, bits, grid.group))
         return Effective(weight, wanted, held2, grid, value.shape)
 
     def _rounding(self, value: Tensor) -> float:
