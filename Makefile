@@ -33,7 +33,7 @@ format: $(VENV)/.ready ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-accuracy: $(VENV)/.ready ## how often diff names the right operation, and how often it cries wolf (ARGS="--count 500")
+accuracy: $(VENV)/.ready ## how often diff names the right operation, and how often it cries wolf (ARGS="--seeds 0 --blocks 5")
 	@$(BIN)/python benchmarks/accuracy.py $(ARGS)
 
 bench: $(VENV)/.ready ## what a diff costs, in forwards of the model (ARGS="--tokens 512")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from graphprobe import align, fxfile, graphview, inputs, judge, nodes, streaming
+from graphprobe import align, fxfile, graphview, inputs, judge, nodes, streaming, untapped
 from graphprobe.capturing import Model, capture
 from graphprobe.devices import moved, redirect
 from graphprobe.errors import InputError, MismatchError
@@ -109,7 +109,9 @@ def _diff(before: Side, after: Side, args: tuple[Any, ...], kwargs: dict[str, An
     judgement = judge.judge(
         left, right, alignment, bound, redrawn=redrawn, leaks=leaks, exact=options.exact, progress=options.progress
     )
-    judgement.notes += notes
+    sides = (("before", before, left), ("after", after, right))
+    notes += [untapped.note(side, model, one, bound, args, kwargs) for side, model, one in sides]
+    judgement.notes += [said for said in notes if said]
     report = judge.report(judgement, accept=options.accept, allow=options.allow, min_coverage=options.min_coverage)
     return dataclasses.replace(
         report,

@@ -83,14 +83,18 @@ def tokens() -> Tensor:
 
 def _finished(model: nn.Module, draw: Draw, *args: Tensor) -> Subject:
     given = tuple(a.to(draw.dtype) if a.is_floating_point() else a for a in args)
-    return model.eval().to(draw.dtype), given, {}
+    model = model.eval().to(draw.dtype)
+    for module in model.modules():
+        if isinstance(module, Rotary):
+            module.set_theta(10000.0)  # frequencies stay float32, whatever the dtype of the weights
+    return model, given, {}
 
 
-def _depth(draw: Draw, most: int = 4) -> range:
+def _depth(draw: Draw, most: int = 3) -> range:
     return range(draw.rng.randint(2, most))
 
 
-def _llama(draw: Draw, most: int = 4, normed: bool = False) -> Subject:
+def _llama(draw: Draw, most: int = 3, normed: bool = False) -> Subject:
     made = [
         Layer(Attention(HIDDEN, normed=normed), GatedMlp(HIDDEN, 48), [RmsNorm(HIDDEN), RmsNorm(HIDDEN)])
         for _ in _depth(draw, most)
@@ -107,6 +111,13 @@ def deep_llama(draw: Draw) -> Subject:
     """Twelve layers."""
     made = [Layer(Attention(HIDDEN), GatedMlp(HIDDEN, 48), [RmsNorm(HIDDEN), RmsNorm(HIDDEN)]) for _ in range(12)]
     return _finished(Decoder(made, RmsNorm(HIDDEN), rotary=Rotary(8)), draw, tokens())
+
+
+def late_llama(draw: Draw) -> Subject:
+    """As Llama, far into a long text."""
+    model, args, kwargs = llama(draw)
+    model.rotary.start = 500
+    return model, args, kwargs
 
 
 def qwen3(draw: Draw) -> Subject:

@@ -302,7 +302,7 @@ def float64_for_float32(after: Any, draw: Draw) -> nn.Module:
     return after.to(torch.float64)
 
 
-@changed("benign", resnet, benign=True, dtype=FP32)
+@changed("benign", neox, benign=True, dtype=FP32)
 def half_for_float32(after: Any, draw: Draw) -> nn.Module:
     return after.to(torch.float16)
 

@@ -48,7 +48,7 @@ class Rotary(nn.Module):
         self.register_buffer("frequencies", _frequencies(dim, theta))
 
     def set_theta(self, theta: float) -> None:
-        self.frequencies.copy_(_frequencies(self.dim, theta))
+        self.frequencies = _frequencies(self.dim, theta)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         work = torch.bfloat16 if self.narrow else torch.float32

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from corpus import blocks
-from corpus.architectures import bert, deepseek, gemma2, gpt2, llama, neox, qwen3
+from corpus.architectures import bert, deepseek, gemma2, gpt2, late_llama, llama, neox, qwen3
 from corpus.more_architectures import t5, vit
 from corpus.records import Bug, Draw, changed
 
@@ -87,7 +87,7 @@ def yarn_factor_on_the_tables(after: Any, draw: Draw) -> str:
     return "rotary"
 
 
-@changed("rotary", llama, kind="precision", dtype=torch.float32)
+@changed("rotary", late_llama, kind="precision", places=2, ops="cos.default sin.default")
 def rotary_phases_in_bfloat16(after: Any, draw: Draw) -> str:
     after.rotary.narrow = True
     return "rotary"

@@ -281,7 +281,7 @@ def positions_start_at_one(after: Any, draw: Draw) -> str:
     return ""
 
 
-@changed("constants", t5, places=6)
+@changed("constants", t5, places=8)
 def distances_counted_both_ways(after: Any, draw: Draw) -> str:
     after.bias_2.both = True
     return "bias_2"
@@ -311,7 +311,7 @@ _mixer("decay_inverted", negative=False)
 _mixer("b_and_c_of_the_scan_swapped", swapped_bc=True)
 
 
-@changed("recurrence", gru)
+@changed("recurrence", gru, places=15)
 def reset_and_update_swapped(after: Any, draw: Draw) -> str:
     after.swapped = True
     return ""

@@ -94,8 +94,8 @@ def changed(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register ``change(after, draw)``, which changes a copy of the model in place.
 
-    It returns the module path that is wrong now, a Bug, or a list of either; nothing for a benign change. It may also
-    return a new module in place of the copy: ``(module, paths)``.
+    It returns the module path that is wrong now, a Bug, or a list of either; for a benign change nothing, or a new module
+    in place of the copy.
     """
 
     def decorate(change: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,9 +109,7 @@ def changed(
                 after = copy.deepcopy(before)
                 wrong = change(after, draw)
             if isinstance(wrong, nn.Module):
-                wrong = (wrong, ())
-            if isinstance(wrong, tuple) and wrong and isinstance(wrong[0], nn.Module):
-                after, wrong = wrong
+                after, wrong = wrong, None
             wrongs = wrong if isinstance(wrong, list) else [wrong] if wrong is not None else []
             named = tuple(op if "." in op and op.startswith("operator") else f"aten.{op}" for op in ops.split())
             bugs = tuple(p if isinstance(p, Bug) else Bug(p, named, kind, places) for p in wrongs)

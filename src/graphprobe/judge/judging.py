@@ -10,7 +10,7 @@ from typing import Any
 from torch.fx import Node
 
 from graphprobe.align.claims import Alignment, Claim
-from graphprobe.judge import opaque, precision
+from graphprobe.judge import opaque, precision, steadiness
 from graphprobe.judge.function import same_function
 from graphprobe.judge.rows import Measured, read
 from graphprobe.judge.same import RULE, Sameness
@@ -23,6 +23,8 @@ from graphprobe.lanes.run import measure
 from graphprobe.lanes.same import Weights, isomorphic, substitutes
 from graphprobe.program import Program
 
+#: Kinds that stand against a version, unless the operation differs from itself.
+STANDING = ("semantic", "precision", "nonfinite")
 _CHUNK = 64  # suspects whose frontier values are held at once
 Progress = Callable[[int, int, str], None]
 
@@ -91,8 +93,30 @@ def judge(
         answers = {c: a for c, a in answers.items() if c in settled.guilty}
         answers |= _second_look(replay, [r for r in rows if r.suspect and r.region.claim not in answers], progress)
     judged = [_kind(replay, row, answers, settled) for row in rows]
+    judged, notes = _steady(replay, judged)
     judged += [Judged(row, "pardoned", "5 withdrawal", note=settled.pardoned[row.region.claim]) for row in pardoned]
-    return Judgement(judged, withdrawal.active, settled, measurements.raised, measurements.native_only, replay, weights)
+    return Judgement(
+        judged, withdrawal.active, settled, measurements.raised, measurements.native_only, replay, weights, notes
+    )
+
+
+def _steady(replay: Replay, judged: list[Judged]) -> tuple[list[Judged], list[str]]:
+    """Where something stands, or one program made other bits, repeat the run: what differs from itself is no finding."""
+
+    def asked(j: Judged) -> bool:
+        differs = j.measured.isomorphic and not j.measured.reproduced and j.measured.introduced is not None
+        return differs or j.kind in STANDING
+
+    if not any(asked(j) for j in judged):
+        return judged, []
+    marked = steadiness.unsteady(replay)
+    if not marked:
+        return judged, []
+    out = []
+    for j in judged:
+        why = steadiness.excused(replay, j.region, marked) if asked(j) else None
+        out.append(dataclasses.replace(j, kind="rounding", rule=steadiness.RULE, note=why, better=None) if why else j)
+    return out, [steadiness.words(marked)]
 
 
 def _measure(

@@ -9,8 +9,9 @@ the same operator on both sides, which does the same to the same.
 from __future__ import annotations
 
 import torch
+from torch.fx import Node
 
-from graphprobe import provenance
+from graphprobe import nodes, provenance
 from graphprobe.judge import precision
 from graphprobe.judge.rows import unit_roundoff
 from graphprobe.judge.same import Sameness, difference, rms, slices
@@ -24,7 +25,17 @@ RULE = "3 no float64 form"
 def operators(replay: Replay, region: Region, side: str) -> list[str]:
     """Return the operators of a piece that exact arithmetic has to take from the native lane."""
     found = [n for n in region.operations(side) if exact.takes_native(n) or n.target in replay.plan.native_only]
-    return sorted({provenance.target_name(n) for n in found})
+    return sorted({provenance.target_name(n) for n in found if not _reads_bits(n)})
+
+
+def _reads_bits(node: Node) -> bool:
+    """Whether the operation only takes stored bytes for another dtype: that is exact as it is."""
+    if nodes.schema_name(node) != "aten::view":
+        return False
+    source = node.all_input_nodes[0]
+    while nodes.is_view(source) and source.all_input_nodes:
+        source = source.all_input_nodes[0]
+    return source.op == "get_attr"
 
 
 def ask_opaque(replay: Replay, region: Region) -> Sameness | None:

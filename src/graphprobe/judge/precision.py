@@ -4,6 +4,10 @@
 ``exact_before`` and ``cast`` the cast of before's values, and of its parameters, into what `after` takes. (Buffers are
 no parameters: a table of rotary frequencies that was cast to bf16 is computed too coarsely.) About 1 is rounding;
 honest lowering to bf16 measures at most 1.1, sdpa against eager attention 2.2; above 8 is precision.
+
+All that the cast does excuses only a model that was lowered as a whole, whose outputs are narrower. Where `after` narrows
+a few values of a model that keeps its dtype (phases of 500 in bf16 before a cosine), what it does beyond the roundoff of
+the narrower dtype is the loss itself.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch.fx import Node
 
+from graphprobe import nodes
 from graphprobe.judge.rows import Measured, unit_roundoff
 from graphprobe.judge.same import rms
 from graphprobe.lanes import measure
@@ -42,15 +47,35 @@ def ratio(
     before = replay.native("before", region)[region.claim.before]
     forced = replay.native("after", region, override=taken)[region.claim.after]
     override = {**_own_parameters(replay, region), **(taken or {})}
-    rounded_inputs = replay.exact("after", region, cast=True, override=override)
+    of_the_cast = distance(replay.exact("after", region, cast=True, override=override))
+    if not _is_lowered(replay):
+        of_the_cast = min(of_the_cast, _coarsest(region) * distance(torch.zeros_like(truth)))
     floor = max(
         distance(before),
         unit_roundoff(region) * distance(torch.zeros_like(truth)),
-        distance(rounded_inputs),
+        of_the_cast,
         distance(replay.exact("after", region)) if quantized else 0.0,
     )
     top = distance(forced)
     return top / floor if floor > 0 else (0.0 if top == 0 else float("inf"))
+
+
+def _coarsest(region: Region) -> float:
+    """Return the unit roundoff of the coarsest floating value that `after` starts from."""
+    values = [v for _, q in region.frontier if (v := nodes.tensor_val(q)) is not None and v.is_floating_point()]
+    return max((torch.finfo(v.dtype).eps / 2 for v in values), default=0.0)
+
+
+def _is_lowered(replay: Replay) -> bool:
+    """Whether some output of `after` is of a narrower floating dtype than before's."""
+    before, after = replay.plan.before.outputs, replay.plan.after.outputs
+    for x, y in zip(before.values(), after.values(), strict=False):
+        mine, theirs = nodes.tensor_val(x), nodes.tensor_val(y)
+        if mine is None or theirs is None or not (mine.is_floating_point() and theirs.is_floating_point()):
+            continue
+        if torch.finfo(theirs.dtype).eps > torch.finfo(mine.dtype).eps:
+            return True
+    return False
 
 
 def _own_parameters(replay: Replay, region: Region) -> dict[Node, torch.Tensor]:

@@ -134,7 +134,7 @@ class Replay:
         env = {leaf: exact.lift(value) for leaf, value in env.items()}
         native: Values = {}
         if any(self._is_native(n) for n in getattr(region, side)):
-            native = self.native(side, region, given)
+            native = self.native(side, region, given, self._stored(side, override))
         jitter = _Jitter(noise, size)
         for node in getattr(region, side):
             if node.op == "get_attr" or (only is not None and node not in only):
@@ -146,6 +146,12 @@ class Replay:
             else:
                 env[node] = self._exact_node(side, node, env, jitter, override, relaxed)
         return env
+
+    def _stored(self, side: str, override: Mapping[Node, torch.Tensor]) -> dict[Node, torch.Tensor]:
+        """Return the overridden weights that keep their dtype: codes whose bits the native lane reads, too."""
+        program = self.plan.before if side == "before" else self.plan.after
+        own = {n: v for n, v in override.items() if n.op == "get_attr" and n in program.order}
+        return {n: v for n, v in own.items() if getattr(program.attribute(n), "dtype", None) == v.dtype}
 
     def _is_native(self, node: Node) -> bool:
         return exact.takes_native(node) or node.target in self.plan.native_only

@@ -1,0 +1,101 @@
+"""Determinism: an operation that differs from itself when a run is repeated is no finding.
+
+Asked only where it matters: something stands against a version, or one program on the same values made other bits. Both
+versions are run twice then, and every operation whose value changes although its operands do not is marked. A region
+that holds one is judged against what it differs from itself: a difference of that size is nobody's defect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from graphprobe import provenance
+from graphprobe.execute import run_program
+from graphprobe.judge.same import difference, rms
+from graphprobe.lanes.regions import Region
+from graphprobe.lanes.replay import Replay
+from graphprobe.program import Program
+
+RULE = "nondeterministic"
+_TIMES = 8.0  # a difference up to so many times what the region differs from itself is its own unsteadiness
+_REPEATS = 3
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def unsteady(replay: Replay) -> list[tuple[str, Node]]:
+    """Return (side, operation) of every operation that differs from itself on equal operands; four forward runs."""
+    found = []
+    for side, one in (("before", replay.plan.before), ("after", replay.plan.after)):
+        skip = replay.plan.dead() if side == "after" else set()
+        first, again = (_fingerprints(one, replay.inputs, skip) for _ in range(2))
+        changed = {n for n, print_ in first.items() if n in again and not _equal(print_, again[n])}
+        found += [(side, n) for n in one.live if n in changed and not any(o in changed for o in n.all_input_nodes)]
+    return found
+
+
+def _fingerprints(one: Program, inputs: Mapping[str, Any], skip: set[Node]) -> dict[Node, Any]:
+    wanted = [n for n in one.live if n.op == "call_function"]
+    try:
+        return run_program(one, inputs, wanted, skip=skip, observe=_fingerprint)
+    except Exception:  # what raises is told elsewhere
+        return {}
+
+
+def _fingerprint(value: Any) -> Any:
+    """Return two sums over a tensor's bits, one of them weighted by place, [2] int64; a tuple of them for tuples."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_fingerprint(v) for v in value)
+    if not isinstance(value, torch.Tensor) or value.is_meta or value.numel() == 0:
+        return None
+    flat = (torch.view_as_real(value) if value.is_complex() else value).detach().reshape(-1).contiguous()
+    bits = flat.view(_BITS[flat.dtype.itemsize]).to(torch.int64)
+    places = torch.arange(1, bits.numel() + 1, device=bits.device)
+    return torch.stack([bits.sum(), (bits * (places * 2654435761 + 1)).sum()])
+
+
+def _equal(x: Any, y: Any) -> bool:
+    if isinstance(x, tuple):
+        return all(_equal(p, q) for p, q in zip(x, y, strict=True))
+    return x is None or torch.equal(x, y)
+
+
+def excused(replay: Replay, region: Region, marked: Sequence[tuple[str, Node]]) -> str | None:
+    """Say which marked operations explain the region's difference; None where there are none or they do not."""
+    mine = [(side, n) for side, n in marked if n in getattr(region, side)]
+    if not mine:
+        return None
+    replay.fetch_frontiers([region])
+    try:
+        own, between = _unsteadiness(replay, region)
+    except Exception:  # no arithmetic for it: the marks alone excuse nothing
+        return None
+    if between > _TIMES * own:
+        return None
+    return f"{words(mine)}; the sides differ by no more than that"
+
+
+def words(marked: Sequence[tuple[str, Node]]) -> str:
+    """Name operations that differ from themselves."""
+    names = [f"{provenance.target_name(n)} in {side}" for side, n in marked]
+    shown = ", ".join(dict.fromkeys(names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"nondeterministic: {shown} differs from itself when the run is repeated"
+
+
+def _unsteadiness(replay: Replay, region: Region) -> tuple[float, float]:
+    """Return the largest rms between runs of one side, and the smallest between the sides, natively."""
+    runs: dict[str, list[torch.Tensor]] = {
+        side: [replay.native(side, region)[getattr(region.claim, side)] for _ in range(_REPEATS)]
+        for side in ("before", "after")
+    }
+
+    def distance(x: torch.Tensor, y: torch.Tensor) -> float:
+        change, _, wrong = difference(replay, region, x, y)
+        return float("inf") if bool(wrong.any()) else rms(change)
+
+    own = max(distance(r[0], again) for r in runs.values() for again in r[1:])
+    between = min(distance(x, y) for x in runs["before"] for y in runs["after"])
+    return own, between
