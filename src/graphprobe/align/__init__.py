@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.align import codes, identity, layouts, occurrence, structure, values
+from graphprobe.align import codes, identity, layouts, occurrence, slices, structure, values
 from graphprobe.align import events as events_
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.align.matching import Matching
@@ -22,7 +22,7 @@ Evidence = Callable[[Matching], None]
 #: These grow from what is claimed, so they are asked in turn until none adds anything; the strongest first.
 SURE: tuple[Evidence, ...] = (structure.claim,)
 #: Asked once each, only where the graphs may be run.
-VALUES: tuple[Evidence, ...] = (values.claim, codes.claim, layouts.claim)
+VALUES: tuple[Evidence, ...] = (values.claim, codes.claim, layouts.claim, slices.claim)
 #: What only guesses comes after the values have been asked: a wrong guess misleads all that grows from it.
 GUESSES: tuple[Evidence, ...] = (
     structure.claim,
@@ -33,6 +33,7 @@ GUESSES: tuple[Evidence, ...] = (
     structure.claim_weighted_anyhow,
     structure.claim_slots,
     occurrence.claim,
+    structure.claim_again,
 )
 
 
@@ -85,6 +86,8 @@ def _claim_outputs(matching: Matching) -> None:
     """Claim every pair of outputs; where a cut already stands on that very pair, it only learns the path."""
     alignment = matching.alignment
     for path, x, y in output_pairs(matching.before, matching.after):
+        if nodes.shape(x) != nodes.shape(y) and matching.bound is not None:
+            x, y = slices.output(matching, x, y) or (x, y)
         standing = next((c for c in alignment.of_after.get(y, ()) if c.before is x and c.after is y), None)
         cut = standing is not None and standing.cut
         claim = Claim(x, y, standing.evidence if standing else "output", True, path, cut)

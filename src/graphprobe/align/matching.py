@@ -13,8 +13,8 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.align.sketches import sketches, with_moments
-from graphprobe.align.terms import Numbers, Term, Terms
-from graphprobe.align.weights import Block, Leaves, leaves
+from graphprobe.align.terms import Numbers, Step, Term, Terms
+from graphprobe.align.weights import Block, Leaves, folded, leaves
 from graphprobe.program import Program, fetch
 
 
@@ -33,6 +33,7 @@ class Matching:
         self._leaves: tuple[Leaves, Leaves] | None = None
         self._terms: dict[str, Terms] = {}
         self._before: dict[Node, int] | None = None
+        self._constants: dict[str, int] | None = None
         self._after: tuple[int, dict[Node, int]] | None = None
         self._sketches: dict[str, dict[Node, torch.Tensor]] = {}
 
@@ -89,6 +90,10 @@ class Matching:
             self._after = (len(self.alignment.claims), self._numbered("after", stands))
         return self._after[1]
 
+    def turned(self, number: int, step: Step) -> int:
+        """Number a value that is re-arranged by one step."""
+        return self._numbers.step(number, step)
+
     def _numbered(self, side: str, stands: Mapping[Node, int]) -> dict[Node, int]:
         program: Program = getattr(self, side)
         numbers, terms = self._numbers, self.terms(side).of
@@ -119,12 +124,25 @@ class Matching:
         return self._leaves[side == "after"]
 
     def _leaf(self, side: str, target: str) -> int:
+        folded = self._folded(side).get(target)
+        if folded is not None:
+            return folded
         name, turned = self.leaves(side).names[target]
         number = self._numbers.of(name)
         if not turned:
             return number
         shape = tuple(name[1])
         return self._numbers.step(number, ("perm", shape, (1, 0)))
+
+    def _folded(self, side: str) -> dict[str, int]:
+        """Number the constants of after that are bitwise what before computes from nothing but constants."""
+        if side == "before" or self._before is None:
+            return {}
+        if self._constants is None:
+            lone = {t for t, (name, _) in self.leaves("after").names.items() if name[0] == "name"}
+            found = folded(self.before, self.after, lone) if lone else {}
+            self._constants = {target: self._before[node] for target, node in found.items()}
+        return self._constants
 
     # --- parts of a product with a joined weight ---------------------------------------------------------------------
 

@@ -77,7 +77,10 @@ class Terms:
             if term.step:
                 steps.append(term.step)
             node = term.operands[0]
-        return node, tuple(reversed(steps))
+        out: tuple[Step, ...] = ()
+        for step in reversed(steps):
+            out = _joined(out, step)
+        return node, out
 
 
 class Numbers:
@@ -152,7 +155,10 @@ def is_cast(node: Node) -> bool:
 def _term(node: Node, program: Program) -> Term:
     step = _step(node)
     if step is not None:
-        return Term((node.all_input_nodes[0],), step)
+        source = node.all_input_nodes[0]
+        if node.target is operator.getitem:  # of a split: a part of what was split
+            source = source.all_input_nodes[0]
+        return Term((source,), step)
     if node in program.seeds:  # what is drawn equals what the other side draws with the same seed
         return Term(tuple(node.all_input_nodes), None, ("random", program.seeds[node], *range(len(node.all_input_nodes))))
     name = nodes.schema_name(node)
@@ -357,9 +363,9 @@ def _matrices(node: Node) -> Term | None:
     if name in ("addmm", "baddbmm"):
         if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("beta", 1) != 1 or not isinstance(args[0], Node):
             return None
-        return Term((args[1], args[2], args[0]), None, ("add", (), ("mm", (), 0, 1), 2))
+        return Term((args[1], _unspread(args[2]), args[0]), None, ("add", (), ("mm", (), 0, 1), 2))
     if name != "linear":
-        return Term((args[0], args[1]), None, ("mm", (), 0, 1))
+        return Term((args[0], _unspread(args[1])), None, ("mm", (), 0, 1))
     shape = nodes.shape(args[1]) if isinstance(args[1], Node) else None
     if shape is None:
         return None
@@ -369,6 +375,18 @@ def _matrices(node: Node) -> Term | None:
     return Term((args[0], args[1], bias), None, ("add", (), product, 2)) if bias is not None else Term(
         (args[0], args[1]), None, product
     )
+
+
+def _unspread(matrix: Node) -> Node:
+    """Step over what repeats one matrix for every batch: a product does that by itself."""
+    node, last = matrix, (nodes.shape(matrix) or ())[-2:]
+    while nodes.is_view(node) and (shape := nodes.shape(node.all_input_nodes[0])) is not None and shape[-2:] == last:
+        if nodes.schema_name(node).removesuffix("_copy") not in _FLAT | _EXPANDS:
+            break
+        node = node.all_input_nodes[0]
+        if len(shape) == 2:
+            return node
+    return matrix
 
 
 def _silu(node: Node) -> Term | None:
