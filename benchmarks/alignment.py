@@ -22,11 +22,12 @@ import time
 import warnings
 import zlib
 
-sys.path[0] = str(pathlib.Path(__file__).parent.parent / "tests")  # kernels.py beside this file would hide a package
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
+sys.path.remove(str(pathlib.Path(__file__).parent))  # where kernels.py would hide a package of that name
 
 import torch
 
-from corpus import text_models, growing, rewrites
+from corpus import growing, rewrites, text_models
 from corpus.truth import Score, score, truth
 from graphprobe import align, api, inputs
 from graphprobe.program import copied, program
@@ -60,7 +61,9 @@ def table(options) -> dict[str, dict]:
         for kind in options.rewrites:
             started = time.perf_counter()
             try:
-                draws = [rewrites.REWRITES[kind](name, seed, torch.float32) for seed in (options.seed, options.seed + 1)]
+                draws = [
+                    rewrites.REWRITES[kind](name, seed, torch.float32) for seed in (options.seed, options.seed + 1)
+                ]
                 true = truth(draws)
             except Exception as error:  # an architecture that a rewrite cannot take is said, not hidden
                 print(f"# {name} {kind}: {type(error).__name__} {str(error)[:200]}")
@@ -136,7 +139,9 @@ def main() -> int:
     parser.add_argument("--bugs", type=int, default=1, help="planted bugs, one graph each, for every combination")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", type=lambda t: getattr(torch, t), default=torch.float32)
-    parser.add_argument("--sizes", type=lambda t: [int(s) for s in t.split(",") if s], default=[500, 2000, 10000, 50000])
+    parser.add_argument(
+        "--sizes", type=lambda t: [int(s) for s in t.split(",") if s], default=[500, 2000, 10000, 50000]
+    )
     parser.add_argument("--show", action="store_true", help="print every combination and every wrong claim")
     parser.add_argument("--json")
     options = parser.parse_args()

@@ -105,7 +105,9 @@ def truth(draws: list[Pair]) -> Truth:
     for key, value in right[0].items():
         near = shapes.get(tuple(value.shape), [])
         partners[key] = {
-            k for k in near if all(k in b and key in a and equal(b[k], a[key]) for b, a in zip(left, right, strict=True))
+            k
+            for k in near
+            if all(k in b and key in a and equal(b[k], a[key]) for b, a in zip(left, right, strict=True))
         }
     return Truth(partners, tuple(left), tuple(right))
 
@@ -197,7 +199,9 @@ def _recall(
     """Count what should be claimed: value-making nodes of either side that stand for something on the other."""
     making_after = [n for n in after.live if nodes.makes_values(n) and n in names[1]]
     making_before = {names[0][n] for n in before.live if nodes.makes_values(n)}
-    called = {names[1][n] for n in after.live if n in names[1] and n.op == "call_function"}  # constants are no operations
+    called = {
+        names[1][n] for n in after.live if n in names[1] and n.op == "call_function"
+    }  # constants are no operations
     partnered = {k for key in called if key[0] not in touched for k in true.partners.get(key, ())}
     wanted_after = {names[1][n] for n in making_after if true.partners.get(names[1][n], set()) & making_before}
     wanted_after = {k for k in wanted_after if k[0] not in touched}
@@ -229,7 +233,7 @@ def _shown_right(true: Truth, node: Node, x: tuple[str, int], names: Mapping[Nod
         if value is None or x not in before:
             return False
         for step in reversed(chain):
-            args = torch.fx.map_arg(step.args, lambda n: value)
+            args = (value, *step.args[1:])
             value = step.target(*args)  # type: ignore[operator]
         if not equal(before[x], value):
             return False

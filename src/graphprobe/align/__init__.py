@@ -11,11 +11,13 @@ from graphprobe import nodes
 from graphprobe.align import codes, identity, layouts, occurrence, slices, structure, values
 from graphprobe.align import events as events_
 from graphprobe.align.claims import Alignment, Claim
+from graphprobe.align.leftovers import MET, explained, leftovers
 from graphprobe.align.matching import Matching
+from graphprobe.align.slices import OTHER
 from graphprobe.program import Program
-from graphprobe.records import Replacement
+from graphprobe.records import ClaimRecord, Replacement
 
-__all__ = ["Alignment", "Claim", "align"]
+__all__ = ["MET", "OTHER", "Alignment", "Claim", "Matching", "align", "explained", "leftovers", "match", "record"]
 
 Evidence = Callable[[Matching], None]
 
@@ -37,13 +39,13 @@ GUESSES: tuple[Evidence, ...] = (
 )
 
 
-def align(
+def match(
     before: Program,
     after: Program,
     events: Sequence[Replacement] = (),
     bound: Mapping[str, Any] | None = None,
-) -> Alignment:
-    """Claim all that evidence allows; graph outputs are always claimed. Without `bound` inputs nothing is run."""
+) -> Matching:
+    """Claim as `align` does, and return all that was found out on the way."""
     matching = Matching(before, after, bound)
     _certain(matching, events)
     _grow(matching, SURE)
@@ -55,7 +57,17 @@ def align(
     _grow(matching, GUESSES)
     _claim_outputs(matching)
     matching.alignment.sort(after.order)
-    return matching.alignment
+    return matching
+
+
+def align(
+    before: Program,
+    after: Program,
+    events: Sequence[Replacement] = (),
+    bound: Mapping[str, Any] | None = None,
+) -> Alignment:
+    """Claim all that evidence allows; graph outputs are always claimed. Without `bound` inputs nothing is run."""
+    return match(before, after, events, bound).alignment
 
 
 def is_quick(before: Program, after: Program, events: Sequence[Replacement] = ()) -> bool:
@@ -63,6 +75,12 @@ def is_quick(before: Program, after: Program, events: Sequence[Replacement] = ()
     matching = Matching(before, after)
     _certain(matching, events)
     return not matching.unclaimed_after()
+
+
+def record(claim: Claim, before: Program, after: Program) -> ClaimRecord:
+    """Write a claim down by the names its nodes have for the user."""
+    names = before.label(claim.before), after.label(claim.after)
+    return ClaimRecord(*names, claim.evidence, claim.certain, claim.confidence, claim.view)
 
 
 def _certain(matching: Matching, events: Sequence[Replacement]) -> None:

@@ -26,6 +26,7 @@ class Matching:
     after: Program
     bound: Mapping[str, Any] | None = None  # the inputs, where the graphs may be run
     alignment: Alignment = field(default_factory=Alignment)
+    wholes: dict[Node, Node] = field(default_factory=dict)  # what was put together from slices -> what it stands for
     reshaped: list[tuple[Node, Node]] = field(default_factory=list)  # equal in flat order, in no shape in common
 
     def __post_init__(self) -> None:
@@ -69,9 +70,9 @@ class Matching:
         return self._sketches[side]
 
     def changed(self) -> None:
-        """Forget what was read of `after`: nodes were inserted."""
-        self._terms.pop("after", None)
-        self._after = None
+        """Forget what was read of the graphs: nodes were inserted."""
+        self._terms.clear()
+        self._before = self._after = None
 
     def numbers_before(self) -> dict[Node, int]:
         """Number every value of before; equal numbers are equal values in flat order."""
@@ -104,6 +105,8 @@ class Matching:
             known = stands.get(node)
             if known is not None:
                 out[node] = known
+            elif node in self.wholes:  # the slice of a value is the value of the side that holds only that
+                out[node] = stands.get(self.wholes[node], out[self.wholes[node]])
             elif node.op == "placeholder":
                 out[node] = numbers.of(("input", paths.get(node, node.name)))
             elif node.op == "get_attr":
@@ -127,7 +130,7 @@ class Matching:
         folded = self._folded(side).get(target)
         if folded is not None:
             return folded
-        name, turned = self.leaves(side).names[target]
+        name, turned = self.leaves(side).names.get(target, (("inserted", target), False))
         number = self._numbers.of(name)
         if not turned:
             return number

@@ -97,7 +97,7 @@ def _of_inputs(x: torch.Tensor, y: torch.Tensor) -> Iterator[Form]:
         return
     side = sides.pop()
     big, small = (y, x) if side == "after" else (x, y)
-    places = [()]
+    places: list[tuple[int, ...]] = [()]
     for d in differing:
         places = [(*p, at) for p in places for at in range(big.shape[d] - small.shape[d] + 1)]
         if len(places) > 1 << 16:
@@ -110,8 +110,8 @@ def _of_inputs(x: torch.Tensor, y: torch.Tensor) -> Iterator[Form]:
         if torch.equal(part.to(small.dtype), small):
             fitting.append(place)
     if len(fitting) == 1:  # a mask of ones fits everywhere and says nothing
-        for d, at in zip(differing, fitting[0], strict=True):
-            yield Form(side, int(big.shape[d]), tuple(range(at, at + int(small.shape[d]))))
+        for d, first in zip(differing, fitting[0], strict=True):
+            yield Form(side, int(big.shape[d]), tuple(range(first, first + int(small.shape[d]))))
 
 
 def _joined_dimensions(found: list[Form], sizes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Form]:
@@ -146,7 +146,7 @@ def _of_parts(matching: Matching, side: str) -> list[Form]:
         _, shape, dim, start, stop, stride = steps[0]
         if stride == 1 and 0 <= start < stop <= shape[dim]:
             out.append(Form(other, shape[dim], tuple(range(start, stop))))
-            if 0 < start and stop < shape[dim]:
+            if start > 0 and stop < shape[dim]:
                 out.append(Form(other, shape[dim], tuple(range(stop))))
     return out
 
@@ -227,7 +227,7 @@ def _sketched(matching: Matching, side: str, known: list[Form]) -> dict[tuple[No
             if size >= _SMALLEST:
                 piece = joined[at : at + min(SAMPLES, size)]
                 at += len(piece)
-                if int(piece.unique().numel()) > 4:
+                if len(set(piece.tolist())) > 4:
                     out[node, cut] = piece
     return out
 
@@ -274,7 +274,8 @@ def _insert_all(matching: Matching, side: str, pairs: dict[Node, list[tuple[Node
     program: Program = getattr(matching, side)
     held = run_program(program, matching.bound or {}, list(chosen))
     for big, parts in chosen.items():
-        shown = _insert(program, big, [cut for _, cut in parts], held[big])
+        shown, whole = _insert(program, big, [cut for _, cut in parts], held[big])
+        matching.wholes[whole] = shown[0] if len(shown) == 1 and side == "after" else big
         for (small, cut), node in zip(parts, shown, strict=True):
             x, y = (small, node) if side == "after" else (node, small)
             claim = Claim(x, y, "slice", certain=False, view=str(cut))
@@ -303,8 +304,8 @@ def _disjoint(found: list[tuple[Node, Slice]]) -> list[tuple[Node, Slice]]:
     return best
 
 
-def _insert(program: Program, big: Node, cuts: list[Slice], held: torch.Tensor) -> list[Node]:
-    """Insert slices behind a node and the whole behind them; all its users read the whole. Returns the slices."""
+def _insert(program: Program, big: Node, cuts: list[Slice], held: torch.Tensor) -> tuple[list[Node], Node]:
+    """Insert slices behind a node and the whole behind them; all its users read the whole. Returns both."""
     aten, users, graph = torch.ops.aten, list(big.users), program.gm.graph
     made: list[Node] = []
     at = big
@@ -347,7 +348,7 @@ def _insert(program: Program, big: Node, cuts: list[Slice], held: torch.Tensor) 
     for path, node in program.outputs.items():
         if node is big:
             program.outputs[path] = whole
-    return made
+    return made, whole
 
 
 def _put(call: Any, whole: Node, shape: tuple[int, ...], cut: Slice, index: list[Node], part: Node) -> Node:

@@ -75,7 +75,8 @@ def _in_order(xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
     """Pair equal values: the same operator and dtype first, then in order."""
     if len(xs) == len(ys) == 1:
         return [(xs[0], ys[0])]
-    pairs, left = [], list(ys)
+    pairs: list[tuple[Node, Node]] = []
+    left = list(ys)
     for alike in (True, False):
         for x in xs:
             if any(x is p for p, _ in pairs):
@@ -233,7 +234,7 @@ def _pattern(
     matching: Matching, expression: Expression, operands: Sequence[Node], terms: Terms, numbers: dict[Node, int]
 ) -> Place:
     """Write an expression with its weights by number and everything else left open."""
-    children = []
+    children: list[Any] = []
     for child in expression[2:]:
         if isinstance(child, tuple) and child[0] == "turned":
             children.append(matching.turned(numbers[operands[child[2]]], child[1]))

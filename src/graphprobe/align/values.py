@@ -98,7 +98,7 @@ def nearest(a: torch.Tensor, b: torch.Tensor) -> _Near:
         rows = _from_projections(a, b, near)
     wide = a.double()
     squares = wide.square().sum(1)
-    for chunk in rows.split(_ROWS):
+    for chunk in torch.split(rows, _ROWS):
         mine = b[chunk].double()
         own = mine.square().sum(1, keepdim=True)
         distance = (squares + own - 2 * mine @ wide.T).clamp_(min=0).sqrt() / own.sqrt()
@@ -125,7 +125,7 @@ def _from_projections(a: torch.Tensor, b: torch.Tensor, near: _Near) -> torch.Te
     low = torch.searchsorted(keys, shown_b[:, 0] - reach)
     high = torch.searchsorted(keys, shown_b[:, 0] + reach)
     met = torch.zeros(len(b), dtype=torch.bool)
-    for chunk in torch.arange(len(b)).split(_ROWS):
+    for chunk in torch.split(torch.arange(len(b)), _ROWS):
         counts = (high - low)[chunk]
         row = torch.repeat_interleave(chunk, counts)
         offset = torch.arange(len(row)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)

@@ -116,13 +116,15 @@ def folded(before: Program, after: Program, lone: set[str]) -> dict[str, Node]:
         for node in before.live if wanted else ():
             if node.op == "get_attr":
                 env[node] = before.attribute(node)
-            elif node.op == "call_function" and node not in before.seeds and all(n in env for n in node.all_input_nodes):
+            elif (
+                node.op == "call_function" and node not in before.seeds and all(n in env for n in node.all_input_nodes)
+            ):
                 value = nodes.tensor_val(node)
                 if value is not None and all(isinstance(d, int) for d in value.shape) and value.numel() <= _MOST:
                     env[node] = call(before, node, env)
-                    target = wanted.get(_flat(env[node])) if isinstance(env[node], torch.Tensor) else None
-                    if target is not None and nodes.makes_values(node):
-                        found[target] = node
+                    held = wanted.get(_flat(env[node])) if isinstance(env[node], torch.Tensor) else None
+                    if held is not None and nodes.makes_values(node):
+                        found[held] = node
     return found
 
 
@@ -135,7 +137,7 @@ def _flat(value: torch.Tensor) -> Name:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows `start` to `stop` of a joined weight (columns, where `axis` is 1) are the weight `target` of the other side."""
+    """Rows `start` to `stop` of a joined weight (columns, if `axis` is 1) are the weight `target` of the other side."""
 
     start: int
     stop: int
