@@ -6,8 +6,9 @@ import dataclasses
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,12 +19,14 @@ from graphprobe.errors import InputError, MismatchError
 from graphprobe.execute import run_program
 from graphprobe.lanes import listing
 from graphprobe.program import Program, copied, input_paths, output_paths, program
-from graphprobe.records import ClaimRecord, ExactRow, Replacement, Report
+from graphprobe.records import ClaimRecord, ExactRow, Leftover, Replacement, Report
 from graphprobe.streaming import Stream
 
 Side = Model | str | os.PathLike[str]
 Args = tuple[Any, ...] | list[Any]  # one call's positional arguments, or a list of such tuples: several input sets
 Kwargs = dict[str, Any] | list[dict[str, Any]] | None
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+Value = TypeVar("Value")
 Progress = Callable[[int, int, str], None]
 EVENTS = "graphprobe_events"  # where a graph that was transformed under observation carries its replacements
 
@@ -42,6 +45,8 @@ def diff(
     allow: Sequence[str] = (),
     min_coverage: float = 0.9,
     memory: str = "resident",
+    after_args: Args | None = None,
+    after_kwargs: Kwargs = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compare two versions of a model region by region and say which operation makes them disagree.
@@ -53,11 +58,15 @@ def diff(
     that count. `events` are the replacements recorded while a transform ran. `accept` holds
     "NODE:KIND:BOUND" rules for changes that are meant, `allow` kinds that are. With `memory`
     "stream" the weights of both sides stay in their files, or in host memory, and come to `device` one by one, so that
-    models larger than its memory can be compared; "resident" puts them there. Raises GraphprobeError on bad input.
+    models larger than its memory can be compared; "resident" puts them there. `after_args` and `after_kwargs` are what
+    `after` is called with where that has another form: the same prompt padded, a batch that holds before's as a row.
+    The smaller inputs must lie in the larger ones, and that slice is compared. Raises GraphprobeError on bad input.
     """
     _check_options(exact, allow, min_coverage)
     options = _Options(device, memory, exact, valid, events, tuple(accept), tuple(allow), min_coverage, progress)
-    return judge.join([_diff(before, after, *one, options) for one in _input_sets(args, kwargs)])
+    sets = _input_sets(args, kwargs)
+    theirs = _other_sets(after_args, after_kwargs, len(sets))
+    return judge.join([_diff(before, after, *one, options, other) for one, other in zip(sets, theirs, strict=True)])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,23 +97,45 @@ def _input_sets(args: Args, kwargs: Kwargs) -> list[tuple[tuple[Any, ...], dict[
     return list(zip(positional, named, strict=True))
 
 
-def _diff(before: Side, after: Side, args: tuple[Any, ...], kwargs: dict[str, Any] | None, options: _Options) -> Report:
+def _other_sets(args: Args | None, kwargs: Kwargs, count: int) -> list[Call | None]:
+    """Return what after is called with in every input set: None where it takes the same as before."""
+    if args is None and kwargs is None:
+        return [None] * count
+    sets = [(one, dict(named or {})) for one, named in _input_sets(() if args is None else args, kwargs)]
+    if len(sets) != count:
+        raise InputError(
+            f"{count} input sets were given for before and {len(sets)} for after: give one of each per set"
+        )
+    return list(sets)
+
+
+def _diff(
+    before: Side,
+    after: Side,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    options: _Options,
+    other: Call | None = None,
+) -> Report:
     """Compare on one input set."""
     started = time.perf_counter()
     stream = streaming.stream_to(options.device, options.memory)
-    (gm_before, gm_after), args, kwargs = _graphs((before, after), args, kwargs, mapped=stream is not None)
+    other = other or _stored_apart(before, after, args, kwargs)
+    (gm_before, gm_after), args, kwargs = _graphs((before, after), args, kwargs, stream is not None, other)
     valid = options.valid
     if stream is not None:
         valid = None if valid is None else valid.to(stream.device)
     elif options.device is not None:
         device = torch.device(options.device)
-        gm_before, gm_after, args, kwargs, valid = _to_device(device, gm_before, gm_after, args, kwargs, valid)
-    left, right, bound = _programs(gm_before, gm_after, args, kwargs, stream)
+        call = (args, kwargs, other)
+        gm_before, gm_after, (args, kwargs, other), valid = _to_device(device, gm_before, gm_after, call, valid)
+    left, right, bound = _programs(gm_before, gm_after, args, kwargs, stream, other)
     notes: list[str] = []
-    redrawn, leaks = _redrawn(left, right, bound, valid, notes)
+    # with inputs of another form on one side, what is padding there is left out by the slice that is compared
+    redrawn, leaks = (None, False) if other else _redrawn(left, right, bound, valid, notes)
     replaced = tuple(options.events if options.events is not None else gm_after.meta.get(EVENTS, ()))
     if not align.is_quick(left, right, replaced):
-        right = copied(right)  # alignment may write layouts into it
+        left, right = copied(left), copied(right)  # alignment may write views into them
     alignment = align.align(left, right, replaced, bound)
     judgement = judge.judge(
         left, right, alignment, bound, redrawn=redrawn, leaks=leaks, exact=options.exact, progress=options.progress
@@ -124,26 +155,84 @@ def _diff(before: Side, after: Side, args: tuple[Any, ...], kwargs: dict[str, An
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """An alignment as records: the claims, and the value-making nodes of `after` that nothing claims."""
+    """An alignment as records: the claims, and what nothing claims on either side, with the reason."""
 
     claims: tuple[ClaimRecord, ...]
-    unmatched: tuple[str, ...]
+    unmatched: tuple[str, ...]  # value-making nodes of after without a partner
+    evidence: dict[str, int]
+    left_before: tuple[Leftover, ...]
+    left_after: tuple[Leftover, ...]
+    ran: bool  # whether the graphs were run to compare their values
 
 
 def alignment(
-    before: Side, after: Side, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, *, run: bool = True
+    before: Side,
+    after: Side,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    after_args: tuple[Any, ...] | None = None,
+    after_kwargs: dict[str, Any] | None = None,
+    run: bool = True,
 ) -> Pairing:
-    """Pair the nodes of two versions without judging them; with `run`, also by the values they hold.
+    """Pair the nodes of two versions without judging them.
 
-    Both sides and the inputs are those of `diff`. Raises GraphprobeError on bad input.
+    Both sides and the inputs are those of `diff`. Where there are inputs, given or stored, and `run` is set, values are
+    compared too; else nothing is run, and graphs without weights or metadata will do. Raises GraphprobeError.
     """
-    (gm_before, gm_after), args, kwargs = _graphs((before, after), tuple(args), kwargs)
-    left, right, bound = _programs(gm_before, gm_after, args, kwargs)
-    right = copied(right)
-    found = align.align(left, right, tuple(gm_after.meta.get(EVENTS, ())), bound if run else None)
-    records = [ClaimRecord(left.label(c.before), right.label(c.after), c.evidence, c.certain) for c in found.claims]
-    alone = [right.label(n) for n in right.live if nodes.makes_values(n) and not found.of_after.get(n)]
-    return Pairing(tuple(dict.fromkeys(records)), tuple(alone))
+    matching = _matched(before, after, args, kwargs, _other_sets(after_args, after_kwargs, 1)[0], run)
+    left, right = matching.before, matching.after
+    records = tuple(dict.fromkeys(align.record(c, left, right) for c in matching.alignment.claims))
+    rest_before, rest_after = align.leftovers(matching)
+    evidence = dict(Counter(one.evidence for one in records))
+    alone = tuple(one.node for one in rest_after if one.why not in align.MET)
+    return Pairing(records, alone, evidence, rest_before, rest_after, matching.bound is not None)
+
+
+def explain(
+    before: Side,
+    after: Side,
+    node: str,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    after_args: tuple[Any, ...] | None = None,
+    after_kwargs: dict[str, Any] | None = None,
+    run: bool = True,
+    draw: bool = False,
+) -> str:
+    """Say why a node of either side was or was not matched, and what came nearest; with `draw`, also without inputs.
+
+    Raises GraphprobeError on bad input, and for a name that no node has.
+    """
+    matching = _matched(before, after, args, kwargs, _other_sets(after_args, after_kwargs, 1)[0], run, draw)
+    return align.explained(matching, node)
+
+
+def _matched(
+    before: Side,
+    after: Side,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    other: Call | None,
+    run: bool,
+    draw: bool = False,
+) -> align.Matching:
+    stored = [fxfile.load_inputs(s) if isinstance(s, (str, os.PathLike)) else None for s in (before, after)]
+    runs = run and (draw or bool(args) or bool(kwargs) or any(s is not None for s in stored))
+    bound: inputs.Inputs | None = None
+    if runs or _is_plain_module(before) or _is_plain_module(after):
+        other = other or _stored_apart(before, after, args, kwargs)
+        (gm_before, gm_after), args, kwargs = _graphs((before, after), tuple(args), kwargs, other=other)
+        left, right, bound = _programs(gm_before, gm_after, args, kwargs, other=other)
+    else:  # nothing to run on
+        gm_before, gm_after = (
+            capture(fxfile.load(s) if isinstance(s, (str, os.PathLike)) else s) for s in (before, after)
+        )
+        left, right = (Program(gm, input_paths(gm), output_paths(gm), {}) for gm in (gm_before, gm_after))
+    missing = any(gm.meta.get(fxfile.MISSING) for gm in (gm_before, gm_after))
+    events = tuple(gm_after.meta.get(EVENTS, ()))
+    return align.match(copied(left), copied(right), events, bound if runs and not missing else None)
 
 
 def operators(graph: Side, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> tuple[ExactRow, ...]:
@@ -170,9 +259,13 @@ def _check_options(exact: str, allow: Sequence[str], min_coverage: float) -> Non
 
 
 def _graphs(
-    sides: Sequence[Side], args: tuple[Any, ...], kwargs: dict[str, Any] | None, mapped: bool = False
+    sides: Sequence[Side],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    mapped: bool = False,
+    other: Call | None = None,
 ) -> tuple[list[torch.fx.GraphModule], tuple[Any, ...], dict[str, Any]]:
-    """Turn the sides into graphs and settle the inputs: given, stored with a file, or drawn."""
+    """Turn the sides into graphs and settle the inputs: given, stored with a file, or drawn; `other` are the last's."""
     given = bool(args) or bool(kwargs)
     if not given:
         for side in sides:
@@ -187,7 +280,23 @@ def _graphs(
         if not captured:
             raise InputError("no inputs were given, and a plain nn.Module has none to draw from: give args= or kwargs=")
         args, kwargs = inputs.draw(capture(captured[0]))
-    return [capture(s, args, kwargs) for s in loaded], args, kwargs
+    calls = [(args, kwargs)] * len(loaded) if other is None else [*[(args, kwargs)] * (len(loaded) - 1), other]
+    return [capture(s, *call) for s, call in zip(loaded, calls, strict=True)], args, kwargs
+
+
+def _stored_apart(before: Side, after: Side, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Call | None:
+    """Return the inputs stored with after's file, where none are given and before's file holds some of other shapes."""
+    if args or kwargs or not all(isinstance(s, (str, os.PathLike)) for s in (before, after)):
+        return None
+    mine, theirs = (fxfile.load_inputs(s) for s in (before, after))  # type: ignore[arg-type]
+    if mine is None or theirs is None or _shapes(mine) == _shapes(theirs):
+        return None
+    return theirs
+
+
+def _shapes(call: Any) -> list[tuple[int, ...] | None]:
+    leaves = torch.utils._pytree.tree_leaves(call)
+    return [tuple(v.shape) if isinstance(v, torch.Tensor) else None for v in leaves]
 
 
 def _is_plain_module(side: Any) -> bool:
@@ -198,18 +307,17 @@ def _to_device(
     device: torch.device,
     before: torch.fx.GraphModule,
     after: torch.fx.GraphModule,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    call: Any,
     valid: torch.Tensor | None,
-) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, tuple[Any, ...], dict[str, Any], torch.Tensor | None]:
+) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, Any, torch.Tensor | None]:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("device='cuda' was asked for, but torch sees no GPU here; leave device= out to run on the CPU")
 
     def there(value: Any) -> Any:
         return value.to(device) if isinstance(value, torch.Tensor) else value
 
-    args, kwargs, valid = torch.utils._pytree.tree_map(there, (args, kwargs, valid))
-    return moved(before, device), moved(after, device), args, kwargs, valid
+    call, valid = torch.utils._pytree.tree_map(there, (call, valid))
+    return moved(before, device), moved(after, device), call, valid
 
 
 def _programs(
@@ -218,23 +326,54 @@ def _programs(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     stream: Stream | None = None,
+    other: Call | None = None,
 ) -> tuple[Program, Program, inputs.Inputs]:
     """Make both graphs ready for the lanes and bind the inputs; the calling convention is before's."""
+    theirs = other or (args, kwargs)
     bound = inputs.bind(gm_before, args, kwargs, "before")
-    inputs.bind(gm_after, args, kwargs, "after")
+    bound_after = inputs.bind(gm_after, *theirs, "after")
     left = program(gm_before, *_where_it_is(gm_before, args, kwargs, stream))
-    right = program(gm_after, *_where_it_is(gm_after, args, kwargs, stream))
-    _rename_positional(left, right, gm_before, gm_after, len(args))
-    _check_signatures(left, right)
-    for side, one, gm in (("before", left, gm_before), ("after", right, gm_after)):
-        inputs.check(one, bound, side, inputs.device_of(gm) if stream is None else None)
+    right = program(gm_after, *_where_it_is(gm_after, *theirs, stream))
+    if other is not None:
+        _check_inputs(right, bound_after, "after", gm_after, stream)
+    right.inputs = _as_before_calls(right.inputs, gm_before, gm_after, len(theirs[0]))
+    _check_inputs(left, bound, "before", gm_before, stream)
+    if other is None:
+        _check_signatures(left, right)
+        _check_inputs(right, bound, "after", gm_after, stream)
     bound = _as_before_takes(left, bound)
+    if other is not None:
+        bound |= _apart(right, bound, _as_before_calls(bound_after, gm_before, gm_after, len(theirs[0])))
+        _check_outputs(left, right)
     if stream is not None:
         left, right = _streamed(left, stream), _streamed(right, stream)
         bound = {path: v.to(stream.device) if isinstance(v, torch.Tensor) else v for path, v in bound.items()}
     for one in (left, right):
         concretise(one, bound)
     return left, right, bound
+
+
+def _check_inputs(
+    one: Program, bound: inputs.Inputs, side: str, gm: torch.fx.GraphModule, stream: Stream | None
+) -> None:
+    inputs.check(one, bound, side, inputs.device_of(gm) if stream is None else None)
+
+
+def _apart(right: Program, bound: inputs.Inputs, theirs: inputs.Inputs) -> inputs.Inputs:
+    """Give after's inputs that are not before's a path of their own; return what lies there."""
+    out: inputs.Inputs = {}
+    for path, node in list(right.inputs.items()):
+        mine, value = bound.get(path), theirs.get(path)
+        if path in theirs and not _equal(mine, value):
+            right.inputs = {(align.OTHER + p if n is node else p): n for p, n in right.inputs.items()}
+            out[align.OTHER + path] = value
+    return out
+
+
+def _equal(mine: Any, theirs: Any) -> bool:
+    if not isinstance(mine, torch.Tensor) or not isinstance(theirs, torch.Tensor):
+        return type(mine) is type(theirs) and bool(mine == theirs)
+    return mine.shape == theirs.shape and torch.equal(mine, theirs.to(mine.dtype))
 
 
 def _where_it_is(
@@ -269,9 +408,9 @@ def _as_before_takes(left: Program, bound: inputs.Inputs) -> inputs.Inputs:
     return out
 
 
-def _rename_positional(
-    left: Program, right: Program, gm_before: torch.fx.GraphModule, gm_after: torch.fx.GraphModule, count: int
-) -> None:
+def _as_before_calls(
+    paths: dict[str, Value], gm_before: torch.fx.GraphModule, gm_after: torch.fx.GraphModule, count: int
+) -> dict[str, Value]:
     """What the caller gave by position binds to each side's own parameter; the path is called as before calls it."""
     mine, theirs = inputs.parameter_names(gm_before)[:count], inputs.parameter_names(gm_after)[:count]
     names = {t: m for m, t in zip(mine, theirs, strict=False)}
@@ -282,7 +421,7 @@ def _rename_positional(
         )
         return path if head is None else names[head] + path[len(head) :]
 
-    right.inputs = {rename(path): node for path, node in right.inputs.items()}
+    return {rename(path): value for path, value in paths.items()}
 
 
 def _check_signatures(left: Program, right: Program) -> None:
@@ -293,6 +432,10 @@ def _check_signatures(left: Program, right: Program) -> None:
             f"before takes {len(used_left)} tensors ({', '.join(used_left)}), after takes {len(used_right)} "
             f"({', '.join(used_right)}): capture both with the same inputs"
         )
+    _check_outputs(left, right)
+
+
+def _check_outputs(left: Program, right: Program) -> None:
     outputs_left = [p for p in left.outputs if not p.startswith("state:")]
     outputs_right = [p for p in right.outputs if not p.startswith("state:")]
     if len(outputs_left) != len(outputs_right):

@@ -134,6 +134,17 @@ class ClaimRecord:
     after: str
     evidence: str
     certain: bool = True
+    confidence: float = 1.0  # 0..1, of this kind of evidence
+    view: str = ""  # how the one is shown as the other, where they differ in layout or hold a slice
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A value-making operation that nothing claims, and why: eliminated, inside a fused operation, a tie, ..."""
+
+    node: str
+    why: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -214,6 +225,8 @@ class Coverage:
     largest: str = ""  # the output of the largest region, and its size
     evidence: dict[str, int] = field(default_factory=dict)
     dont_care: int = 0  # elements left out (padding, fully masked rows)
+    left_before: dict[str, int] = field(default_factory=dict)  # why nothing claims them: eliminated, fused, rewritten
+    left_after: dict[str, int] = field(default_factory=dict)  # added, fused, rewritten
     unmatched: tuple[str, ...] = ()  # names of value-making operations of after in no judged region
     eliminated: tuple[str, ...] = ()  # operations of before without a partner that reach no region
 

@@ -43,9 +43,19 @@ def stack(layers: int, seed: int = 0) -> GraphModule:
         attention, mlp = f"layers.{i}.attention", f"layers.{i}.mlp"
         normed = norm(call, f"layers.{i}.norm_1", h, weight(f"n1_{i}", WIDTH))
         q, k, v = (call(attention, aten.linear.default, normed, weight(f"{c}_{i}", WIDTH, WIDTH)) for c in "qkv")
-        scores = call(attention, aten.mul.Tensor, call(attention, aten.matmul.default, q, call(attention, aten.t.default, k)), 0.25)
+        scores = call(
+            attention,
+            aten.mul.Tensor,
+            call(attention, aten.matmul.default, q, call(attention, aten.t.default, k)),
+            0.25,
+        )
         mixed = call(attention, aten.matmul.default, call(attention, aten.softmax.int, scores, -1), v)
-        h = call(f"layers.{i}", aten.add.Tensor, h, call(attention, aten.linear.default, mixed, weight(f"o_{i}", WIDTH, WIDTH)))
+        h = call(
+            f"layers.{i}",
+            aten.add.Tensor,
+            h,
+            call(attention, aten.linear.default, mixed, weight(f"o_{i}", WIDTH, WIDTH)),
+        )
         normed = norm(call, f"layers.{i}.norm_2", h, weight(f"n2_{i}", WIDTH))
         gate = call(mlp, aten.silu.default, call(mlp, aten.linear.default, normed, weight(f"g_{i}", 24, WIDTH)))
         up = call(mlp, aten.linear.default, normed, weight(f"u_{i}", 24, WIDTH))

@@ -17,7 +17,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 import graphprobe
-from corpus import text_models, mutations
+from corpus import mutations, text_models
 from graphprobe.pipeline import Pipeline
 from graphprobe.records import Replacement
 
@@ -104,7 +104,9 @@ REWRITES: dict[str, Rewrite] = {
     "exported again": exported_again,
     "eager / sdpa": eager_to_sdpa,
     "fused": pipeline("fuse_rmsnorm,fuse_rotary,fuse_swiglu,fuse_gate_up,fuse_qkv", "eager"),
-    "fused more": pipeline("fuse_rmsnorm,fuse_add_rmsnorm,fuse_qkv,eager_attention_to_sdpa,eliminate_repeat_kv", "eager"),
+    "fused more": pipeline(
+        "fuse_rmsnorm,fuse_add_rmsnorm,fuse_qkv,eager_attention_to_sdpa,eliminate_repeat_kv", "eager"
+    ),
     "cleaned": pipeline("remove_noops,merge_common,fold_constants,fold_conv_bn"),
 }
 

@@ -61,7 +61,9 @@ def _text(name: str, attention: str) -> Case:
     config._attn_implementation = attention
     model = getattr(transformers, f"{kind}{head}")(config)
     tokens = torch.randint(3, 128, (2, 12))
-    kwargs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    mask = torch.ones_like(tokens)
+    mask[1, -2:] = 0  # a mask of ones would make masks equal that are not
+    kwargs: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask}
     if name not in ENCODERS:
         kwargs["use_cache"] = False
     return model, (), kwargs

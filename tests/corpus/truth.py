@@ -42,7 +42,8 @@ class Score:
     wanted: int = 0  # value-making nodes of either side that have a partner
     found: int = 0
     resolved: int = 0
-    said: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)  # the wrong claims
+    missed: list[str] = field(default_factory=list)
 
     def __add__(self, other: Score) -> Score:
         return Score(
@@ -53,6 +54,7 @@ class Score:
             self.found + other.found,
             self.resolved + other.resolved,
             self.said + other.said,
+            self.missed + other.missed,
         )
 
     @property
@@ -103,7 +105,9 @@ def truth(draws: list[Pair]) -> Truth:
     for key, value in right[0].items():
         near = shapes.get(tuple(value.shape), [])
         partners[key] = {
-            k for k in near if all(k in b and key in a and equal(b[k], a[key]) for b, a in zip(left, right, strict=True))
+            k
+            for k in near
+            if all(k in b and key in a and equal(b[k], a[key]) for b, a in zip(left, right, strict=True))
         }
     return Truth(partners, tuple(left), tuple(right))
 
@@ -166,7 +170,9 @@ def score(
         out.claims += 1
         if right:
             right_before.add(x)
-            right_after.add(key if key in true.partners else named_after[_underlying(claim.after)])
+            right_after.add(key)
+            if key not in true.partners:
+                right_after.add(named_after[_underlying(claim.after)])
         else:
             out.wrong += 1
             said = f"{x[0]} = {key[0]} by {claim.evidence}"
@@ -193,13 +199,21 @@ def _recall(
     """Count what should be claimed: value-making nodes of either side that stand for something on the other."""
     making_after = [n for n in after.live if nodes.makes_values(n) and n in names[1]]
     making_before = {names[0][n] for n in before.live if nodes.makes_values(n)}
-    partnered = {k for key, partners in true.partners.items() if key[0] not in touched for k in partners}
+    called = {
+        names[1][n] for n in after.live if n in names[1] and n.op == "call_function"
+    }  # constants are no operations
+    partnered = {k for key in called if key[0] not in touched for k in true.partners.get(key, ())}
     wanted_after = {names[1][n] for n in making_after if true.partners.get(names[1][n], set()) & making_before}
     wanted_after = {k for k in wanted_after if k[0] not in touched}
     wanted_before = partnered & making_before
     out.making = len(making_after)
+    # what holds the same value as something that is claimed is met there
+    found_after = {k for k in wanted_after if k in right[1] or true.partners[k] & right[0]}
+    found_before = right[0] | {k for key in right[1] for k in true.partners.get(key, ())}
     out.wanted = len(wanted_after) + len(wanted_before)
-    out.found = len(wanted_after & right[1]) + len(wanted_before & right[0])
+    out.found = len(found_after) + len(wanted_before & found_before)
+    out.missed = [f"after {key[0]}" for key in sorted(wanted_after - found_after)]
+    out.missed += [f"before {key[0]}" for key in sorted(wanted_before - found_before)]
 
 
 def _underlying(node: Node) -> Node:
@@ -219,7 +233,7 @@ def _shown_right(true: Truth, node: Node, x: tuple[str, int], names: Mapping[Nod
         if value is None or x not in before:
             return False
         for step in reversed(chain):
-            args = torch.fx.map_arg(step.args, lambda n: value)
+            args = (value, *step.args[1:])
             value = step.target(*args)  # type: ignore[operator]
         if not equal(before[x], value):
             return False

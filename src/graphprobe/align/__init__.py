@@ -8,21 +8,23 @@ from typing import Any
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.align import codes, identity, layouts, occurrence, structure, values
+from graphprobe.align import codes, identity, layouts, occurrence, slices, structure, values
 from graphprobe.align import events as events_
 from graphprobe.align.claims import Alignment, Claim
+from graphprobe.align.leftovers import MET, explained, leftovers
 from graphprobe.align.matching import Matching
+from graphprobe.align.slices import OTHER
 from graphprobe.program import Program
-from graphprobe.records import Replacement
+from graphprobe.records import ClaimRecord, Replacement
 
-__all__ = ["Alignment", "Claim", "align"]
+__all__ = ["MET", "OTHER", "Alignment", "Claim", "Matching", "align", "explained", "leftovers", "match", "record"]
 
 Evidence = Callable[[Matching], None]
 
 #: These grow from what is claimed, so they are asked in turn until none adds anything; the strongest first.
 SURE: tuple[Evidence, ...] = (structure.claim,)
 #: Asked once each, only where the graphs may be run.
-VALUES: tuple[Evidence, ...] = (values.claim, codes.claim, layouts.claim)
+VALUES: tuple[Evidence, ...] = (values.claim, codes.claim, layouts.claim, slices.claim)
 #: What only guesses comes after the values have been asked: a wrong guess misleads all that grows from it.
 GUESSES: tuple[Evidence, ...] = (
     structure.claim,
@@ -33,16 +35,17 @@ GUESSES: tuple[Evidence, ...] = (
     structure.claim_weighted_anyhow,
     structure.claim_slots,
     occurrence.claim,
+    structure.claim_again,
 )
 
 
-def align(
+def match(
     before: Program,
     after: Program,
     events: Sequence[Replacement] = (),
     bound: Mapping[str, Any] | None = None,
-) -> Alignment:
-    """Claim all that evidence allows; graph outputs are always claimed. Without `bound` inputs nothing is run."""
+) -> Matching:
+    """Claim as `align` does, and return all that was found out on the way."""
     matching = Matching(before, after, bound)
     _certain(matching, events)
     _grow(matching, SURE)
@@ -54,7 +57,17 @@ def align(
     _grow(matching, GUESSES)
     _claim_outputs(matching)
     matching.alignment.sort(after.order)
-    return matching.alignment
+    return matching
+
+
+def align(
+    before: Program,
+    after: Program,
+    events: Sequence[Replacement] = (),
+    bound: Mapping[str, Any] | None = None,
+) -> Alignment:
+    """Claim all that evidence allows; graph outputs are always claimed. Without `bound` inputs nothing is run."""
+    return match(before, after, events, bound).alignment
 
 
 def is_quick(before: Program, after: Program, events: Sequence[Replacement] = ()) -> bool:
@@ -62,6 +75,12 @@ def is_quick(before: Program, after: Program, events: Sequence[Replacement] = ()
     matching = Matching(before, after)
     _certain(matching, events)
     return not matching.unclaimed_after()
+
+
+def record(claim: Claim, before: Program, after: Program) -> ClaimRecord:
+    """Write a claim down by the names its nodes have for the user."""
+    names = before.label(claim.before), after.label(claim.after)
+    return ClaimRecord(*names, claim.evidence, claim.certain, claim.confidence, claim.view)
 
 
 def _certain(matching: Matching, events: Sequence[Replacement]) -> None:
@@ -85,6 +104,8 @@ def _claim_outputs(matching: Matching) -> None:
     """Claim every pair of outputs; where a cut already stands on that very pair, it only learns the path."""
     alignment = matching.alignment
     for path, x, y in output_pairs(matching.before, matching.after):
+        if nodes.shape(x) != nodes.shape(y) and matching.bound is not None:
+            x, y = slices.output(matching, x, y) or (x, y)
         standing = next((c for c in alignment.of_after.get(y, ()) if c.before is x and c.after is y), None)
         cut = standing is not None and standing.cut
         claim = Claim(x, y, standing.evidence if standing else "output", True, path, cut)

@@ -25,10 +25,18 @@ def claim(matching: Matching) -> None:
         if [provenance.target_name(x) for x in made_before] == [provenance.target_name(y) for y in made_after]:
             pairs = list(zip(made_before, made_after, strict=True))
         else:
-            pairs = _last_of_equal_shape(xs, ys)
+            pairs = [(x, _made(matching, x, y)) for x, y in _last_of_equal_shape(xs, ys)]
         for x, y in pairs:
             if nodes.shape(x) == nodes.shape(y) and not matching.alignment.of_after.get(y):
                 matching.add(x, y, "id", certain=True)
+
+
+def _made(matching: Matching, x: Node, y: Node) -> Node:
+    """Return what made the values of a view, where it has the view's shape and order already."""
+    if nodes.makes_values(y):
+        return y
+    root, steps = matching.terms("after").root(y)
+    return root if not steps and nodes.makes_values(root) and nodes.shape(root) == nodes.shape(x) else y
 
 
 def _making(group: list[Node]) -> list[Node]:

@@ -44,11 +44,17 @@ class View:
 
     def back(self, shape: Shape) -> View:
         """Return the view that undoes this one, for a value of that shape."""
-        return View(tuple(self.split[d] for d in self.order), tuple(self.order.index(i) for i in range(len(self.order))), shape)
+        return View(
+            tuple(self.split[d] for d in self.order), tuple(self.order.index(i) for i in range(len(self.order))), shape
+        )
 
     def __str__(self) -> str:
         moved = self.order != tuple(range(len(self.order)))
-        return f"reshape {list(self.split)}" + (f", permute {list(self.order)}" if moved else "") + f", reshape {list(self.joined)}"
+        return (
+            f"reshape {list(self.split)}"
+            + (f", permute {list(self.order)}" if moved else "")
+            + f", reshape {list(self.joined)}"
+        )
 
 
 def claim(matching: Matching) -> None:
@@ -93,10 +99,15 @@ def _candidates(matching: Matching) -> list[tuple[Node, Node]]:
         near = ((b[:, None] - a[None]).abs().amax(2) <= 2 * AGREE * b[:, None, 2]) & (b[:, None, 2] > 0)
         distance = torch.where(near, (b[:, None] - a[None]).square().sum(2).sqrt() / b[:, None, 2], torch.inf)
         for row, y in enumerate(ys):
-            best, column = distance[row].min(0)
+            column = int(distance[row].argmin())
+            best = distance[row, column]
             # values that several nodes hold are not claimed on moments
-            if best < torch.inf and int((distance[row] <= best * 2 + 1e-5).sum()) == 1 and best <= distance[:, column].min():
-                pairs.append((xs[int(column)], y))
+            if (
+                best < torch.inf
+                and int((distance[row] <= best * 2 + 1e-5).sum()) == 1
+                and best <= distance[:, column].min()
+            ):
+                pairs.append((xs[column], y))
     return pairs
 
 

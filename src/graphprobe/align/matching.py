@@ -13,8 +13,8 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.align.sketches import sketches, with_moments
-from graphprobe.align.terms import Numbers, Term, Terms
-from graphprobe.align.weights import Block, Leaves, leaves
+from graphprobe.align.terms import Numbers, Step, Term, Terms
+from graphprobe.align.weights import Block, Leaves, folded, leaves
 from graphprobe.program import Program, fetch
 
 
@@ -26,6 +26,7 @@ class Matching:
     after: Program
     bound: Mapping[str, Any] | None = None  # the inputs, where the graphs may be run
     alignment: Alignment = field(default_factory=Alignment)
+    wholes: dict[Node, Node] = field(default_factory=dict)  # what was put together from slices -> what it stands for
     reshaped: list[tuple[Node, Node]] = field(default_factory=list)  # equal in flat order, in no shape in common
 
     def __post_init__(self) -> None:
@@ -33,6 +34,7 @@ class Matching:
         self._leaves: tuple[Leaves, Leaves] | None = None
         self._terms: dict[str, Terms] = {}
         self._before: dict[Node, int] | None = None
+        self._constants: dict[str, int] | None = None
         self._after: tuple[int, dict[Node, int]] | None = None
         self._sketches: dict[str, dict[Node, torch.Tensor]] = {}
 
@@ -68,9 +70,9 @@ class Matching:
         return self._sketches[side]
 
     def changed(self) -> None:
-        """Forget what was read of `after`: nodes were inserted."""
-        self._terms.pop("after", None)
-        self._after = None
+        """Forget what was read of the graphs: nodes were inserted."""
+        self._terms.clear()
+        self._before = self._after = None
 
     def numbers_before(self) -> dict[Node, int]:
         """Number every value of before; equal numbers are equal values in flat order."""
@@ -89,6 +91,10 @@ class Matching:
             self._after = (len(self.alignment.claims), self._numbered("after", stands))
         return self._after[1]
 
+    def turned(self, number: int, step: Step) -> int:
+        """Number a value that is re-arranged by one step."""
+        return self._numbers.step(number, step)
+
     def _numbered(self, side: str, stands: Mapping[Node, int]) -> dict[Node, int]:
         program: Program = getattr(self, side)
         numbers, terms = self._numbers, self.terms(side).of
@@ -99,6 +105,8 @@ class Matching:
             known = stands.get(node)
             if known is not None:
                 out[node] = known
+            elif node in self.wholes:  # the slice of a value is the value of the side that holds only that
+                out[node] = stands.get(self.wholes[node], out[self.wholes[node]])
             elif node.op == "placeholder":
                 out[node] = numbers.of(("input", paths.get(node, node.name)))
             elif node.op == "get_attr":
@@ -119,12 +127,25 @@ class Matching:
         return self._leaves[side == "after"]
 
     def _leaf(self, side: str, target: str) -> int:
-        name, turned = self.leaves(side).names[target]
+        folded = self._folded(side).get(target)
+        if folded is not None:
+            return folded
+        name, turned = self.leaves(side).names.get(target, (("inserted", target), False))
         number = self._numbers.of(name)
         if not turned:
             return number
         shape = tuple(name[1])
         return self._numbers.step(number, ("perm", shape, (1, 0)))
+
+    def _folded(self, side: str) -> dict[str, int]:
+        """Number the constants of after that are bitwise what before computes from nothing but constants."""
+        if side == "before" or self._before is None:
+            return {}
+        if self._constants is None:
+            lone = {t for t, (name, _) in self.leaves("after").names.items() if name[0] == "name"}
+            found = folded(self.before, self.after, lone) if lone else {}
+            self._constants = {target: self._before[node] for target, node in found.items()}
+        return self._constants
 
     # --- parts of a product with a joined weight ---------------------------------------------------------------------
 

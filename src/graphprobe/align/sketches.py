@@ -44,7 +44,7 @@ def sketches(
 
 
 def sample(value: Any) -> torch.Tensor | None:
-    """Take a value at fixed positions of its flat order: [up to 256] float32 on its device; None where it cannot tell."""
+    """Take a value at fixed positions in flat order: [up to 256] float32 on its device; None where it cannot tell."""
     if not isinstance(value, torch.Tensor) or value.numel() < 8:
         return None
     flat = value.detach().reshape(-1)

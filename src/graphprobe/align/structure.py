@@ -7,7 +7,7 @@ What is claimed takes its partner's place, so that everything grows on below a d
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,15 +15,14 @@ from torch.fx import Node
 
 from graphprobe import nodes, provenance
 from graphprobe.align.matching import Matching, shown_as
-from graphprobe.align.terms import Terms, is_cast
+from graphprobe.align.terms import Expression, Terms, is_cast
 
 Place = tuple[Any, ...]
 
 
 def claim(matching: Matching) -> None:
-    """Claim what has equal terms and equal shape; what is computed twice on one side claims its partner twice."""
-    before, after = matching.numbers_before(), matching.numbers_after()
-    left, right = _places(matching.before.live, before), _places(matching.after.live, after)
+    """Claim what has equal terms and equal shape, one for one; a cast claims what its operand claims."""
+    left, right = _both_places(matching)
     of_before, of_after = matching.alignment.of_before, matching.alignment.of_after
     for place, ys in right.items():
         xs = left.get(place)
@@ -31,15 +30,37 @@ def claim(matching: Matching) -> None:
             continue
         open_xs = [x for x in xs if not of_before.get(x)]
         open_ys = [y for y in ys if not of_after.get(y)]
-        for x, y in _in_order(open_xs, open_ys):
-            matching.add(x, y, "structure")
-        for y in open_ys:
-            if not of_after.get(y):
-                matching.add(_like(y, xs), y, "structure")
-        for x in open_xs:
-            if not of_before.get(x):
-                matching.add(x, _like(x, ys), "structure")
+        if open_xs and open_ys:
+            for x, y in _in_order(open_xs, open_ys):
+                matching.add(x, y, "structure")
+        _claim_rest(matching, xs, ys, lambda n, terms: terms.of[n].step is not None)
     _claim_views(matching, left, right)
+
+
+def claim_again(matching: Matching) -> None:
+    """Claim a partner once more: what is computed twice on one side and once on the other.
+
+    Comes last: a wrong operator may compute what another node computes, and has a place of its own.
+    """
+    left, right = _both_places(matching)
+    for place, ys in right.items():
+        if place in left:
+            _claim_rest(matching, left[place], ys, lambda n, terms: True)
+
+
+def _claim_rest(matching: Matching, xs: list[Node], ys: list[Node], which: Callable[[Node, Terms], bool]) -> None:
+    of_before, of_after = matching.alignment.of_before, matching.alignment.of_after
+    for y in ys:
+        if not of_after.get(y) and which(y, matching.terms("after")):
+            matching.add(_like(y, xs), y, "structure")
+    for x in xs:
+        if not of_before.get(x) and which(x, matching.terms("before")):
+            matching.add(x, _like(x, ys), "structure")
+
+
+def _both_places(matching: Matching) -> tuple[dict[Place, list[Node]], dict[Place, list[Node]]]:
+    before, after = matching.numbers_before(), matching.numbers_after()
+    return _places(matching.before.live, before), _places(matching.after.live, after)
 
 
 def _places(live: list[Node], numbers: dict[Node, int]) -> dict[Place, list[Node]]:
@@ -54,7 +75,8 @@ def _in_order(xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
     """Pair equal values: the same operator and dtype first, then in order."""
     if len(xs) == len(ys) == 1:
         return [(xs[0], ys[0])]
-    pairs, left = [], list(ys)
+    pairs: list[tuple[Node, Node]] = []
+    left = list(ys)
     for alike in (True, False):
         for x in xs:
             if any(x is p for p, _ in pairs):
@@ -132,12 +154,29 @@ def claim_operands(matching: Matching) -> None:
             straight = unequal
             unequal = [(p, q) for p, q in crossed if before[p] != after[q]]
             if len(unequal) == 2:
-                unequal = straight if mine.expression[0] not in ("add", "mul") else []
+                alike = _likeness(terms, before, after, straight) - _likeness(terms, before, after, crossed)
+                swaps = mine.expression[0] in ("add", "mul")
+                unequal = straight if alike > 0 or not swaps else crossed if alike < 0 else []
         for p, q in unequal:
             _claim_operand(matching, terms, p, q)
 
 
-def _shape_of(expression: tuple[Any, ...]) -> tuple[Any, ...]:
+def _likeness(
+    terms: tuple[Terms, Terms], before: dict[Node, int], after: dict[Node, int], pairs: list[tuple[Node, Node]]
+) -> int:
+    """Count the operands that pairs of operands have in common."""
+    count = 0
+    for p, q in pairs:
+        mine, theirs = terms[0].of.get(terms[0].root(p)[0]), terms[1].of.get(terms[1].root(q)[0])
+        if mine is not None and theirs is not None:
+            count += len({before[n] for n in mine.operands} & {after[n] for n in theirs.operands})
+    return count
+
+
+def _shape_of(expression: Expression) -> Expression:
+    """Strip an expression of its constants; a weight that is turned first is that weight."""
+    if expression[0] == "turned":
+        return expression[2]  # type: ignore[no-any-return]
     return (expression[0], *(_shape_of(c) if isinstance(c, tuple) else c for c in expression[2:]))
 
 
@@ -149,6 +188,10 @@ def _claim_operand(matching: Matching, terms: tuple[Terms, Terms], p: Node, q: N
         return
     if steps_x == steps_y and nodes.shape(x) == nodes.shape(y) is not None:
         matching.add(x, y, "operand")
+    elif steps_x == steps_y and (shown := shown_as(y, nodes.shape(x), terms[1])) is not None:
+        matching.add(x, shown, "operand")
+    elif steps_x == steps_y and (shown := shown_as(x, nodes.shape(y), terms[0])) is not None:
+        matching.add(shown, y, "operand")
     elif nodes.shape(p) == nodes.shape(q) is not None and (nodes.makes_values(p) or nodes.makes_values(q)):
         matching.add(p, q, "operand")
 
@@ -190,15 +233,32 @@ def _anchors(matching: Matching, side: str, with_operator: bool) -> dict[Place, 
     for node, term in terms.of.items():
         if term.step is not None or not nodes.makes_values(node):
             continue
-        weights = [n for n in term.operands if terms.root(n)[0].op == "get_attr"]
+        weights = [terms.root(n)[0] for n in term.operands]
+        weights = [n for n in weights if n.op == "get_attr"]
         if not weights or len(weights) == len(term.operands):
             continue
         place: Place = tuple(sorted(numbers[n] for n in weights))
         if with_operator:
-            place = (_shape_of(term.expression), term.expression[1], *place)
+            place = _pattern(matching, term.expression, term.operands, terms, numbers)
         value = nodes.tensor_val(node)
         found[(*place, None if value is None else value.numel())].append(node)
     return found
+
+
+def _pattern(
+    matching: Matching, expression: Expression, operands: Sequence[Node], terms: Terms, numbers: dict[Node, int]
+) -> Place:
+    """Write an expression with its weights by number and everything else left open."""
+    children: list[Any] = []
+    for child in expression[2:]:
+        if isinstance(child, tuple) and child[0] == "turned":
+            children.append(matching.turned(numbers[operands[child[2]]], child[1]))
+        elif isinstance(child, tuple):
+            children.append(_pattern(matching, child, operands, terms, numbers))
+        else:
+            is_weight = terms.root(operands[child])[0].op == "get_attr"
+            children.append(numbers[operands[child]] if is_weight else "_")
+    return (*expression[:2], *children)
 
 
 # --- slots ------------------------------------------------------------------------------------------------------
@@ -257,11 +317,13 @@ def _by_slot(matching: Matching, side: str, slot: Slot) -> dict[Place, list[Node
         feeds: list[int] = []
         weights: list[int] = []
         for operand in node.all_input_nodes:
-            root = terms.root(operand)[0]
-            if root.op == "get_attr":
-                weights.append(numbers[root])
-            elif root in shared or claimed.get(root) or claimed.get(operand):
-                feeds.append(numbers[root])
+            source = operand
+            while not claimed.get(source) and (term := terms.of.get(source)) is not None and term.step is not None:
+                source = term.operands[0]
+            if source.op == "get_attr":
+                weights.append(numbers[source])
+            elif source in shared or claimed.get(source):
+                feeds.append(numbers[source])
             else:
                 break
         else:

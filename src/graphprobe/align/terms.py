@@ -40,7 +40,17 @@ _FLAT = CASTS | {
         "contiguous", "alias", "detach", "lift_fresh", "view_as", "reshape_as", "ravel",
     )
 } | {"prims::device_put"}  # fmt: skip
-_UNSAID = {"dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "copy", "implicit", "half_to_float"}
+_UNSAID = {
+    "dtype",
+    "layout",
+    "device",
+    "pin_memory",
+    "memory_format",
+    "non_blocking",
+    "copy",
+    "implicit",
+    "half_to_float",
+}
 _FULLS = {"zeros": 0.0, "ones": 1.0, "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0}
 _NAMES = {"_softmax": "softmax", "__and__": "bitwise_and", "__or__": "bitwise_or", "square": "pow", "clip": "clamp"}
 #: Operators whose first output is what the operator on the right returns.
@@ -77,7 +87,10 @@ class Terms:
             if term.step:
                 steps.append(term.step)
             node = term.operands[0]
-        return node, tuple(reversed(steps))
+        out: tuple[Step, ...] = ()
+        for step in reversed(steps):
+            out = _joined(out, step)
+        return node, out
 
 
 class Numbers:
@@ -152,9 +165,14 @@ def is_cast(node: Node) -> bool:
 def _term(node: Node, program: Program) -> Term:
     step = _step(node)
     if step is not None:
-        return Term((node.all_input_nodes[0],), step)
+        source = node.all_input_nodes[0]
+        if node.target is operator.getitem:  # of a split: a part of what was split
+            source = source.all_input_nodes[0]
+        return Term((source,), step)
     if node in program.seeds:  # what is drawn equals what the other side draws with the same seed
-        return Term(tuple(node.all_input_nodes), None, ("random", program.seeds[node], *range(len(node.all_input_nodes))))
+        return Term(
+            tuple(node.all_input_nodes), None, ("random", program.seeds[node], *range(len(node.all_input_nodes)))
+        )
     name = nodes.schema_name(node)
     if node.target is operator.getitem and isinstance(node.args[0], Node):
         return _output_of(node)
@@ -353,22 +371,36 @@ def _power(node: Node) -> Term | None:
 def _matrices(node: Node) -> Term | None:
     """mm, bmm, matmul, addmm, linear: a product of the last two dimensions, and maybe a sum."""
     name = nodes.schema_name(node).removeprefix("aten::")
-    args = list(node.args)
+    args: list[Any] = list(node.args)
     if name in ("addmm", "baddbmm"):
         if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("beta", 1) != 1 or not isinstance(args[0], Node):
             return None
-        return Term((args[1], args[2], args[0]), None, ("add", (), ("mm", (), 0, 1), 2))
+        return Term((args[1], _unspread(args[2]), args[0]), None, ("add", (), ("mm", (), 0, 1), 2))
     if name != "linear":
-        return Term((args[0], args[1]), None, ("mm", (), 0, 1))
+        return Term((args[0], _unspread(args[1])), None, ("mm", (), 0, 1))
     shape = nodes.shape(args[1]) if isinstance(args[1], Node) else None
     if shape is None:
         return None
     turned = ("turned", ("perm", shape, (1, 0)), 1) if len(shape) == 2 else 1
     product = ("mm", (), 0, turned)
     bias = _argument(node, 2, "bias")
-    return Term((args[0], args[1], bias), None, ("add", (), product, 2)) if bias is not None else Term(
-        (args[0], args[1]), None, product
+    return (
+        Term((args[0], args[1], bias), None, ("add", (), product, 2))
+        if bias is not None
+        else Term((args[0], args[1]), None, product)
     )
+
+
+def _unspread(matrix: Node) -> Node:
+    """Step over what repeats one matrix for every batch: a product does that by itself."""
+    node, last = matrix, (nodes.shape(matrix) or ())[-2:]
+    while nodes.is_view(node) and (shape := nodes.shape(node.all_input_nodes[0])) is not None and shape[-2:] == last:
+        if nodes.schema_name(node).removesuffix("_copy") not in _FLAT | _EXPANDS:
+            break
+        node = node.all_input_nodes[0]
+        if len(shape) == 2:
+            return node
+    return matrix
 
 
 def _silu(node: Node) -> Term | None:
@@ -414,9 +446,14 @@ def _convolution(node: Node) -> Term | None:
         if turned:
             return None
     else:
-        stride, padding, dilation = (_argument(node, 3 + i, n, d) for i, (n, d) in enumerate(zip(names, (1, 0, 1), strict=True)))
+        stride, padding, dilation = (
+            _argument(node, 3 + i, n, d) for i, (n, d) in enumerate(zip(names, (1, 0, 1), strict=True))
+        )
         groups = _argument(node, 6, "groups", 1)
-    spread = tuple(tuple(v) if isinstance(v, (list, tuple)) and len(v) == space else (_one(v),) * space for v in (stride, padding, dilation))
+    spread = tuple(
+        tuple(v) if isinstance(v, (list, tuple)) and len(v) == space else (_one(v),) * space
+        for v in (stride, padding, dilation)
+    )
     operands = tuple(a for a in node.args[:3] if isinstance(a, Node))
     return Term(operands, None, ("convolution", (repr(spread), groups), *range(len(operands))))
 

@@ -77,14 +77,16 @@ def _pairs(
 ) -> list[tuple[Node, Node]]:
     """Pair nodes that hold the same numbers; what is nearest on one side must be nearest on the other, too."""
     near = nearest(a, b)
-    pairs = []
+    alike: dict[tuple[Node, ...], list[Node]] = defaultdict(list)  # what holds one value before -> what holds it after
     for row, found in near.of_y.items():
-        best = _best(matching, ys[row], [(xs[i], d) for i, d in found])
-        if best is None:
-            continue
-        column, distance = next((i, d) for i, d in found if xs[i] is best)
-        if distance <= float(near.nearest_y[column]) * SAME + _FLOOR:
-            pairs.append((best, ys[row]))
+        best = min(d for _, d in found)
+        same = [(i, d) for i, d in found if d <= best * SAME + _FLOOR]
+        # where others are almost as near, or another y is nearer, it cannot be told
+        if len(found) == len(same) and all(d <= float(near.nearest_y[i]) * SAME + _FLOOR for i, d in same):
+            alike[tuple(xs[i] for i, _ in sorted(same))].append(ys[row])
+    pairs = []
+    for same_xs, same_ys in alike.items():
+        pairs += _one_value(matching, list(same_xs), same_ys)
     return pairs
 
 
@@ -96,7 +98,7 @@ def nearest(a: torch.Tensor, b: torch.Tensor) -> _Near:
         rows = _from_projections(a, b, near)
     wide = a.double()
     squares = wide.square().sum(1)
-    for chunk in rows.split(_ROWS):
+    for chunk in torch.split(rows, _ROWS):
         mine = b[chunk].double()
         own = mine.square().sum(1, keepdim=True)
         distance = (squares + own - 2 * mine @ wide.T).clamp_(min=0).sqrt() / own.sqrt()
@@ -123,7 +125,7 @@ def _from_projections(a: torch.Tensor, b: torch.Tensor, near: _Near) -> torch.Te
     low = torch.searchsorted(keys, shown_b[:, 0] - reach)
     high = torch.searchsorted(keys, shown_b[:, 0] + reach)
     met = torch.zeros(len(b), dtype=torch.bool)
-    for chunk in torch.arange(len(b)).split(_ROWS):
+    for chunk in torch.split(torch.arange(len(b)), _ROWS):
         counts = (high - low)[chunk]
         row = torch.repeat_interleave(chunk, counts)
         offset = torch.arange(len(row)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
@@ -145,18 +147,20 @@ def _from_projections(a: torch.Tensor, b: torch.Tensor, near: _Near) -> torch.Te
 # --- one of several ---------------------------------------------------------------------------------------------
 
 
-def _best(matching: Matching, y: Node, found: list[tuple[Node, float]]) -> Node | None:
-    """Return the before node that holds the same numbers, or None where it cannot be told."""
-    best = min(d for _, d in found)
-    same = [x for x, d in found if d <= best * SAME + _FLOOR]
-    if len(found) > len(same):  # others are almost as near: it cannot be told
-        return None
-    same = [x for x in same if provenance.target_name(x) == provenance.target_name(y)] or same
+def _one_value(matching: Matching, xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
+    """Pair what all holds one value: in order where both sides hold it equally often, else as far as it can be told."""
     numbers = matching.numbers_before()
-    if len({numbers[x] for x in same}) == 1:  # one value computed several times
-        return same[0]
-    # a value that is handed on unchanged: the last of the chain
-    return max(same, key=lambda n: len(_ancestors(n, same))) if _is_chain(same) else None
+    if len({numbers[x] for x in xs}) > 1 and not _is_chain(xs):
+        return []  # unrelated nodes hold the same: a tie
+    if len(xs) == len(ys) and (len(xs) == 1 or _is_chain(ys)):
+        order_x, order_y = matching.before.order, matching.after.order
+        return list(zip(sorted(xs, key=order_x.__getitem__), sorted(ys, key=order_y.__getitem__), strict=True))
+    pairs = []
+    for y in ys:
+        alike = [x for x in xs if provenance.target_name(x) == provenance.target_name(y)] or xs
+        # a value that is handed on unchanged: the last of the chain
+        pairs.append((max(alike, key=lambda n: len(_ancestors(n, xs))), y))
+    return pairs
 
 
 def _is_chain(group: list[Node]) -> bool:

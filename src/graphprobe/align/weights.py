@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from graphprobe import nodes
+from graphprobe.execute import call
 from graphprobe.program import Program, fetch
 
 SAMPLES = 256
@@ -96,12 +98,46 @@ def _digest(values: torch.Tensor) -> str:
     return hashlib.blake2b(bytes(raw.cpu().tolist()), digest_size=12).hexdigest()
 
 
+# --- constants computed ahead -----------------------------------------------------------------------------------
+
+_MOST = 1 << 24  # elements of a constant that is computed to be compared
+
+
+def folded(before: Program, after: Program, lone: set[str]) -> dict[str, Node]:
+    """Find the nodes of before that need no input and hold, in flat order, what a weight of after holds."""
+    wanted: dict[Name, str] = {}
+    for target in lone:
+        value = fetch(after.gm, target)
+        if isinstance(value, torch.Tensor) and value.numel() > 1 and value.device.type != "meta":
+            wanted[_flat(value.detach())] = target
+    found: dict[str, Node] = {}
+    env: dict[Node, Any] = {}
+    with torch.no_grad():
+        for node in before.live if wanted else ():
+            if node.op == "get_attr":
+                env[node] = before.attribute(node)
+            elif (
+                node.op == "call_function" and node not in before.seeds and all(n in env for n in node.all_input_nodes)
+            ):
+                value = nodes.tensor_val(node)
+                if value is not None and all(isinstance(d, int) for d in value.shape) and value.numel() <= _MOST:
+                    env[node] = call(before, node, env)
+                    held = wanted.get(_flat(env[node])) if isinstance(env[node], torch.Tensor) else None
+                    if held is not None and nodes.makes_values(node):
+                        found[held] = node
+    return found
+
+
+def _flat(value: torch.Tensor) -> Name:
+    return value.numel(), _digest(_sampled(value.contiguous()))
+
+
 # --- blocks of rows ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows `start` to `stop` of a joined weight (columns, where `axis` is 1) are the weight `target` of the other side."""
+    """Rows `start` to `stop` of a joined weight (columns, if `axis` is 1) are the weight `target` of the other side."""
 
     start: int
     stop: int

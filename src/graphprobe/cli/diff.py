@@ -17,13 +17,15 @@ Run both graphs side by side on the same inputs and ask every operation: do you 
 disagreement or pass it on, and would you agree if arithmetic were exact? The answer is a verdict (identical, rounding,
 quantization, precision, semantic, nonfinite, structural, unknown) and the first operation that is to blame.
 
-Inputs are those stored in the files, unless --inputs gives others; without either they are drawn to fit the graph.
+Inputs are those stored in the files, unless --inputs gives others; without either they are drawn to fit the graph. Two
+files with inputs of another form (the same prompt padded, a batch that holds it as a row) are compared slice by slice.
 Exit status: 0 the same (identical, rounding, or allowed), 1 different, 2 trouble or too little compared.
 """
 EXAMPLES = """\
   graphprobe diff before.fx after.fx
   graphprobe diff before.fx after.fx --inputs prompt.safetensors --png culprit.png --html report.html
   graphprobe diff before.fx after.fx --allow quantization --json -o report.json
+  graphprobe diff before.fx after.fx --explain mul_12
   graphprobe diff before.fx after.fx --accept 'layers.3.mlp*:semantic:1e-3'
 """
 
@@ -34,6 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("after", metavar="AFTER.fx", help="the graph that is in question")
     run_group = parser.add_argument_group("what is run")
     run_group.add_argument("--inputs", metavar="FILE", help="inputs: .json, .safetensors, .npz, .pt or another .fx")
+    run_group.add_argument(
+        "--after-inputs", metavar="FILE", help="inputs of AFTER where they have another form (padded)"
+    )
     run_group.add_argument("--device", metavar="DEVICE", help="run there, e.g. cuda or cuda:1 (where the weights are)")
     run_group.add_argument(
         "--memory",
@@ -69,11 +74,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     files.add_argument("-o", "--output", metavar="FILE.json", help="the whole report, to be drawn again later")
     files.add_argument("--png", metavar="FILE", help="a picture of the first diverging subgraph (also .svg, .dot)")
     files.add_argument("--html", metavar="FILE", help="the report as one self-contained page")
+    files.add_argument(
+        "--explain", metavar="NODE", help="only say why this node was or was not matched, and what came nearest"
+    )
     files.add_argument("--verbose", action="store_true", help="print every judged region, not only the findings")
 
 
 def run(options: argparse.Namespace) -> int:
     """Compare and print. Raises FxFileError, InputError, MismatchError, OperatorError, RenderError."""
+    if options.explain:
+        return _explain(options)
     report = _compare(options)
     _write_files(report, options)
     if options.json:
@@ -90,6 +100,7 @@ def _compare(options: argparse.Namespace) -> Report:
     from graphprobe.cli import inputs
 
     args, kwargs = inputs.inputs_from_file(options.inputs) if options.inputs else ((), None)
+    theirs = inputs.inputs_from_file(options.after_inputs) if options.after_inputs else (None, None)
     with output.Progress() as progress:
         return graphprobe.diff(
             options.before,
@@ -102,8 +113,22 @@ def _compare(options: argparse.Namespace) -> Report:
             allow=tuple(options.allow),
             min_coverage=options.min_coverage,
             memory=options.memory,
+            after_args=theirs[0],
+            after_kwargs=theirs[1],
             progress=progress,
         )
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from graphprobe import api
+    from graphprobe.cli import inputs
+
+    args, kwargs = inputs.inputs_from_file(options.inputs) if options.inputs else ((), None)
+    theirs = inputs.inputs_from_file(options.after_inputs) if options.after_inputs else (None, None)
+    sides = (options.before, options.after)
+    told = api.explain(*sides, options.explain, args, kwargs, after_args=theirs[0], after_kwargs=theirs[1], draw=True)
+    print(told)
+    return 0
 
 
 def _write_files(report: Report, options: argparse.Namespace) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from torch.fx import Node
 
-from graphprobe import nodes, provenance
+from graphprobe import align, nodes, provenance
 from graphprobe.align.claims import Claim
+from graphprobe.align.leftovers import unclaimed
 from graphprobe.errors import InputError
 from graphprobe.judge.culprit import Culprit, culprit
 from graphprobe.judge.cure import Cures
@@ -19,7 +20,7 @@ from graphprobe.judge.hints import hint
 from graphprobe.judge.judging import Judged, Judgement
 from graphprobe.lanes.regions import SMALL, Region
 from graphprobe.program import Program
-from graphprobe.records import VERDICTS, ClaimRecord, Coverage, Finding, OutputRow, RegionRow, Report
+from graphprobe.records import VERDICTS, Coverage, Finding, OutputRow, RegionRow, Report
 
 GRAVE = ("quantization", "precision", "semantic", "nonfinite", "structural")
 _MOST_CURES = 16  # each costs one forward run of after
@@ -44,10 +45,7 @@ def report(
         coverage=coverage,
         regions=tuple(_row(judgement, j) for j in judged),
         outputs=tuple(outputs),
-        claims=tuple(
-            ClaimRecord(before.label(c.before), after.label(c.after), c.evidence, c.certain)
-            for c in judgement.alignment.claims
-        ),
+        claims=tuple(align.record(c, before, after) for c in judgement.alignment.claims),
         notes=tuple(judgement.notes),
         allow=tuple(allow),
         min_coverage=min_coverage,
@@ -330,6 +328,7 @@ def _coverage(judgement: Judgement, judged: list[Judged]) -> Coverage:
     compared = {j.region.claim.after for j in sure} & set(making)
     unmatched = [n for n in making if n not in inside]
     making_before = [n for n in before.live if nodes.makes_values(n)]
+    rest = unclaimed(before, after, judgement.alignment)
     return Coverage(
         compared=len(compared),
         derived=sum(nodes.is_view(n) for n in after.live),
@@ -343,6 +342,8 @@ def _coverage(judgement: Judgement, judged: list[Judged]) -> Coverage:
         largest=_largest(largest, after),
         evidence=dict(Counter(c.evidence for c in judgement.alignment.claims)),
         dont_care=max((j.measured.left_out for j in judged), default=0),
+        left_before=dict(Counter(one.why for one in rest[0])),
+        left_after=dict(Counter(one.why for one in rest[1])),
         unmatched=_names(after, unmatched),
         eliminated=_names(before, [n for n in making_before if n not in seen_before]),
     )

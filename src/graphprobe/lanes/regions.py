@@ -93,6 +93,8 @@ class Regions:
             lone_after = [q for q in right.inputs if not self._matched_after(q, left)]
             lone_before = [p for p in lone_before if p.op != "placeholder"]
             lone_after = [q for q in lone_after if q.op != "placeholder"]
+            if not lone_after:
+                lone_before = [p for p in lone_before if not self._stands_apart(p, right)]
             if not lone_before and not lone_after:
                 break
             # the latest first: what it stands on may turn out to be an input of the other side too
@@ -136,6 +138,26 @@ class Regions:
                 return
             for node in bare:
                 cone.expand(node)
+
+    def _stands_apart(self, p: Node, right: _Cone) -> bool:
+        """Whether p is one of several slices of a value, and not computed from what the other side starts from.
+
+        A prompt taken in chunks: where before works on all tokens at once, after's piece for one chunk does not consume
+        the others. They may stay what they are in before; nothing of after's piece stands above them.
+        """
+        if not p.meta.get("graphprobe_part"):
+            return False
+        starts = {c.before for q in right.inputs for c in self._cuts_after.get(q, ())}
+        starts |= {self._input_of_after[q] for q in right.inputs if q in self._input_of_after}
+        stack, seen = [p], {p}
+        while stack:
+            for operand in stack.pop().all_input_nodes:
+                if operand in starts:
+                    return False
+                if operand not in seen:
+                    seen.add(operand)
+                    stack.append(operand)
+        return True
 
     def _pair_of_after(self, q: Node, left: _Cone) -> Node | None:
         same = self._input_of_after.get(q)

@@ -1,0 +1,393 @@
+"""Evidence 5, values of which one side holds more: padded prompts, one row of a batch, a prompt taken in chunks.
+
+The *big* side holds what the other holds as a slice. A claim that carries a slice is made plain in the graph: behind
+the big node the slice is inserted (that is what is claimed), and behind that the whole again, for all that consumes it:
+the slices in their places, and in all other places what the node held when its own side ran. So lanes and judge know
+nothing of slices, the free lane computes what the graph always computed, and a leak from the rest still shows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from graphprobe import nodes
+from graphprobe.align.claims import Claim
+from graphprobe.align.layouts import INSERTED
+from graphprobe.align.matching import Matching, is_part
+from graphprobe.align.sketches import MOMENTS, SAMPLES, sample, sketches
+from graphprobe.align.values import nearest
+from graphprobe.execute import run_program
+from graphprobe.program import Program
+
+OTHER = "after:"  # before the path of an input that the two sides are given different values for
+PART = "graphprobe_part"  # marks one of several slices of a node
+_SMALLEST = 8  # elements of a slice that can tell anything
+_MOST = 64  # ways to slice one value that are tried
+
+
+@dataclass(frozen=True)
+class Form:
+    """Where one side has `big` of something, `index` says which of them are the other side's."""
+
+    side: str  # the side that has more
+    big: int
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Which elements of a value are meant, dimension by dimension."""
+
+    dims: tuple[tuple[int, Form], ...]
+
+    def of(self, value: torch.Tensor) -> torch.Tensor:
+        """Take the slice of a value."""
+        for dim, form in self.dims:
+            value = value.index_select(dim, torch.tensor(form.index, device=value.device))
+        return value
+
+    def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the slice of a value of that shape."""
+        sizes = list(whole)
+        for dim, form in self.dims:
+            sizes[dim] = len(form.index)
+        return tuple(sizes)
+
+    def __str__(self) -> str:
+        return ", ".join(f"dimension {dim}: {_shown(form.index)} of {form.big}" for dim, form in self.dims)
+
+
+def _shown(index: tuple[int, ...]) -> str:
+    if len(index) == 1:
+        return str(index[0])
+    steady = index == tuple(range(index[0], index[0] + len(index)))
+    return f"{index[0]} to {index[-1]}" if steady else f"{len(index)} places"
+
+
+# --- which slices there may be ----------------------------------------------------------------------------------
+
+
+def forms(matching: Matching) -> list[Form]:
+    """List the slices that the inputs speak of: inputs of another shape, and parts that one side cuts out of them."""
+    found: list[Form] = []
+    bound = matching.bound or {}
+    sizes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    for path in matching.before.inputs:
+        x, y = bound.get(path), bound.get(OTHER + path)
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.dim() == y.dim() and x.shape != y.shape:
+            found += _of_inputs(x, y)
+            sizes.append((tuple(x.shape), tuple(y.shape)))
+    found = list(dict.fromkeys(found))
+    found += _joined_dimensions(found, sizes)
+    found += _of_parts(matching, "after") + _of_parts(matching, "before")
+    return list(dict.fromkeys(found))
+
+
+def _of_inputs(x: torch.Tensor, y: torch.Tensor) -> Iterator[Form]:
+    """Find the one place where the smaller of two inputs lies in the larger."""
+    differing = [d for d in range(x.dim()) if x.shape[d] != y.shape[d]]
+    sides = {"after" if x.shape[d] < y.shape[d] else "before" for d in differing}
+    if len(sides) != 1:
+        return
+    side = sides.pop()
+    big, small = (y, x) if side == "after" else (x, y)
+    places: list[tuple[int, ...]] = [()]
+    for d in differing:
+        places = [(*p, at) for p in places for at in range(big.shape[d] - small.shape[d] + 1)]
+        if len(places) > 1 << 16:
+            return
+    fitting = []
+    for place in places:
+        part = big
+        for d, at in zip(differing, place, strict=True):
+            part = part.narrow(d, at, small.shape[d])
+        if torch.equal(part.to(small.dtype), small):
+            fitting.append(place)
+    if len(fitting) == 1:  # a mask of ones fits everywhere and says nothing
+        for d, first in zip(differing, fitting[0], strict=True):
+            yield Form(side, int(big.shape[d]), tuple(range(first, first + int(small.shape[d]))))
+
+
+def _joined_dimensions(found: list[Form], sizes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Form]:
+    """Add the forms of [batch, tokens] in one dimension."""
+    out = []
+    for x, y in sizes:
+        if len(x) < 2:
+            continue
+        for side, whole, part in (("after", y, x), ("before", x, y)):
+            rows, columns = (_index(found, side, whole[d], part[d]) for d in (0, 1))
+            if rows is not None and columns is not None and whole[0] > 1 and (whole[:2] != part[:2]):
+                index = tuple(r * whole[1] + c for r in rows for c in columns)
+                out.append(Form(side, whole[0] * whole[1], index))
+    return out
+
+
+def _index(found: list[Form], side: str, whole: int, part: int) -> tuple[int, ...] | None:
+    if whole == part:
+        return tuple(range(whole))
+    return next((f.index for f in found if f.side == side and f.big == whole and len(f.index) == part), None)
+
+
+def _of_parts(matching: Matching, side: str) -> list[Form]:
+    """A side that cuts a part out of an input works on that part; with a cache it goes on with all up to there."""
+    out: list[Form] = []
+    other = "before" if side == "after" else "after"
+    terms = matching.terms(side)
+    for node in terms.of:
+        root, steps = terms.root(node)
+        if root.op != "placeholder" or len(steps) != 1 or steps[0][0] != "part":
+            continue
+        _, shape, dim, start, stop, stride = steps[0]
+        if stride == 1 and 0 <= start < stop <= shape[dim]:
+            out.append(Form(other, shape[dim], tuple(range(start, stop))))
+            if start > 0 and stop < shape[dim]:
+                out.append(Form(other, shape[dim], tuple(range(stop))))
+    return out
+
+
+def _slices(shape: Sequence[int], known: Sequence[Form]) -> list[Slice]:
+    """List the ways to take slices of a value: along one dimension, or along two that belong together."""
+    single = [(d, f) for d, size in enumerate(shape) for f in known if f.big == size]
+    out = [Slice((one,)) for one in single]
+    for d, f in single:
+        out += [Slice(((d, f), (e, g))) for e, g in single if e > d and _together(f, g)]
+    return out[:_MOST]
+
+
+def _together(f: Form, g: Form) -> bool:
+    """Whether rows `f` and columns `g` make a table: the same places, or all up to the last of them."""
+    return f == g or f.big != g.big or (g.index[0] == 0 and g.index[-1] == f.index[-1])
+
+
+# --- claims -----------------------------------------------------------------------------------------------------
+
+
+def claim(matching: Matching) -> None:
+    """Claim values that are slices of values of the other side. Both programs must be copies."""
+    known = forms(matching)
+    for side in ("after", "before"):
+        mine = [f for f in known if f.side == side]
+        if mine:
+            _claim_side(matching, side, mine)
+
+
+def _claim_side(matching: Matching, side: str, known: list[Form]) -> None:
+    other = "before" if side == "after" else "after"
+    items = _sketched(matching, side, known)
+    taken = matching.alignment.of_after if other == "after" else matching.alignment.of_before
+    groups: dict[Any, tuple[list[Node], list[tuple[Node, Slice]]]] = defaultdict(lambda: ([], []))
+    small = {n: s[:-MOMENTS] for n, s in matching.sketches(other).items() if not taken.get(n)}
+    for node, sketch in small.items():
+        groups[nodes.shape(node), sketch.numel()][0].append(node)
+    for (node, cut), sketch in items.items():
+        groups[cut.shape(_fixed(node)), sketch.numel()][1].append((node, cut))
+    pairs: dict[Node, list[tuple[Node, Slice]]] = defaultdict(list)
+    for smalls, bigs in groups.values():
+        if smalls and bigs:
+            for node, big, cut in _pairs(matching, other, smalls, bigs, small, items):
+                pairs[big].append((node, cut))
+    _insert_all(matching, side, pairs)
+
+
+def _fixed(node: Node) -> tuple[int, ...]:
+    return tuple(int(d) for d in nodes.shape(node) or ())
+
+
+def _sketched(matching: Matching, side: str, known: list[Form]) -> dict[tuple[Node, Slice], torch.Tensor]:
+    """Run the big side once and sketch every slice of every unclaimed value."""
+    program: Program = getattr(matching, side)
+    claimed = matching.alignment.of_after if side == "after" else matching.alignment.of_before
+    wanted = [
+        n
+        for n in program.live
+        if not claimed.get(n)
+        and (nodes.makes_values(n) or is_part(n))
+        and all(isinstance(d, int) for d in nodes.shape(n) or ("?",))
+        and _slices(_fixed(n), known)
+    ]
+
+    def observe(value: Any) -> torch.Tensor | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        cuts = [c for c in _slices(value.shape, known) if _size(c.shape(value.shape)) >= _SMALLEST]
+        found = [sample(c.of(value)) for c in cuts]
+        return torch.cat([s for s in found if s is not None]) if found else None
+
+    out: dict[tuple[Node, Slice], torch.Tensor] = {}
+    for node, joined in sketches(program, matching.bound or {}, wanted, observe).items():
+        at = 0
+        for cut in _slices(_fixed(node), known):
+            size = _size(cut.shape(_fixed(node)))
+            if size >= _SMALLEST:
+                piece = joined[at : at + min(SAMPLES, size)]
+                at += len(piece)
+                if len(set(piece.tolist())) > 4:
+                    out[node, cut] = piece
+    return out
+
+
+def _size(shape: Sequence[int]) -> int:
+    out = 1
+    for d in shape:
+        out *= d
+    return out
+
+
+def _pairs(
+    matching: Matching,
+    other: str,
+    smalls: list[Node],
+    bigs: list[tuple[Node, Slice]],
+    small: dict[Node, torch.Tensor],
+    items: dict[tuple[Node, Slice], torch.Tensor],
+) -> list[tuple[Node, Node, Slice]]:
+    """Pair small values with slices: what is nearest both ways; what several hold, in order where that can be told."""
+    near = nearest(torch.stack([small[n] for n in smalls]), torch.stack([items[i] for i in bigs]))
+    numbers = matching.numbers_before() if other == "before" else matching.numbers_after()
+    order: dict[Node, int] = getattr(matching, other).order
+    alike: dict[tuple[Node, ...], list[tuple[Node, Slice]]] = defaultdict(list)
+    for row, found in near.of_y.items():
+        if all(d <= float(near.nearest_y[i]) * 1.1 + 1e-6 for i, d in found):
+            alike[tuple(smalls[i] for i, _ in sorted(found))].append(bigs[row])
+    out = []
+    for same, cuts in alike.items():
+        ambiguous = len({node for node, _ in cuts}) < len(cuts)  # constant along the dimension that is cut
+        if ambiguous or (len(same) > 1 and len({numbers[n] for n in same}) > 1 and len(same) != len(cuts)):
+            continue
+        ordered = sorted(same, key=order.__getitem__)
+        out += [(n, big, cut) for n, (big, cut) in zip(ordered, cuts, strict=False)]
+    return out
+
+
+# --- making claims plain ------------------------------------------------------------------------------------------
+
+
+def _insert_all(matching: Matching, side: str, pairs: dict[Node, list[tuple[Node, Slice]]]) -> None:
+    """Insert the slices of every big node and claim them; what the big side held there fills the rest."""
+    chosen = {big: _disjoint(found) for big, found in pairs.items()}
+    program: Program = getattr(matching, side)
+    held = run_program(program, matching.bound or {}, list(chosen))
+    for big, parts in chosen.items():
+        shown, whole = _insert(program, big, [cut for _, cut in parts], held[big])
+        matching.wholes[whole] = shown[0] if len(shown) == 1 and side == "after" else big
+        for (small, cut), node in zip(parts, shown, strict=True):
+            x, y = (small, node) if side == "after" else (node, small)
+            claim = Claim(x, y, "slice", certain=False, view=str(cut))
+            matching.alignment.add(claim)
+            # the whole is taken, too
+            (matching.alignment.of_after if side == "after" else matching.alignment.of_before)[big].append(claim)
+    program.refresh()
+    matching.changed()
+
+
+def _disjoint(found: list[tuple[Node, Slice]]) -> list[tuple[Node, Slice]]:
+    """Keep slices of one node along the same dimensions that do not overlap, the most there are."""
+    by_dims: dict[tuple[int, ...], list[tuple[Node, Slice]]] = defaultdict(list)
+    for small, cut in found:
+        by_dims[tuple(d for d, _ in cut.dims)].append((small, cut))
+    best: list[tuple[Node, Slice]] = []
+    for members in by_dims.values():
+        kept: list[tuple[Node, Slice]] = []
+        covered: set[int] = set()
+        for small, cut in sorted(members, key=lambda m: (len(m[1].dims[0][1].index), m[1].dims[0][1].index)):
+            index = set(cut.dims[0][1].index)
+            if not index & covered:
+                covered |= index
+                kept.append((small, cut))
+        best = max(best, kept, key=len)
+    return best
+
+
+def _insert(program: Program, big: Node, cuts: list[Slice], held: torch.Tensor) -> tuple[list[Node], Node]:
+    """Insert slices behind a node and the whole behind them; all its users read the whole. Returns both."""
+    aten, users, graph = torch.ops.aten, list(big.users), program.gm.graph
+    made: list[Node] = []
+    at = big
+
+    def call(target: Any, *args: Any, shape: tuple[int, ...]) -> Node:
+        nonlocal at
+        with graph.inserting_after(at):
+            at = graph.call_function(target, args)
+        at.meta = {k: v for k, v in big.meta.items() if k not in ("custom", "val")} | {INSERTED: True}
+        value = nodes.tensor_val(big)
+        if value is not None:
+            at.meta["val"] = value.new_empty(shape)
+        program.labels[at] = program.label(big)
+        return at
+
+    def constant(value: torch.Tensor) -> Node:
+        nonlocal at
+        name = f"_graphprobe_{len(dict(program.gm.named_buffers()))}_{big.name}"
+        program.gm.register_buffer(name, value, persistent=False)
+        with graph.inserting_after(at):
+            at = graph.get_attr(name)
+        at.meta["val"] = value.to("meta")
+        program.labels[at] = program.label(big)
+        return at
+
+    shape = tuple(held.shape)
+    indices = [[constant(torch.tensor(f.index, device=held.device)) for _, f in cut.dims] for cut in cuts]
+    for cut, index in zip(cuts, indices, strict=True):
+        node, sizes = big, list(shape)
+        for (dim, form), i in zip(cut.dims, index, strict=True):
+            sizes[dim] = len(form.index)
+            node = call(aten.index_select.default, node, dim, i, shape=tuple(sizes))
+        node.meta[PART] = len(cuts) > 1
+        made.append(node)
+    whole = constant(held.detach().clone())
+    for cut, index, part in zip(cuts, indices, made, strict=True):
+        whole = _put(call, whole, shape, cut, index, part)
+    for user in users:
+        user.replace_input_with(big, whole)
+    for path, node in program.outputs.items():
+        if node is big:
+            program.outputs[path] = whole
+    return made, whole
+
+
+def _put(call: Any, whole: Node, shape: tuple[int, ...], cut: Slice, index: list[Node], part: Node) -> Node:
+    """Put a slice back in its place, the outer dimension last."""
+    aten = torch.ops.aten
+    (dim, form), *inner = cut.dims
+    if inner:
+        sizes = list(shape)
+        sizes[dim] = len(form.index)
+        rest = call(aten.index_select.default, whole, dim, index[0], shape=tuple(sizes))
+        part = _put(call, rest, tuple(sizes), Slice(tuple(inner)), index[1:], part)
+    return call(aten.index_copy.default, whole, dim, index[0], part, shape=shape)  # type: ignore[no-any-return]
+
+
+def output(matching: Matching, x: Node, y: Node) -> tuple[Node, Node] | None:
+    """Return the pair that stands for two outputs of different shape: what is claimed of them, or the only slice."""
+    for one, claims in ((y, matching.alignment.of_after), (x, matching.alignment.of_before)):
+        for claim in claims.get(_whole_of(one), ()):
+            if claim.evidence == "slice" and claim.before in (x, claim.before) and _ends(claim, x, y):
+                return claim.before, claim.after
+    for side, big, small in (("after", y, x), ("before", x, y)):
+        known = [f for f in forms(matching) if f.side == side]
+        shape = nodes.shape(big)
+        if not known or shape is None or not all(isinstance(d, int) for d in shape):
+            continue
+        cuts = [c for c in _slices(_fixed(big), known) if c.shape(_fixed(big)) == nodes.shape(small)]
+        if len(cuts) == 1:
+            _insert_all(matching, side, {big: [(small, cuts[0])]})
+            claim = matching.alignment.claims[-1]
+            return claim.before, claim.after
+    return None
+
+
+def _whole_of(node: Node) -> Node:
+    """Return the node behind which a whole was put together."""
+    while node.meta.get(INSERTED):
+        node = node.args[-1] if node.target is torch.ops.aten.index_copy.default else node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _ends(claim: Claim, x: Node, y: Node) -> bool:
+    return _whole_of(claim.before) is _whole_of(x) and _whole_of(claim.after) is _whole_of(y)
