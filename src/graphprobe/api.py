@@ -129,16 +129,23 @@ class Pairing:
 
 
 def alignment(
-    before: Side, after: Side, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, *, run: bool = True
+    before: Side,
+    after: Side,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    events: Sequence[Replacement] | None = None,
+    run: bool = True,
 ) -> Pairing:
     """Pair the nodes of two versions without judging them; with `run`, also by the values they hold.
 
-    Both sides and the inputs are those of `diff`. Raises GraphprobeError on bad input.
+    Both sides, the inputs and `events` are those of `diff`. Raises GraphprobeError on bad input.
     """
     (gm_before, gm_after), args, kwargs = _graphs((before, after), tuple(args), kwargs)
     left, right, bound = _programs(gm_before, gm_after, args, kwargs)
     right = copied(right)
-    found = align.align(left, right, tuple(gm_after.meta.get(EVENTS, ())), bound if run else None)
+    replaced = tuple(events if events is not None else gm_after.meta.get(EVENTS, ()))
+    found = align.align(left, right, replaced, bound if run else None)
     records = [ClaimRecord(left.label(c.before), right.label(c.after), c.evidence, c.certain) for c in found.claims]
     alone = [right.label(n) for n in right.live if nodes.makes_values(n) and not found.of_after.get(n)]
     return Pairing(tuple(dict.fromkeys(records)), tuple(alone))
