@@ -29,6 +29,8 @@ class Picture:
         self.title = words(parsed["label"])
         self.boxes = {entry["name"]: entry for entry in plain if entry not in groups}
         self.links = {(name[e["tail"]], name[e["head"]]): e for e in parsed.get("edges", [])}
+        ranked = [entry for entry in groups if entry.get("rank") == "same"]
+        self.levels = [{name[member] for member in entry["nodes"]} for entry in ranked]
         self.clusters: dict[str, tuple[str, ...]] = {box: () for box in self.boxes}
         for entry in sorted(groups, key=lambda g: -len(g.get("nodes", ()))):
             if entry["name"].startswith("cluster_"):

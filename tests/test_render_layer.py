@@ -272,8 +272,10 @@ def test_a_source_for_many_layers_makes_no_long_edges() -> None:
 def test_overlays_write_figures_and_colours_over_a_layer() -> None:
     report = wrong_scale()
     picture = Picture(render.dot_layer(report.after, 1, overlay=render.overlay_report(report)))
-    assert "semantic: 9.2e-04, total 9.2e-04" in picture.text("scale_1") and "identical" in picture.text("scores_1")
-    fills = {picture.boxes[name]["fillcolor"] for name in ("scores_1", "softmax_1")}
+    assert "semantic: made 9.2e-04, total 9.2e-04" in picture.text("scale_1")
+    assert "identical" in picture.text("scores_1") and picture.boxes["scores_1"]["style"] != "striped"
+    assert picture.boxes["softmax_1"]["style"] == "striped" and "passed on" in picture.text("softmax_1")
+    fills = {picture.boxes[name]["fillcolor"] for name in ("scores_1", "q_add_1")}
     assert len(fills) == 1 and picture.boxes["scale_1"]["fillcolor"] not in fills
     tap = Tap(
         "model.layers.1/scale_1",

@@ -257,7 +257,7 @@ def test_in_a_browser_the_curve_moves_by_keys_and_opens_an_operation(opened: Bro
     assert opened.run("return document.querySelector('#table tr.on').dataset.after") == "arange"
     opened.click("input[value=layer]")
     opened.keys("#curve", "\ue010")  # End
-    assert str(opened.run(words)).startswith("lm_head: introduced 1.0e-05")
+    assert str(opened.run(words)).startswith("lm_head: rounding: introduced 1.0e-05")
     opened.click("#series input")
     assert opened.run("return document.querySelectorAll('#curve path').length") == 3
     opened.click(".facts [data-go]")

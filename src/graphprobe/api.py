@@ -171,16 +171,17 @@ def alignment(
     args: tuple[Any, ...] = (),
     kwargs: dict[str, Any] | None = None,
     *,
+    events: Sequence[Replacement] | None = None,
     after_args: tuple[Any, ...] | None = None,
     after_kwargs: dict[str, Any] | None = None,
     run: bool = True,
 ) -> Pairing:
     """Pair the nodes of two versions without judging them.
 
-    Both sides and the inputs are those of `diff`. Where there are inputs, given or stored, and `run` is set, values are
+    Both sides, the inputs and `events` are those of `diff`. Where there are inputs, given or stored, and `run` is set, values are
     compared too; else nothing is run, and graphs without weights or metadata will do. Raises GraphprobeError.
     """
-    matching = _matched(before, after, args, kwargs, _other_sets(after_args, after_kwargs, 1)[0], run)
+    matching = _matched(before, after, args, kwargs, _other_sets(after_args, after_kwargs, 1)[0], run, events=events)
     left, right = matching.before, matching.after
     records = tuple(dict.fromkeys(align.record(c, left, right) for c in matching.alignment.claims))
     rest_before, rest_after = align.leftovers(matching)
@@ -217,6 +218,7 @@ def _matched(
     other: Call | None,
     run: bool,
     draw: bool = False,
+    events: Sequence[Replacement] | None = None,
 ) -> align.Matching:
     stored = [fxfile.load_inputs(s) if isinstance(s, (str, os.PathLike)) else None for s in (before, after)]
     runs = run and (draw or bool(args) or bool(kwargs) or any(s is not None for s in stored))
@@ -231,8 +233,8 @@ def _matched(
         )
         left, right = (Program(gm, input_paths(gm), output_paths(gm), {}) for gm in (gm_before, gm_after))
     missing = any(gm.meta.get(fxfile.MISSING) for gm in (gm_before, gm_after))
-    events = tuple(gm_after.meta.get(EVENTS, ()))
-    return align.match(copied(left), copied(right), events, bound if runs and not missing else None)
+    replaced = tuple(events if events is not None else gm_after.meta.get(EVENTS, ()))
+    return align.match(copied(left), copied(right), replaced, bound if runs and not missing else None)
 
 
 def operators(graph: Side, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> tuple[ExactRow, ...]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import graphprobe
-from graphprobe.cli import align, bisect, capture, demo, diff, dumps, exact, lint, run, show, tap
+from graphprobe.cli import align, bisect, capture, demo, diff, dumps, exact, lint, plot, run, show, tap
 from graphprobe.errors import GraphprobeError
 
 #: The subcommands, in the order of ``graphprobe --help``.
@@ -31,6 +31,7 @@ COMMANDS: dict[str, ModuleType] = {
     "lint": lint,
     "exact": exact,
     "show": show,
+    "plot": plot,
 }
 
 SAME, DIFFERENT, TROUBLE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141

@@ -6,9 +6,9 @@ from graphprobe.render.boxes import Overlay
 from graphprobe.render.divergence import dot_divergence
 from graphprobe.render.engine import draw
 from graphprobe.render.files import write_divergence, write_graph, write_layer
-from graphprobe.render.layer_picture import dot_graph, dot_layer
+from graphprobe.render.layer_picture import dot_graph, dot_layer, part_facts
 from graphprobe.render.layers import layers_of
-from graphprobe.render.overlays import overlay_report, overlay_taps
+from graphprobe.render.overlays import combine, overlay_report, overlay_taps
 from graphprobe.render.page import page, write_html
 from graphprobe.render.plots import plot_states
 from graphprobe.render.states import compare_states, states_text
@@ -17,6 +17,7 @@ from graphprobe.render.wording import (
     coverage_text,
     exact_text,
     findings_table,
+    headline,
     lint_text,
     regions_table,
     taps_text,
@@ -25,6 +26,7 @@ from graphprobe.render.wording import (
 
 __all__ = [
     "Overlay",
+    "combine",
     "compare_states",
     "coverage_text",
     "dot_divergence",
@@ -33,12 +35,14 @@ __all__ = [
     "draw",
     "exact_text",
     "findings_table",
+    "headline",
     "layers_of",
     "lint_text",
     "overlay_report",
     "overlay_taps",
     "overlay_trace",
     "page",
+    "part_facts",
     "plot_states",
     "regions_table",
     "states_text",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as Collection
 from dataclasses import dataclass, field
 
 from graphprobe.render import labels
 from graphprobe.render.folding import Group, group_of
+from graphprobe.render.heat import AGREED_LINE, HATCH
 from graphprobe.render.numbers import count
 from graphprobe.render.roles import COLOURS, NO_VALUE, SPINE, module_role, role_of, rotary_nodes
-from graphprobe.render.scene import Box, Frame, Key, Line, Link
+from graphprobe.render.scene import Box, Frame, Key, Line, Link, stripes
 from graphprobe.render.spine import adds, spine_of
 from graphprobe.render.wiring import Wiring
 
@@ -26,6 +28,7 @@ class Overlay:
     title: str = ""
     legend: tuple[Key, ...] = ()
     micros: Mapping[str, float] = field(default_factory=dict)  # time of an operation's kernels, summed for a layer
+    hatched: Collection[str] = frozenset()  # names whose boxes are striped: their error came from above
 
 
 @dataclass
@@ -64,8 +67,11 @@ def group_roles(wiring: Wiring, groups: Sequence[Group]) -> dict[str, str]:
     return roles
 
 
-def operation_box(canvas: Canvas, group: Group) -> Box:
-    """Draw one group: what it is, its weights, its output's shape and dtype, and what the overlay has to say."""
+def operation_box(canvas: Canvas, group: Group, asked: str = "") -> Box:
+    """Draw one group: what it is, its weights, its output's shape and dtype, and what the overlay has to say.
+
+    The box of the operation `asked` for by name has a thick border.
+    """
     wiring = canvas.wiring
     role = canvas.roles[group.id]
     colour = COLOURS[role]
@@ -81,19 +87,28 @@ def operation_box(canvas: Canvas, group: Group) -> Box:
     fills = [canvas.overlay.fills[n] for n in group.members if n in canvas.overlay.fills]
     fill = fills[-1] if fills and not missing else colour.fill
     small = role == "view" and group.kind in ("op", "views") and not missing and not fills
+    hatched = not missing and not canvas.overlay.hatched.isdisjoint(group.members)
+    if fills:  # grey words would drown in a dark fill
+        lines = [dataclasses.replace(line, colour="#000000") for line in lines]
     return Box(
         id=group.id,
         lines=tuple(lines),
-        fill=fill,
-        border=SPINE if stream and not missing else colour.line,
-        width=2.0 if stream or missing else 1.0,
+        fill=stripes(HATCH) if hatched else fill,
+        border=AGREED_LINE if hatched else SPINE if stream and not missing else colour.line,
+        width=3.0 if asked in group.members else 2.0 if stream or missing else 1.0,
         shape="box",
-        style="rounded" if small else ("rounded,filled,dashed" if role == "cast" else "rounded,filled"),
+        style=_style(role, small, hatched),
         tooltip=tooltip(wiring, group),
         cluster=_cluster(group),
         # the modules of a stack stand below one another; inside a layer the stream runs beside its branches
         column="spine" if stream and group.kind == "module" else "",
     )
+
+
+def _style(role: str, small: bool, hatched: bool) -> str:
+    if hatched:
+        return "striped"
+    return "rounded" if small else "rounded,filled,dashed" if role == "cast" else "rounded,filled"
 
 
 def _words(wiring: Wiring, group: Group, role: str, stream: bool) -> list[Line]:

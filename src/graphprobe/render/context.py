@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from graphprobe.records import Finding, RegionRow, Report
+from graphprobe.records import VERDICTS, Finding, RegionRow, Report
 from graphprobe.render.folding import Group, fold, singles
 from graphprobe.render.numbers import error, share, size
 from graphprobe.render.wiring import CALLS, Wiring
@@ -13,6 +13,7 @@ from graphprobe.render.wording import worst
 
 LIMIT = 60  # boxes of the whole picture
 ABOVE, BELOW = 2, 1  # levels of context
+PASSED_ON = 3.0  # below a finding, a total this many times what an operation introduced came from above
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,23 @@ def side_of(
 
 
 def tainted_by(report: Report, after: Wiring) -> frozenset[str]:
-    """Return every operation of after that takes a value from a finding's region."""
+    """Return every operation of after that lies below the output of a finding, or of another region as grave."""
     found: set[str] = set()
-    todo = [name for f in report.findings if not f.accepted for name in f.after if name in after.order]
+    standing = [f for f in report.findings if not f.accepted and f.kind not in ("identical", "rounding")]
+    todo = [f.outputs[1] or f.after[-1] for f in standing if f.outputs[1] or f.after]
+    if standing:
+        todo += [row.after for row in report.regions if VERDICTS.index(row.verdict) > VERDICTS.index("quantization")]
+    todo = [name for name in todo if name in after.order]
     while todo:
         below = [user for user in after.users[todo.pop()] if user not in found]
         found.update(below)
         todo.extend(below)
     return frozenset(found)
+
+
+def was_passed_on(row: RegionRow | None, below: Collection[str]) -> bool:
+    """Whether what is wrong at a region came from above: it lies `below` a finding and makes little of its total."""
+    return row is not None and row.after in below and size(row.total) > PASSED_ON * max(size(row.introduced), 0.0)
 
 
 def _above(wiring: Wiring, seeds: frozenset[str], levels: int) -> set[str]:

@@ -8,23 +8,23 @@ from dataclasses import replace
 from graphprobe.records import Finding, RegionRow, Report
 from graphprobe.render import labels
 from graphprobe.render.boxes import tooltip
-from graphprobe.render.context import LIMIT, Focus, Side, focus_of, side_of, tainted_by
+from graphprobe.render.context import LIMIT, Focus, Side, focus_of, side_of, tainted_by, was_passed_on
 from graphprobe.render.folding import Group, group_of
 from graphprobe.render.heat import AGREED, ALONE, HATCH, PART, heat, scale_keys
-from graphprobe.render.numbers import error, made, size
+from graphprobe.render.numbers import error, made
 from graphprobe.render.roles import NO_VALUE
 from graphprobe.render.scene import Box, Frame, Key, Line, Link, Scene, stripes, to_dot
 from graphprobe.render.wiring import CALLS, Wiring, wire
 from graphprobe.render.wording import headline
 
 EDGE, CLAIM, FAINT = "#7f2704", "#1f65ad", "#9dbcdc"
-PASSED_ON = 3.0  # below a finding, a total this many times what an operation introduced came from above
 
 
-def dot_divergence(report: Report, finding: Finding | None = None, *, limit: int = LIMIT) -> str:
+def dot_divergence(report: Report, finding: Finding | None = None, *, limit: int = LIMIT, heading: bool = True) -> str:
     """Return a finding's region in both graphs side by side as DOT text, in at most about `limit` boxes.
 
     Without `finding` it is the report's first one; where there is none, the region that introduces the largest error.
+    Without `heading` only the legend stands above it.
     """
     before, after = wire(report.before), wire(report.after)
     focus = focus_of(report, finding, before, after)
@@ -41,7 +41,7 @@ def dot_divergence(report: Report, finding: Finding | None = None, *, limit: int
     boxes = [_box(side, group, focus) for side in sides for group in side.groups]
     links = [link for side in sides for link in _links(side)]
     claims, level = _claims(sides, focus)
-    title = [Line(headline(report), "title"), *(Line(text) for text in focus.lines)]
+    title = [Line(headline(report), "title"), *(Line(text) for text in focus.lines)] if heading else []
     legend = _legend(boxes, bool(claims))
     return to_dot(Scene(tuple(title), tuple(boxes), (*links, *claims), _frames(sides, focus), legend, level))
 
@@ -53,7 +53,7 @@ def _box(side: Side, group: Group, focus: Focus) -> Box:
     closes = focus.outputs[0 if side.name == "before" else 1] in group.members
     culprit = focus.culprit in group.members and (inside or not side.region)
     fill, style = _fill(side, group, inside, made(focus.introduced, focus.exact) if closes else None, row)
-    lines = [*_words(wiring, group), *_where(side, group, inside, focus)]
+    lines = [*_words(wiring, group, focus.culprit), *_where(side, group, inside, focus)]
     lines += _figures(side, row, focus if closes else None)
     if culprit and side.name == ("after" if focus.culprit in focus.after else "before"):
         lines.insert(0, Line("the first operation that differs", "small", EDGE))
@@ -84,7 +84,7 @@ def _figures(side: Side, row: RegionRow | None, closed: Focus | None) -> list[Li
         return []
     if row.verdict == "identical" and not row.total:
         return [Line("identical", "small", "#444444")]
-    what = "passed on" if _was_passed_on(side, row) else row.verdict
+    what = "passed on" if was_passed_on(row, side.tainted) else row.verdict
     return [Line(f"{what}: introduced {error(row.introduced)}, total {error(row.total)}", "small", "#444444")]
 
 
@@ -94,7 +94,7 @@ def _fill(side: Side, group: Group, inside: bool, here: float | None, row: Regio
         return (heat(here), "rounded,filled")
     if row is not None and row.verdict not in ("identical", "rounding"):
         return (heat(made(row.introduced, row.exact)), "rounded,filled")
-    if _was_passed_on(side, row):
+    if was_passed_on(row, side.tainted):
         return (stripes(HATCH), "striped")
     if group.kind in ("module", "run") or any(n in side.partners for n in group.members):
         return (AGREED, "rounded,filled")
@@ -102,13 +102,7 @@ def _fill(side: Side, group: Group, inside: bool, here: float | None, row: Regio
     return (AGREED, "rounded,filled") if view else (ALONE, "rounded,filled,dashed")
 
 
-def _was_passed_on(side: Side, row: RegionRow | None) -> bool:
-    if row is None or row.after not in side.tainted:
-        return False
-    return size(row.total) > PASSED_ON * max(size(row.introduced), 0.0)
-
-
-def _words(wiring: Wiring, group: Group) -> list[Line]:
+def _words(wiring: Wiring, group: Group, asked: str) -> list[Line]:
     last = wiring.node(group.members[-1])
     if group.kind in ("module", "run"):
         return [Line(group.path or "root", "title"), Line(f"{len(group.members)} operations", "small", "#555555")]
@@ -119,7 +113,7 @@ def _words(wiring: Wiring, group: Group) -> list[Line]:
     folded = [*labels.weight_lines(wiring, name), labels.detail_line(wiring, name)]
     weights = [Line(text, "plain", "#444444") for text in folded]
     text = "outputs" if last.op == "output" else labels.title(wiring, name)
-    named = [Line(name, "small", "#555555")] if last.op in CALLS and not last.is_view else []
+    named = [Line(name, "small", "#555555")] if last.op in CALLS and (asked == name or not last.is_view) else []
     return [Line(text, "title"), *named, *weights, Line(labels.shape_line(last))]
 
 

@@ -25,16 +25,25 @@ def write_layer(
     *,
     depth: int | None = None,
     overlay: Overlay | None = None,
+    notes: str = "",
 ) -> None:
-    """Write a layer (its number, a module path or a pattern) as ``.png``, ``.svg`` or ``.dot``.
+    """Write a layer (its number, a module path, a pattern, or an operation and what is around it).
 
-    Modules more than `depth` below the layer are folded. Raises RenderError, also where there is no such layer.
+    The suffix says as what: ``.png``, ``.svg`` or ``.dot``. Modules more than `depth` below the layer are folded;
+    `notes` is DOT of one's own to lay over it. Raises RenderError, also where there is no such layer.
     """
-    simpler = [lambda d=d: dot_layer(graph, layer, limit=60, depth=d, overlay=overlay) for d in (2, 1)]
-    write_picture(path, dot_layer(graph, layer, depth=depth, overlay=overlay), coarser=simpler)
+    simpler = [lambda d=d: dot_layer(graph, layer, limit=60, depth=d, overlay=overlay, notes=notes) for d in (2, 1)]
+    write_picture(path, dot_layer(graph, layer, depth=depth, overlay=overlay, notes=notes), coarser=simpler)
 
 
-def write_graph(graph: GraphView, path: str | os.PathLike[str], *, overlay: Overlay | None = None) -> None:
+def write_graph(
+    graph: GraphView,
+    path: str | os.PathLike[str],
+    *,
+    depth: int | None = None,
+    overlay: Overlay | None = None,
+    notes: str = "",
+) -> None:
     """Write a whole graph, its modules folded where it is large, as ``.png``, ``.svg`` or ``.dot``."""
-    simpler = [lambda n=n: dot_graph(graph, limit=n, overlay=overlay) for n in (60, 20)]
-    write_picture(path, dot_graph(graph, overlay=overlay), coarser=simpler)
+    simpler = [lambda n=n: dot_graph(graph, limit=n, overlay=overlay, notes=notes) for n in (60, 20)]
+    write_picture(path, dot_graph(graph, depth=depth, overlay=overlay, notes=notes), coarser=simpler)

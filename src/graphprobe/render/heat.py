@@ -9,7 +9,8 @@ from graphprobe.render.scene import Key
 #: error made -> fill, light to dark; the figure itself stands in the box.
 SCALE = ((1e-6, "#fff7bc"), (1e-4, "#fee391"), (1e-2, "#fec44f"), (1e-1, "#fe9929"), (1.0, "#ec7014"))
 GRAVE = "#cc4c02"  # an error of one and more, NaN and infinity
-AGREED, PART, ALONE, HATCH = "#e6e6e6", "#fff9e8", "#ffffff", "#dddddd"
+AGREED, PART, ALONE, HATCH = "#e6e6e6", "#fff9e8", "#ffffff", "#e2e2e2"
+AGREED_LINE = "#888888"
 
 
 def heat(error_made: float | None) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import pairwise
+from typing import Any
 
 from graphprobe.records import GraphView
 from graphprobe.render import labels
 from graphprobe.render.boxes import Canvas, Overlay, arrange, canvas_of, operation_box
 from graphprobe.render.folding import Group, fold
-from graphprobe.render.layers import members, select
+from graphprobe.render.layers import part_of
+from graphprobe.render.merging import merge
 from graphprobe.render.numbers import count
 from graphprobe.render.places import layer_prefix
 from graphprobe.render.roles import COLOURS, NO_VALUE, SPINE
@@ -20,34 +22,44 @@ _SHARED = 6  # a source that feeds more boxes than this is drawn at each of them
 
 
 def dot_layer(
-    graph: GraphView, layer: str | int, *, limit: int = 250, depth: int | None = None, overlay: Overlay | None = None
+    graph: GraphView,
+    layer: str | int,
+    *,
+    limit: int = 250,
+    depth: int | None = None,
+    overlay: Overlay | None = None,
+    notes: str = "",
 ) -> str:
-    """Return one layer, module or pattern of modules as DOT text.
+    """Return one layer, module, pattern of modules, or the surroundings of one operation, as DOT text.
 
     More than `limit` operations are folded into their modules, and all that lie more than `depth` modules below the
-    layer are. Raises RenderError where there is no such layer.
+    layer are. `notes` is DOT text of one's own to be laid over the picture, see `merge`. Raises RenderError where there
+    is no such layer.
     """
     wiring = wire(graph)
-    modules = select(wiring, layer)
-    names = members(wiring, modules)
-    floor = None if depth is None else modules[0].count(".") + 1 + depth
+    part = part_of(wiring, layer)
+    names = part.names
+    floor = None if depth is None else (part.module.count(".") + 1 if part.module else 0) + depth
     canvas = canvas_of(wiring, names, fold(wiring, names, limit, floor), overlay)
-    canvas.boxes.extend(operation_box(canvas, group) for group in canvas.groups)
+    canvas.boxes.extend(operation_box(canvas, group, part.asked) for group in canvas.groups)
     _inner_links(canvas)
     _inputs(canvas)
-    _outputs(canvas)
+    if not part.asked:  # surroundings are cut anywhere: what leaves them is no answer
+        _outputs(canvas)
     _split_shared(canvas)
     ops = sum(1 for name in names if not wiring.node(name).is_view)
-    kind = wiring.kinds.get(modules[0], "")
-    details = f"{kind + ', ' if kind else ''}{ops} operations and {len(names) - ops} views"
-    heading = [Line(", ".join(modules[:4]), "title"), Line(f"{graph.name + ': ' if graph.name else ''}{details}")]
+    kind = wiring.kinds.get(part.module, "") if part.module else ""
+    details = f"{kind + ', ' if kind else ''}{count(ops, 'operation')} and {count(len(names) - ops, 'view')}"
+    heading = [Line(part.title, "title"), Line(f"{graph.name + ': ' if graph.name else ''}{details}")]
     timed = [canvas.overlay.micros[name] for name in names if name in canvas.overlay.micros]
     if timed:
         heading.append(Line(f"kernels of {count(len(timed), 'operation')} take {sum(timed):.1f} \u00b5s together"))
-    return to_dot(_scene(canvas, heading, base=modules[0] if len(modules) == 1 else ""))
+    return _merged(to_dot(_scene(canvas, heading, base=part.module)), canvas, notes)
 
 
-def dot_graph(graph: GraphView, *, limit: int = 100, depth: int | None = None, overlay: Overlay | None = None) -> str:
+def dot_graph(
+    graph: GraphView, *, limit: int = 100, depth: int | None = None, overlay: Overlay | None = None, notes: str = ""
+) -> str:
     """Return a whole graph as DOT text in at most about `limit` boxes, modules folded where there are more."""
     wiring = wire(graph)
     canvas = canvas_of(wiring, wiring.shown, fold(wiring, wiring.shown, limit, depth), overlay)
@@ -58,9 +70,33 @@ def dot_graph(graph: GraphView, *, limit: int = 100, depth: int | None = None, o
     ops = sum(1 for name in calls if not wiring.node(name).is_view)
     heading = [
         Line(graph.name or "graph", "title"),
-        Line(f"{ops} operations and {len(calls) - ops} views in {len(canvas.groups)} boxes"),
+        Line(f"{count(ops, 'operation')} and {count(len(calls) - ops, 'view')} in {len(canvas.groups)} boxes"),
     ]
-    return to_dot(_scene(canvas, heading, base=""))
+    return _merged(to_dot(_scene(canvas, heading, base="")), canvas, notes)
+
+
+def part_facts(graph: GraphView, layer: str | int | None, overlay: Overlay | None = None) -> dict[str, Any]:
+    """Return what a picture of a layer, or of the whole graph for None, shows: plain data for JSON and sentences.
+
+    ``what``, ``operations``, ``views``, ``without_val`` (names) and ``kernels_us`` (None without a trace).
+    """
+    wiring = wire(graph)
+    part = None if layer is None else part_of(wiring, layer)
+    names = wiring.shown if part is None else part.names
+    calls = [name for name in names if wiring.node(name).op in CALLS]
+    views = sum(1 for name in calls if wiring.node(name).is_view)
+    micros = overlay.micros if overlay is not None else {}
+    return {
+        "what": part.title if part is not None else graph.name or "graph",
+        "operations": len(calls) - views,
+        "views": views,
+        "without_val": [name for name in names if not wiring.node(name).has_val],
+        "kernels_us": sum(micros[name] for name in names if name in micros) if micros else None,
+    }
+
+
+def _merged(dot: str, canvas: Canvas, notes: str) -> str:
+    return merge(dot, notes, {name: group.id for name, group in canvas.owner.items()}) if notes else dot
 
 
 def _scene(canvas: Canvas, heading: list[Line], base: str) -> Scene:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from dataclasses import dataclass
 
 from graphprobe.errors import RenderError, nearest
 from graphprobe.records import GraphView
@@ -12,6 +13,8 @@ from graphprobe.render.wiring import CALLS, Wiring, wire
 
 _STACKS = re.compile(r"(?:^|\.)(layers?|blocks?|h)$")
 _LISTED = 12
+AROUND = 4  # operations above and below one that is asked for by name
+_WINDOW = 80  # so many of them at most
 
 
 def layers_of(graph: GraphView) -> tuple[str, ...]:
@@ -38,7 +41,52 @@ def select(wiring: Wiring, layer: str | int) -> tuple[str, ...]:
     if found:
         # a part of a module that is meant already adds nothing
         return tuple(m for m in found if not any(other != m and inside(m, other) for other in found))
-    raise RenderError(f"no module {text!r} in this graph{nearest(text, modules)}. {_what_there_is(wiring)}")
+    near = nearest(text, (*modules, *wiring.shown))
+    raise RenderError(f"no module or operation {text!r} in this graph{near or '.'} {_what_there_is(wiring)}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a picture of a part of a graph shows: its operations, what it is called, and its module or ''."""
+
+    names: list[str]
+    title: str
+    module: str
+    asked: str = ""  # the operation that was asked for by name
+
+
+def part_of(wiring: Wiring, layer: str | int) -> Part:
+    """Return the part that is meant by a layer's number, a module path, a pattern, or the name of an operation.
+
+    An operation means itself and what lies up to `AROUND` operations above and below it. Raises RenderError.
+    """
+    text = str(layer).strip()
+    node = wiring.graph.by_name.get(text)
+    if node is not None and node.op in CALLS and text not in _modules(wiring):
+        return Part(_around(wiring, text), f"around {text}", "", text)
+    modules = select(wiring, layer)
+    more = f" and {len(modules) - 4} more" if len(modules) > 4 else ""
+    return Part(members(wiring, modules), ", ".join(modules[:4]) + more, modules[0] if len(modules) == 1 else "")
+
+
+def _around(wiring: Wiring, name: str) -> list[str]:
+    """Return the operations within AROUND steps of one; views count for nothing, and what feeds everything ends it."""
+    found = {name}
+    shown = set(wiring.shown)
+    for step in (wiring.inputs, lambda n: wiring.users[n]):
+        edge, seen = [name], {name}
+        for _ in range(AROUND):
+            reached: list[str] = []
+            todo = [n for e in edge for n in step(e)]
+            while todo:
+                at = todo.pop()
+                if at in seen or at not in shown or wiring.node(at).op not in CALLS or len(found) >= _WINDOW:
+                    continue
+                seen.add(at)
+                found.add(at)
+                (todo if wiring.node(at).is_view else reached).extend(step(at) if wiring.node(at).is_view else [at])
+            edge = reached
+    return sorted(found, key=wiring.order.__getitem__)
 
 
 def members(wiring: Wiring, modules: tuple[str, ...]) -> list[str]:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from graphprobe.records import Report, Tap
 from graphprobe.render.boxes import Overlay
-from graphprobe.render.heat import AGREED, heat, scale_keys
+from graphprobe.render.context import tainted_by, was_passed_on
+from graphprobe.render.heat import AGREED, HATCH, heat, scale_keys
 from graphprobe.render.numbers import error, made, statistic
 from graphprobe.render.scene import Key
+from graphprobe.render.wiring import wire
 from graphprobe.render.wording import headline
 
 
@@ -16,15 +18,21 @@ def overlay_report(report: Report, side: str = "after") -> Overlay:
     """Write the error of every judged region at its output in one of the report's graphs; `side` is before or after."""
     lines: dict[str, list[str]] = {}
     fills: dict[str, str] = {}
+    below = tainted_by(report, wire(report.after))
+    hatched: set[str] = set()
     for row in report.regions:
         name = row.after if side == "after" else row.before
         grave = row.verdict not in ("identical", "rounding")
         fills[name] = heat(made(row.introduced, row.exact)) if grave else AGREED
+        if not grave and was_passed_on(row, below):
+            hatched.add(name)
         same = row.verdict == "identical" and not row.total
-        figures = f"{row.verdict}: {error(row.introduced)}, total {error(row.total)}"
-        lines[name] = ["identical" if same else figures]
-    legend = (Key("agrees", AGREED), *scale_keys(set(fills.values())))
-    return Overlay(lines, fills, headline(report), legend)
+        what = "passed on" if name in hatched else row.verdict
+        lines[name] = ["identical" if same else f"{what}: made {error(row.introduced)}, total {error(row.total)}"]
+    legend = [Key("agrees", AGREED), *scale_keys(set(fills.values()))]
+    if hatched:
+        legend.append(Key("error passed on", HATCH, hatched=True))
+    return Overlay(lines, fills, headline(report), tuple(legend), hatched=hatched)
 
 
 def overlay_taps(taps: Sequence[Tap]) -> Overlay:
@@ -41,3 +49,21 @@ def overlay_taps(taps: Sequence[Tap]) -> Overlay:
             fills[name] = heat(float("nan"))
     legend = (Key("NaN or infinity", heat(float("nan"))),) if fills else ()
     return Overlay(lines, fills, legend=legend)
+
+
+def combine(overlays: Sequence[Overlay]) -> Overlay | None:
+    """Lay several overlays on one another; the fills of later ones go over those of earlier ones. None of none."""
+    lines: dict[str, list[str]] = {}
+    for overlay in overlays:
+        for name, texts in overlay.lines.items():
+            lines.setdefault(name, []).extend(texts)
+    if not overlays:
+        return None
+    return Overlay(
+        lines,
+        {name: fill for overlay in overlays for name, fill in overlay.fills.items()},
+        "; ".join(overlay.title for overlay in overlays if overlay.title),
+        tuple(dict.fromkeys(key for overlay in overlays for key in overlay.legend)),
+        {name: time for overlay in overlays for name, time in overlay.micros.items()},
+        {name for overlay in overlays for name in overlay.hatched},
+    )

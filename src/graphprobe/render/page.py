@@ -11,6 +11,7 @@ from typing import Any
 from graphprobe.errors import RenderError
 from graphprobe.records import VERDICTS, Finding, GraphView, Report, RunReport, to_data
 from graphprobe.render import labels
+from graphprobe.render.code import region_code
 from graphprobe.render.divergence import dot_divergence
 from graphprobe.render.engine import draw, find_engine, write
 from graphprobe.render.heat import heat
@@ -117,7 +118,8 @@ def page_data(report: Report) -> dict[str, Any]:
         ],
         "roles": {role: [colour.fill, colour.line] for role, colour in COLOURS.items()},
         "missing": NO_VALUE.fill,
-        "culprits": [f.culprit for f in report.findings if f.culprit],
+        "culprits": [f.culprit for f in _order(report) if f.culprit],
+        "closed": {f.culprit: list(f.outputs) for f in reversed(_order(report)) if f.culprit},
         "sides": {"before": _graph(before), "after": _graph(after)},
         "claims": [[claim.before, claim.after] for claim in report.claims],
     }
@@ -159,15 +161,16 @@ def _order(report: Report) -> list[Finding]:
 def _shown(report: Report, finding: Finding, number: int) -> dict[str, Any]:
     picture = _picture(report, finding) if number < _PICTURES else None
     sides = f"{count(len(finding.before), 'operation')} of before, {len(finding.after)} of after"
-    return {"record": finding, "place": places(finding)[0], "region": sides, "picture": picture}
+    code = region_code(report, finding)
+    return {"record": finding, "place": places(finding)[0], "region": sides, "picture": picture, "code": code}
 
 
 def _picture(report: Report, finding: Finding | None) -> Any:
     if find_engine() is None:
         return None
-    simpler = [lambda: dot_divergence(report, finding, limit=20)]
+    simpler = [lambda: dot_divergence(report, finding, limit=20, heading=False)]
     try:
-        drawn = draw(dot_divergence(report, finding), format="svg", seconds=_SECONDS, coarser=simpler)
+        drawn = draw(dot_divergence(report, finding, heading=False), format="svg", seconds=_SECONDS, coarser=simpler)
     except RenderError:
         return None
     return clean_svg(drawn)

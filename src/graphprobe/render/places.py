@@ -24,6 +24,10 @@ def inside(path: str, module: str) -> bool:
     return not module or path == module or path.startswith(module + ".")
 
 
+_ELSEWHERE = ""  # neither in a block nor in a module
+_SOME = 4  # more blocks than these around an operation say no more than these
+
+
 def is_getitem(node: NodeView) -> bool:
     """Whether the operation takes one of the several results of another."""
     return node.op == "call_function" and node.target.rpartition(".")[2] == "getitem" and bool(node.inputs)
@@ -58,34 +62,42 @@ def places(graph: GraphView, weights: Collection[str]) -> dict[str, str]:
 
 
 def _settle(graph: GraphView, place: dict[str, str], guessed: dict[str, NodeView]) -> None:
-    """Move each guessed operation into the block that lies both above and below it, where there is just one."""
+    """Move each guessed operation into the block that lies both above and below it, or into the only one below it."""
     users: dict[str, list[str]] = {}
     for node in graph.nodes:
         for source in node.inputs:
             users.setdefault(source, []).append(node.name)
     above: dict[str, set[str]] = {}
     for name, node in guessed.items():
-        above[name] = _blocks(node.inputs, above, place, layer_prefix(place[name]))
+        above[name] = _blocks(node.inputs, above, place)
     below: dict[str, set[str]] = {}
     for name in reversed(guessed):
-        below[name] = _blocks(users.get(name, ()), below, place, layer_prefix(place[name]))
+        below[name] = _blocks(users.get(name, ()), below, place)
     for name, node in guessed.items():
-        both = above[name] & below[name]
+        both = (above[name] & below[name]) - {_ELSEWHERE}
+        alone = below[name] - {_ELSEWHERE} if len(below[name]) == 1 else set()
         if is_getitem(node):
             place[name] = place[node.inputs[0]]
-        elif len(both) == 1:
-            place[name] = both.pop()
+        elif len(both or alone) == 1:
+            place[name] = (both or alone).pop()
 
 
-def _blocks(names: Iterable[str], reached: dict[str, set[str]], place: dict[str, str], layer: str) -> set[str]:
-    """Return the blocks of one layer that neighbours lie in, or that are `reached` through those of unsure place."""
+def _blocks(names: Iterable[str], reached: dict[str, set[str]], place: dict[str, str]) -> set[str]:
+    """Return the blocks that neighbours lie in, or that are `reached` through those of unsure place; some suffice."""
     found: set[str] = set()
     for name in names:
-        if name in reached:
-            found |= {block for block in reached[name] if inside(block, layer)}
-        elif layer and inside(place.get(name, ""), layer) and place[name] != layer:
-            found.add(".".join(place[name].split(".")[: layer.count(".") + 2]))
+        found |= reached.get(name) or {_block(place.get(name, ""))}
+        if len(found) > _SOME:
+            return set(sorted(found)[:_SOME])
     return found
+
+
+def _block(path: str) -> str:
+    """Return the part of a layer that a path lies in: 'model.layers.3.mlp'; outside layers the module itself."""
+    layer = layer_prefix(path)
+    if not layer:
+        return path or _ELSEWHERE
+    return ".".join(path.split(".")[: layer.count(".") + 2]) if path != layer else _ELSEWHERE
 
 
 def _furthest(paths: Iterable[str]) -> str:

@@ -13,12 +13,13 @@ from typing import Any
 from graphprobe.errors import RenderError, nearest
 from graphprobe.render.engine import write
 from graphprobe.render.labels import clip
-from graphprobe.render.states import LayerStates, States
+from graphprobe.render.states import LayerStates, States, parted
 
 KINDS = ("tokens", "steps", "histogram", "heatmap")
 _BEFORE, _AFTER, _THIRD = "#1f65ad", "#d9590b", "#5c6670"
 _FLOOR = 1e-9  # the smallest value on a logarithmic scale
 _TICKS = 24
+_WIDE = 50.0  # sizes of tokens that differ by more are drawn on a logarithmic scale
 
 
 def plot_states(
@@ -26,7 +27,8 @@ def plot_states(
 ) -> None:
     """Write the plots below one another as ``.png`` or ``.svg``; tokens and histogram are those of `layer`.
 
-    Without `layer` it is the one whose states differ most. Raises RenderError, also where matplotlib is missing.
+    Without `layer` it is the first whose states part, else the one where they differ most. Raises RenderError, also
+    where matplotlib is missing.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,7 +55,7 @@ def _choose(states: States, name: str | None) -> LayerStates:
     if not states.layers:
         raise RenderError("there are no hidden states to plot")
     if name is None:
-        return max(states.layers, key=lambda layer: max(map(_finite, layer.error), default=0.0))
+        return parted(states) or max(states.layers, key=lambda layer: max(map(_finite, layer.error), default=0.0))
     known = {layer.name: layer for layer in states.layers}
     if name not in known:
         raise RenderError(f"no layer {name!r} among the hidden states{nearest(name, known)}")
@@ -66,6 +68,9 @@ def _draw_tokens(axes: Any, states: States, layer: LayerStates) -> None:
     axes.plot(place, layer.rms_after, color=_AFTER, label="rms after", linestyle="--", marker=".", markersize=4)
     axes.set_title(f"{layer.name}: size of the state of each token, and its correlation", loc="left", fontsize=11)
     axes.set_ylabel("rms")
+    sizes = [value for value in (*layer.rms_before, *layer.rms_after) if value > 0 and math.isfinite(value)]
+    if sizes and max(sizes) > _WIDE * min(sizes):  # one token that all attend to would flatten the others
+        axes.set_yscale("log")
     other = axes.twinx()
     values = [math.nan if value is None else value for value in layer.correlation]
     other.plot(place, values, color=_THIRD, linestyle=":", label="correlation")
@@ -90,8 +95,8 @@ def _draw_steps(axes: Any, states: States, layer: LayerStates) -> None:
     ):
         middle = [max(statistics.median(map(_finite, step)), _FLOOR) for step in steps]
         axes.plot(place, middle, color=colour, linestyle=style, marker="o", markersize=4, label=f"{label} (median)")
-        low, high = ([max(_finite(end(step)), _FLOOR) for step in steps] for end in (min, max))
-        axes.fill_between(place, low, high, color=colour, alpha=0.12)
+        low, high = ([max(_share(step, share), _FLOOR) for step in steps] for share in (0.1, 0.9))
+        axes.fill_between(place, low, high, color=colour, alpha=0.15, label=f"{label} (10 % to 90 % of the tokens)")
     for index, each in enumerate(layers):
         if each.adds_nothing:
             axes.annotate("adds nothing", (index + 0.15, _FLOOR * 3), rotation=90, fontsize=8, va="bottom")
@@ -148,6 +153,12 @@ def _name_layers(axes: Any, names: Sequence[str]) -> None:
     short = [name.rpartition(".")[2] if name.rpartition(".")[2].isdigit() else clip(name, 16) for name in names]
     axes.set_xticks(range(0, len(names), every), short[::every], fontsize=8)
     axes.set_xlabel("layer")
+
+
+def _share(values: Sequence[float], share: float) -> float:
+    """Return the value below which so many of the values lie."""
+    ranked = sorted(map(_finite, values))
+    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
 
 
 def _finite(value: float) -> float:

@@ -128,7 +128,7 @@ def to_dot(scene: Scene) -> str:
 
 def stripes(fill: str) -> str:
     """Return the fill of a hatched box; its style must be 'striped', the one hatching that all engines know."""
-    return ":".join([fill, "#ffffff"] * 7 + [fill])
+    return ":".join([fill, "#ffffff"] * 5 + [fill])
 
 
 def _by_cluster(boxes: Iterable[Box]) -> dict[tuple[str, ...], list[Box]]:

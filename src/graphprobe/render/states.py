@@ -142,13 +142,18 @@ def states_text(states: States) -> str:
         elif side == "both":
             lines += wrap(f"{layer.name} adds nothing in either version.")
     worst = max(states.layers, key=lambda layer: _largest(layer.error))
-    parted = next((layer for layer in states.layers if not _largest(layer.error) < _PARTED), None)
+    first = parted(states)
     size = f"the largest relative error is {error(_largest(worst.error))}, in {worst.name}, at {_token(states, worst)}"
-    if parted is None:
+    if first is None:
         lines += wrap(f"the hidden states of {count(len(states.layers), 'layer')} agree: {size}")
     else:
-        lines += wrap(f"the hidden states part in {parted.name}, at {_token(states, parted)}; {size}")
+        lines += wrap(f"the hidden states part in {first.name}, at {_token(states, first)}; {size}")
     return "\n".join(lines)
+
+
+def parted(states: States) -> LayerStates | None:
+    """Return the first layer in which the states of some token differ by a tenth or more."""
+    return next((layer for layer in states.layers if not _largest(layer.error) < _PARTED), None)
 
 
 def _largest(values: Sequence[float]) -> float:

@@ -17,6 +17,7 @@ from graphprobe.records import (
     Report,
     Tap,
 )
+from graphprobe.render.code import region_code
 from graphprobe.render.labels import clip, dims, dtype
 from graphprobe.render.numbers import WIDTH, count, error, flat, made, share, size, statistic, table, wrap
 from graphprobe.render.places import layer_prefix
@@ -41,7 +42,7 @@ def text(report: Report, *, verbose: bool = False) -> str:
     parts = [headline(report)]
     shown = report.first or (worst(report.findings)[0] if report.findings else None)
     if shown is not None:
-        parts.append(finding_text(shown))
+        parts.append(finding_text(shown, report))
     others = [f for f in report.findings if f is not shown]
     if others:
         parts.append(f"{count(len(others), 'other finding')}, worst first:\n{findings_table(report, skip=shown)}")
@@ -83,8 +84,11 @@ def places(finding: Finding) -> list[str]:
     return [", ".join(word for word in words if word) for words in choices]
 
 
-def finding_text(finding: Finding) -> str:
-    """Return one finding in full: its figures with their meaning, its region, and its explanation."""
+def finding_text(finding: Finding, report: Report | None = None) -> str:
+    """Return one finding in full: its figures with their meaning, its region, and its explanation.
+
+    With the report it is from, what the region computes on either side is listed, too.
+    """
     sides = f"{count(len(finding.before), 'operation')} of before, {len(finding.after)} of after"
     region = f"{sides}; closed by {' = '.join(name for name in finding.outputs if name)}".removesuffix("; closed by ")
     rows = [
@@ -97,6 +101,8 @@ def finding_text(finding: Finding) -> str:
         ("exact", f"{error(finding.exact):9} difference in exact arithmetic"),
         ("floor", f"{error(finding.floor):9} rounding error of before itself"),
         ("cures", f"{share(finding.cures):9} {_CURES if finding.cures is not None else 'no share of an output error'}"),
+    ]
+    closing = [
         ("region", region),
         ("opened by", ", ".join(" = ".join(pair) for pair in finding.frontier)),
         ("nearer", f"{finding.better} is nearer to exact arithmetic" if finding.better else ""),
@@ -104,13 +110,27 @@ def finding_text(finding: Finding) -> str:
         ("accepted", finding.accepted),
     ]
     lines = [f"{flat(finding.kind)}{'' if finding.located else ' (only the region is known, not the operation)'}"]
-    for name, value in rows:
-        if value:
-            lines.extend(_hang(f"  {name:{_LABEL}}", value))
+    lines += _fields(rows)
+    lines += _code(finding, report) if report is not None else []
+    lines += _fields(closing)
     for prose in (finding.explanation, finding.hint):
         if prose:
             lines.extend(wrap(prose, "  "))
     return "\n".join(lines)
+
+
+def _fields(rows: Sequence[tuple[str, str]]) -> list[str]:
+    return [line for name, value in rows if value for line in _hang(f"  {name:{_LABEL}}", value)]
+
+
+def _code(finding: Finding, report: Report) -> list[str]:
+    """Return what the region computes in before and in after, a line an operation, the culprit marked."""
+    lines = []
+    for side, code in zip(("before", "after"), region_code(report, finding), strict=True):
+        for number, line in enumerate(code):
+            head = f"  {side if number == 0 else '':{_LABEL - 2}}{'>' if line.culprit else ' '} "
+            lines.append(head + clip(flat(line.text), WIDTH - len(head)))
+    return lines
 
 
 def findings_table(report: Report, skip: Finding | None = None) -> str:

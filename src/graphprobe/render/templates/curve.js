@@ -3,13 +3,15 @@
 (() => {
   const host = document.getElementById("curve");
   if (!host) return;
+  // what differs from one operation to the next is dots, round or square; what grows along the graph is a line
   const SERIES = [
-    ["introduced", "", "made at this operation"],
-    ["total", "7 3", "accumulated up to it"],
-    ["exact", "2 3", "in exact arithmetic"],
-    ["floor", "1 5", "rounding of before itself"],
+    ["introduced", "", "made at this operation", "round"],
+    ["total", "7 3", "accumulated up to it", ""],
+    ["exact", "2 3", "in exact arithmetic", "square"],
+    ["floor", "1 4", "rounding of before itself", ""],
   ];
-  const [W, H, LEFT, RIGHT, TOP, BOTTOM] = [1200, 330, 56, 16, 12, 34];
+  const [H, LEFT, RIGHT, TOP, BOTTOM] = [330, 56, 16, 22, 34];
+  let W = 1200;
   const shown = new Set(SERIES.map(([name]) => name));
   const words = document.getElementById("curve-words");
   let points = [], at = -1, cursor = null;
@@ -24,7 +26,8 @@
     const found = new Map();
     for (const region of REGIONS) {
       const key = region.layer || region.module.split(".").slice(0, 2).join(".") || "(root)";
-      const point = found.get(key) || { label: key, target: region.after };
+      const point = found.get(key) || { label: key, target: region.after, verdict: "" };
+      if (DATA.verdicts.indexOf(region.verdict) > DATA.verdicts.indexOf(point.verdict)) point.verdict = region.verdict;
       for (const [name] of SERIES) {
         if (name === "introduced" && larger(region[name], point[name]) !== point[name]) point.target = region.after;
         point[name] = larger(region[name], point[name]);
@@ -35,9 +38,12 @@
   }
 
   function scale() {
-    const values = points.flatMap((p) => SERIES.map(([name]) => p[name])).filter((v) => v > 0 && Number.isFinite(v));
-    const low = values.length ? Math.floor(Math.log10(Math.max(Math.min(...values), 1e-20))) : -8;
-    const high = values.length ? Math.max(Math.ceil(Math.log10(Math.max(...values))), low + 1) : 0;
+    let least = Infinity, most = 0;
+    for (const p of points) for (const name of shown) {
+      if (p[name] > 0 && Number.isFinite(p[name])) { least = Math.min(least, p[name]); most = Math.max(most, p[name]); }
+    }
+    const low = most ? Math.floor(Math.log10(Math.max(least, 1e-20))) : -8;
+    const high = most ? Math.max(Math.ceil(Math.log10(most)), low + 1) : 0;
     const zero = H - BOTTOM, bottom = zero - 16;
     const x = (index) => LEFT + (W - LEFT - RIGHT) * (points.length > 1 ? index / (points.length - 1) : 0.5);
     const y = (value) => {
@@ -48,22 +54,43 @@
     return { x, y, low, high, zero };
   }
 
-  function path(name, { x, y }) {
+  // Zeros have no place on a logarithmic scale: a line passes them by, and of dots there is none.
+  function path(name, { x, y }, dots) {
     let text = "", pen = false;
     points.forEach((point, index) => {
       const value = point[name];
-      if (value === null || value === undefined) { pen = false; return; }
-      text += `${pen ? "L" : "M"}${x(index).toFixed(1)} ${y(value).toFixed(1)}`;
+      if (value === null || value === undefined || value === 0) return;
+      const at = `${x(index).toFixed(1)} ${y(value).toFixed(1)}`;
+      text += dots ? `M${at}h0` : `${pen ? "L" : "M"}${at}`;
       pen = true;
     });
     return text;
   }
 
+  function series(name, dashes, dots, s) {
+    const line = { fill: "none", stroke: `var(--${name})` };
+    if (dots) return make("path", { ...line, d: path(name, s, true), "stroke-width": points.length > 60 ? 3.5 : 6, "stroke-linecap": dots });
+    return make("path", { ...line, d: path(name, s, false), "stroke-width": 1.5, "stroke-dasharray": dashes });
+  }
+
+  // Name the first place that differs, so that the curve can be read without touching it.
+  function flag(s) {
+    const index = points.findIndex((p) => DATA.culprits.includes(p.target) || DATA.culprits.includes(p.before) || graver(p));
+    if (index < 0) return [];
+    const right = s.x(index) < W * 0.6;
+    const label = points[index].layer || points[index].label;
+    return [make("line", { x1: s.x(index), x2: s.x(index), y1: TOP - 8, y2: s.zero, stroke: "var(--bad)", "stroke-dasharray": "2 4" }),
+      make("text", { class: "flag", x: s.x(index) + (right ? 6 : -6), y: TOP - 8, "text-anchor": right ? "start" : "end" }, label)];
+  }
+
+  const graver = (p) => Boolean(p.verdict) && !["identical", "rounding"].includes(p.verdict);
+
   function draw() {
     const step = document.querySelector("input[name=step]:checked").value;
     points = step === "layer" ? byLayer() : REGIONS.map((r) => ({ ...r, label: r.after, target: r.after }));
+    W = Math.max(420, host.clientWidth);
     const s = scale();
-    const svg = make("svg", { viewBox: `0 0 ${W} ${H}`, preserveAspectRatio: "none" });
+    const svg = make("svg", { width: W, height: H, viewBox: `0 0 ${W} ${H}` });
     for (let power = s.low; power <= s.high; power += Math.max(1, Math.ceil((s.high - s.low) / 8))) {
       const y = s.y(10 ** power);
       svg.append(make("line", { x1: LEFT, x2: W - RIGHT, y1: y, y2: y, stroke: "var(--line)" }));
@@ -71,18 +98,21 @@
     }
     svg.append(make("line", { x1: LEFT, x2: W - RIGHT, y1: s.zero, y2: s.zero, stroke: "var(--soft)" }));
     svg.append(make("text", { x: LEFT - 6, y: s.zero + 4, "text-anchor": "end" }, "0"));
+    let free = 0;
     for (const { label, index } of ticks()) {
-      svg.append(make("line", { x1: s.x(index), x2: s.x(index), y1: s.zero, y2: s.zero + 5, stroke: "var(--soft)" }));
-      svg.append(make("text", { x: s.x(index), y: s.zero + 18, "text-anchor": "middle" }, label));
+      const x = s.x(index), half = label.length * 3.3;
+      svg.append(make("line", { x1: x, x2: x, y1: s.zero, y2: s.zero + 5, stroke: "var(--soft)" }));
+      const middle = Math.min(Math.max(x, half + 2), W - half - 2);
+      if (middle - half < free) continue;
+      svg.append(make("text", { x: middle, y: s.zero + 18, "text-anchor": "middle" }, label));
+      free = middle + half + 6;
     }
-    for (const [name, dashes] of SERIES) {
-      if (!shown.has(name)) continue;
-      svg.append(make("path", { d: path(name, s), fill: "none", stroke: `var(--${name})`, "stroke-width": name === "introduced" ? 2 : 1.5,
-        "stroke-dasharray": dashes, "vector-effect": "non-scaling-stroke" }));
-    }
+    svg.append(...flag(s));
+    for (const [name, dashes, , dots] of SERIES) if (shown.has(name)) svg.append(series(name, dashes, dots, s));
     points.forEach((point, index) => {
-      if (!point.verdict || ["identical", "rounding"].includes(point.verdict)) return;
-      svg.append(make("circle", { cx: s.x(index), cy: s.y(point.introduced ?? 0), r: 5, fill: "var(--bad)" }));
+      if (!graver(point)) return;
+      const worst = Math.min(s.y(point.introduced ?? 0), s.y(point.exact ?? 0));
+      svg.append(make("circle", { cx: s.x(index), cy: worst, r: 6, fill: "none", stroke: "var(--bad)", "stroke-width": 2.5 }));
     });
     cursor = make("line", { y1: TOP, y2: s.zero, stroke: "var(--accent)", visibility: "hidden" });
     svg.append(cursor);
@@ -101,7 +131,7 @@
       if (layer && layer !== last) found.push({ label: layer.split(".").pop(), index });
       last = layer || last;
     });
-    const every = Math.ceil(found.length / 32);
+    const every = Math.ceil(found.length / Math.max(8, Math.floor(W / 34)));
     return found.filter((_, index) => index % every === 0);
   }
 
@@ -132,12 +162,15 @@
     if (at >= 0) choose(points[at].target, "curve");
   }
 
-  for (const [name, dashes, meaning] of SERIES) {
+  for (const [name, dashes, meaning, dots] of SERIES) {
     const box = make("input", { type: "checkbox", checked: "", onchange: () => { shown.has(name) ? shown.delete(name) : shown.add(name); draw(); } });
     const sample = make("svg", { viewBox: "0 0 30 10", "aria-hidden": "true" },
-      make("path", { d: "M0 5H30", stroke: `var(--${name})`, "stroke-width": 2, "stroke-dasharray": dashes }));
+      dots ? make("path", { d: "M5 5h0M15 5h0M25 5h0", stroke: `var(--${name})`, "stroke-width": 5, "stroke-linecap": dots })
+        : make("path", { d: "M0 5H30", stroke: `var(--${name})`, "stroke-width": 2, "stroke-dasharray": dashes }));
     document.getElementById("series").append(make("label", { class: "key", title: meaning }, box, sample, name));
   }
   for (const radio of document.querySelectorAll("input[name=step]")) radio.addEventListener("change", draw);
   draw();
+  let width = host.clientWidth;
+  new ResizeObserver(() => { if (host.clientWidth !== width) { width = host.clientWidth; draw(); } }).observe(host);
 })();

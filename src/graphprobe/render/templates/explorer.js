@@ -25,6 +25,28 @@ class Explorer {
     this.listen();
   }
 
+  // The claim of an operation, else that of the nearest operation below or above it: [what is claimed, its partner].
+  claim(name) {
+    const known = mates[this.side];
+    const closed = Object.hasOwn(DATA.closed, name) ? DATA.closed[name] : null;
+    if (!known.has(name) && closed && closed[0] && closed[1]) return this.side === "before" ? closed : [closed[1], closed[0]];
+    if (known.has(name) || !this.byName.has(name)) return [name, known.get(name)];
+    if (!this.users) {
+      this.users = this.nodes.map(() => []);
+      for (const node of this.nodes) for (const source of node.inputs) this.users[source].push(node.index);
+    }
+    for (const step of [(index) => this.users[index], (index) => this.nodes[index].inputs]) {
+      const start = this.byName.get(name).index, seen = new Set([start]), todo = [start];
+      for (let at = 0; at < todo.length && at < 60; at++) {
+        for (const next of step(todo[at])) {
+          if (known.has(this.nodes[next].name)) return [this.nodes[next].name, known.get(this.nodes[next].name)];
+          if (!seen.has(next)) { seen.add(next); todo.push(next); }
+        }
+      }
+    }
+    return [name, undefined];
+  }
+
   tree() {
     const root = { id: "", title: "", parts: new Map(), own: [], parent: null };
     for (const node of this.nodes) {
@@ -275,7 +297,7 @@ class Explorer {
     if (!["before", "after", "find"].includes(from)) document.getElementById("explorer").scrollIntoView();
     const side = from === "before" || (!sides.after.byName.has(name) && sides.before.byName.has(name)) ? "before" : "after";
     const other = side === "after" ? "before" : "after";
-    const mate = mates[side].get(name);
+    const [claimed, mate] = sides[side].claim(name);
     sides[side].show(name, false);
     sides[other].show(mate || null, true);
     const node = sides[side].byName.get(name);
@@ -283,12 +305,16 @@ class Explorer {
     const region = sides[side].region(node);
     const judged = region ? ` ${region.verdict}: introduced ${errorText(region.introduced)}, total ${errorText(region.total)}, exact ${errorText(region.exact)}, floor ${errorText(region.floor)}.` : "";
     detail.textContent = `${side} ${node.name}: ${node.call} ${node.shape}${node.path ? ` in ${node.path}` : ""}${node.source ? `, ${node.source}` : ""}.`
-      + `${judged} ${mate ? `Claimed to equal ${mate} of ${other}.` : "No claim."}`;
+      + `${judged} ${!mate ? "No claim." : claimed === name ? `Claimed to equal ${mate} of ${other}.` : `No claim of its own; ${claimed} is claimed to equal ${mate} of ${other}.`}`;
   });
   document.getElementById("fold").addEventListener("click", () => { sides.before.foldAll(); sides.after.foldAll(); });
   const find = document.getElementById("find"), known = document.getElementById("known");
   const culprit = DATA.culprits[0];
-  if (culprit) for (const side of ["before", "after"]) sides[side].show(sides[side].byName.has(culprit) ? culprit : mates[side === "after" ? "before" : "after"].get(culprit), false);
+  if (culprit) {
+    const side = sides.after.byName.has(culprit) ? "after" : "before", other = side === "after" ? "before" : "after";
+    sides[side].show(culprit, false);
+    sides[other].show(sides[side].claim(culprit)[1], true);
+  }
   known.append(...sides.after.nodes.slice(0, 4000).map((node) => make("option", { value: node.name })));
   find.addEventListener("change", () => {
     const text = find.value.trim();
