@@ -14,11 +14,11 @@ import torch
 from graphprobe import align, fxfile, graphview, inputs, judge, nodes, streaming
 from graphprobe.capturing import Model, capture
 from graphprobe.devices import moved, redirect
-from graphprobe.errors import InputError, MismatchError
+from graphprobe.errors import InputError, MismatchError, OperatorError, nearest
 from graphprobe.execute import run_program
 from graphprobe.lanes import listing
 from graphprobe.program import Program, copied, input_paths, output_paths, program
-from graphprobe.records import ClaimRecord, ExactRow, Replacement, Report
+from graphprobe.records import VERDICTS, ClaimRecord, ExactRow, Replacement, Report
 from graphprobe.streaming import Stream
 
 Side = Model | str | os.PathLike[str]
@@ -55,7 +55,7 @@ def diff(
     "stream" the weights of both sides stay in their files, or in host memory, and come to `device` one by one, so that
     models larger than its memory can be compared; "resident" puts them there. Raises GraphprobeError on bad input.
     """
-    _check_options(exact, allow, min_coverage)
+    _check_options(exact, accept, allow, min_coverage)
     options = _Options(device, memory, exact, valid, events, tuple(accept), tuple(allow), min_coverage, progress)
     return judge.join([_diff(before, after, *one, options) for one in _input_sets(args, kwargs)])
 
@@ -133,10 +133,15 @@ def alignment(
 ) -> Pairing:
     """Pair the nodes of two versions without judging them; with `run`, also by the values they hold.
 
-    Both sides and the inputs are those of `diff`. Raises GraphprobeError on bad input.
+    Both sides and the inputs are those of `diff`; without `run`, graphs and files need neither inputs nor weights.
+    Raises GraphprobeError on bad input.
     """
-    (gm_before, gm_after), args, kwargs = _graphs((before, after), tuple(args), kwargs)
-    left, right, bound = _programs(gm_before, gm_after, args, kwargs)
+    (gm_before, gm_after), args, kwargs = _graphs((before, after), tuple(args), kwargs, draw=run)
+    bound: inputs.Inputs = {}
+    if run:
+        left, right, bound = _programs(gm_before, gm_after, args, kwargs)
+    else:
+        left, right = _as_is(gm_before), _as_is(gm_after)
     right = copied(right)
     found = align.align(left, right, tuple(gm_after.meta.get(EVENTS, ())), bound if run else None)
     records = [ClaimRecord(left.label(c.before), right.label(c.after), c.evidence, c.certain) for c in found.claims]
@@ -152,7 +157,7 @@ def operators(graph: Side, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | 
     """
     (gm,), args, kwargs = _graphs((graph,), tuple(args), kwargs)
     if gm.meta.get(fxfile.MISSING):
-        return listing.list_operators(Program(gm, input_paths(gm), output_paths(gm), {}), None)
+        return listing.list_operators(_as_is(gm), None)
     one = program(gm, args, kwargs)
     bound = inputs.bind(gm, args, kwargs, "the graph")
     inputs.check(one, bound, "the graph", inputs.device_of(gm))
@@ -160,32 +165,58 @@ def operators(graph: Side, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | 
     return listing.list_operators(one, _as_before_takes(one, bound))
 
 
-def _check_options(exact: str, allow: Sequence[str], min_coverage: float) -> None:
+def _check_options(exact: str, accept: Sequence[str], allow: Sequence[str], min_coverage: float) -> None:
     if exact not in ("auto", "always", "never"):
         raise InputError(f"exact={exact!r}: it must be 'auto', 'always' or 'never'")
     if not 0 <= min_coverage <= 1:
         raise InputError(f"min_coverage={min_coverage}: it must lie between 0 and 1")
+    unknown = [kind for kind in allow if kind not in VERDICTS]
+    if unknown:
+        raise InputError(
+            f"allow={unknown[0]!r} is no kind{nearest(unknown[0], VERDICTS)}; kinds: {', '.join(VERDICTS)}"
+        )
+    for rule in accept:
+        judge.parse_accept(rule)
 
 
 def _graphs(
-    sides: Sequence[Side], args: tuple[Any, ...], kwargs: dict[str, Any] | None, mapped: bool = False
+    sides: Sequence[Side],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    *,
+    mapped: bool = False,
+    draw: bool = True,
 ) -> tuple[list[torch.fx.GraphModule], tuple[Any, ...], dict[str, Any]]:
-    """Turn the sides into graphs and settle the inputs: given, stored with a file, or drawn."""
+    """Turn the sides into graphs and settle the inputs: given, stored with a side, or (with `draw`) drawn."""
     given = bool(args) or bool(kwargs)
     if not given:
         for side in sides:
-            stored = fxfile.load_inputs(side) if isinstance(side, (str, os.PathLike)) else None
+            stored = _stored_inputs(side)
             if stored is not None:
                 args, kwargs, given = stored[0], stored[1], True
                 break
     kwargs = dict(kwargs or {})
     loaded = [fxfile.load(s, mapped=mapped) if isinstance(s, (str, os.PathLike)) else s for s in sides]
-    if not given:
+    if not given and (draw or any(_is_plain_module(s) for s in loaded)):
         captured = [s for s in loaded if not _is_plain_module(s)]
         if not captured:
             raise InputError("no inputs were given, and a plain nn.Module has none to draw from: give args= or kwargs=")
         args, kwargs = inputs.draw(capture(captured[0]))
     return [capture(s, args, kwargs) for s in loaded], args, kwargs
+
+
+def _as_is(gm: torch.fx.GraphModule) -> Program:
+    """Take a graph that will not be run as it stands."""
+    return Program(gm, input_paths(gm), output_paths(gm), {})
+
+
+def _stored_inputs(side: Side) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return the inputs that a file or an ExportedProgram comes with, None where there are none."""
+    if isinstance(side, torch.export.ExportedProgram):
+        found = side.example_inputs
+    else:
+        found = fxfile.load_inputs(side) if isinstance(side, (str, os.PathLike)) else None
+    return (tuple(found[0]), dict(found[1])) if found and any(found) else None
 
 
 def _is_plain_module(side: Any) -> bool:
@@ -220,6 +251,9 @@ def _programs(
     """Make both graphs ready for the lanes and bind the inputs; the calling convention is before's."""
     bound = inputs.bind(gm_before, args, kwargs, "before")
     inputs.bind(gm_after, args, kwargs, "after")
+    _check_names(gm_before, gm_after, kwargs)
+    for gm in (gm_before, gm_after):
+        _check_weights(gm)
     left = program(gm_before, *_where_it_is(gm_before, args, kwargs, stream))
     right = program(gm_after, *_where_it_is(gm_after, args, kwargs, stream))
     _rename_positional(left, right, gm_before, gm_after, len(args))
@@ -255,6 +289,22 @@ def _streamed(one: Program, stream: Stream) -> Program:
     if stream.device.type != "cpu":
         redirect(there.gm, stream.device)
     return there
+def _check_names(gm_before: torch.fx.GraphModule, gm_after: torch.fx.GraphModule, kwargs: dict[str, Any]) -> None:
+    known = (*inputs.parameter_names(gm_before), *inputs.parameter_names(gm_after))
+    for name, value in kwargs.items():
+        tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+        if tensors and name not in known:
+            takes = ", ".join(dict.fromkeys(known))
+            raise InputError(f"neither graph takes the input {name!r}{nearest(name, known)}. They take {takes}")
+
+
+def _check_weights(gm: torch.fx.GraphModule) -> None:
+    missing = gm.meta.get(fxfile.MISSING)
+    if missing:
+        raise OperatorError(
+            f"a graph was loaded without the values of {len(missing)} weights ({missing[0]}, ...) and cannot be run: "
+            'save it with weights="store" or "reference"'
+        )
 
 
 def _as_before_takes(left: Program, bound: inputs.Inputs) -> inputs.Inputs:
@@ -328,7 +378,11 @@ def _is_concrete(node: torch.fx.Node) -> bool:
 def _as_meta(value: Any) -> Any:
     return torch.utils._pytree.tree_map(
         lambda v: (
-            torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="meta") if isinstance(v, torch.Tensor) else v
+            torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="meta")
+            if isinstance(v, torch.Tensor) and v.layout == torch.strided
+            else None  # sparse ones are compared where they become dense
+            if isinstance(v, torch.Tensor)
+            else v
         ),
         value,
     )

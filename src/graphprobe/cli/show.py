@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
     layer = options.layer
     target = options.output or (f"layer{layer}.png" if layer is not None else "graph.png")
+    output.check_target(target, ".png", ".svg", ".dot")
     overlay = _overlay(options.report, options.side) if options.report else None
     graph = graphprobe.view(graphprobe.load(options.file, weights=False))
     if layer is None:
@@ -67,5 +68,7 @@ def _overlay(path: str, side: str) -> Overlay:
     try:
         report = Report.from_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is no report of graphprobe diff -o: {error}") from error
+        raise InputError(
+            f"{path} is no report of graphprobe diff -o: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return render.overlay_report(report, side)
