@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from graphprobe import nodes, provenance
+from graphprobe.caches import register_caches
 from graphprobe.errors import CaptureError
 
 Model = torch.nn.Module | torch.export.ExportedProgram | torch.fx.GraphModule
@@ -91,17 +92,6 @@ def check_arguments(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[
         ) from error
     except ValueError:  # no signature to be had
         return
-
-
-def register_caches() -> None:
-    """Teach torch's pytrees the key-value caches of transformers, if transformers is loaded."""
-    if "transformers" not in sys.modules:
-        return
-    try:
-        from transformers.integrations.executorch import register_dynamic_cache_export_support
-    except ImportError:
-        return
-    register_dynamic_cache_export_support()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from graphprobe import nodes, provenance, subclasses
-from graphprobe.capturing import quiet, register_caches
+from graphprobe.caches import register_caches
+from graphprobe.capturing import quiet
 from graphprobe.errors import CaptureError, InputError
 from graphprobe.streaming import Stream
 
