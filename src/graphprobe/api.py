@@ -289,6 +289,8 @@ def _streamed(one: Program, stream: Stream) -> Program:
     if stream.device.type != "cpu":
         redirect(there.gm, stream.device)
     return there
+
+
 def _check_names(gm_before: torch.fx.GraphModule, gm_after: torch.fx.GraphModule, kwargs: dict[str, Any]) -> None:
     known = (*inputs.parameter_names(gm_before), *inputs.parameter_names(gm_after))
     for name, value in kwargs.items():

@@ -59,7 +59,8 @@ def export(
                 model, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
             )
     except Exception as error:
-        unwanted = f"{getattr(error, 'partial_fx_graph', '')}\n"  # torch prints the graph so far, which explains nothing
+        # torch prints the graph so far, which explains nothing
+        unwanted = f"{getattr(error, 'partial_fx_graph', '')}\n"
         raise CaptureError(_explain(model, error)) from error
     finally:
         sys.stderr.write(said.getvalue().replace(unwanted, "") if unwanted else said.getvalue())
