@@ -110,7 +110,7 @@ TROUBLE = {
     "no spec": (["capture", "cli_models", "-o", "x.fx"], "pkg.mod:factory"),
     "no config": (["capture", ".", "-o", "x.fx"], "config.json"),
     "no inputs": (["capture", "cli_models:without_inputs", "-o", "x.fx"], "arguments do not fit"),
-    "no folder": (["capture", "cli_models:make", "-o", "no/x.fx"], "no folder no"),
+    "no folder": (["capture", "cli_models:make", "-o", "no/x.fx"], "no directory no"),
     "prompt for a factory": (["capture", "cli_models:make", "-o", "x.fx", "--prompt", "a"], "--prompt"),
     "bad JSON": (["capture", "cli_models:net", "-o", "x.fx", "--args", "[1"], "not valid JSON"),
     "ragged list": (["capture", "cli_models:net", "-o", "x.fx", "--args", "[[[1], [1, 2]]]"], "cannot become a tensor"),

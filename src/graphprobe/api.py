@@ -15,11 +15,11 @@ import torch
 from graphprobe import align, fxfile, graphview, inputs, judge, nodes, streaming, untapped
 from graphprobe.capturing import Model, capture
 from graphprobe.devices import moved, redirect
-from graphprobe.errors import InputError, MismatchError
+from graphprobe.errors import InputError, MismatchError, OperatorError, nearest
 from graphprobe.execute import run_program
 from graphprobe.lanes import listing
 from graphprobe.program import Program, copied, input_paths, output_paths, program
-from graphprobe.records import ClaimRecord, ExactRow, Leftover, Replacement, Report
+from graphprobe.records import VERDICTS, ClaimRecord, ExactRow, Leftover, Replacement, Report
 from graphprobe.streaming import Stream
 
 Side = Model | str | os.PathLike[str]
@@ -62,7 +62,7 @@ def diff(
     `after` is called with where that has another form: the same prompt padded, a batch that holds before's as a row.
     The smaller inputs must lie in the larger ones, and that slice is compared. Raises GraphprobeError on bad input.
     """
-    _check_options(exact, allow, min_coverage)
+    _check_options(exact, accept, allow, min_coverage)
     options = _Options(device, memory, exact, valid, events, tuple(accept), tuple(allow), min_coverage, progress)
     sets = _input_sets(args, kwargs)
     theirs = _other_sets(after_args, after_kwargs, len(sets))
@@ -178,8 +178,9 @@ def alignment(
 ) -> Pairing:
     """Pair the nodes of two versions without judging them.
 
-    Both sides, the inputs and `events` are those of `diff`. Where there are inputs, given or stored, and `run` is set, values are
-    compared too; else nothing is run, and graphs without weights or metadata will do. Raises GraphprobeError.
+    Both sides, the inputs and `events` are those of `diff`. Where there are inputs, given or stored, and `run` is set,
+    values are compared too; else nothing is run, and graphs without weights or metadata will do. Raises
+    GraphprobeError.
     """
     matching = _matched(before, after, args, kwargs, _other_sets(after_args, after_kwargs, 1)[0], run, events=events)
     left, right = matching.before, matching.after
@@ -231,7 +232,7 @@ def _matched(
         gm_before, gm_after = (
             capture(fxfile.load(s) if isinstance(s, (str, os.PathLike)) else s) for s in (before, after)
         )
-        left, right = (Program(gm, input_paths(gm), output_paths(gm), {}) for gm in (gm_before, gm_after))
+        left, right = _as_is(gm_before), _as_is(gm_after)
     missing = any(gm.meta.get(fxfile.MISSING) for gm in (gm_before, gm_after))
     replaced = tuple(events if events is not None else gm_after.meta.get(EVENTS, ()))
     return align.match(copied(left), copied(right), replaced, bound if runs and not missing else None)
@@ -245,7 +246,7 @@ def operators(graph: Side, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | 
     """
     (gm,), args, kwargs = _graphs((graph,), tuple(args), kwargs)
     if gm.meta.get(fxfile.MISSING):
-        return listing.list_operators(Program(gm, input_paths(gm), output_paths(gm), {}), None)
+        return listing.list_operators(_as_is(gm), None)
     one = program(gm, args, kwargs)
     bound = inputs.bind(gm, args, kwargs, "the graph")
     inputs.check(one, bound, "the graph", inputs.device_of(gm))
@@ -253,25 +254,33 @@ def operators(graph: Side, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | 
     return listing.list_operators(one, _as_before_takes(one, bound))
 
 
-def _check_options(exact: str, allow: Sequence[str], min_coverage: float) -> None:
+def _check_options(exact: str, accept: Sequence[str], allow: Sequence[str], min_coverage: float) -> None:
     if exact not in ("auto", "always", "never"):
         raise InputError(f"exact={exact!r}: it must be 'auto', 'always' or 'never'")
     if not 0 <= min_coverage <= 1:
         raise InputError(f"min_coverage={min_coverage}: it must lie between 0 and 1")
+    unknown = [kind for kind in allow if kind not in VERDICTS]
+    if unknown:
+        raise InputError(
+            f"allow={unknown[0]!r} is no kind{nearest(unknown[0], VERDICTS)}; kinds: {', '.join(VERDICTS)}"
+        )
+    for rule in accept:
+        judge.parse_accept(rule)
 
 
 def _graphs(
     sides: Sequence[Side],
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None,
+    *,
     mapped: bool = False,
     other: Call | None = None,
 ) -> tuple[list[torch.fx.GraphModule], tuple[Any, ...], dict[str, Any]]:
-    """Turn the sides into graphs and settle the inputs: given, stored with a file, or drawn; `other` are the last's."""
+    """Turn the sides into graphs and settle the inputs: given, stored with a side, or drawn; `other` are the last's."""
     given = bool(args) or bool(kwargs)
     if not given:
         for side in sides:
-            stored = fxfile.load_inputs(side) if isinstance(side, (str, os.PathLike)) else None
+            stored = _stored_inputs(side)
             if stored is not None:
                 args, kwargs, given = stored[0], stored[1], True
                 break
@@ -299,6 +308,20 @@ def _stored_apart(before: Side, after: Side, args: tuple[Any, ...], kwargs: dict
 def _shapes(call: Any) -> list[tuple[int, ...] | None]:
     leaves = torch.utils._pytree.tree_leaves(call)
     return [tuple(v.shape) if isinstance(v, torch.Tensor) else None for v in leaves]
+
+
+def _as_is(gm: torch.fx.GraphModule) -> Program:
+    """Take a graph that will not be run as it stands."""
+    return Program(gm, input_paths(gm), output_paths(gm), {})
+
+
+def _stored_inputs(side: Side) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return the inputs that a file or an ExportedProgram comes with, None where there are none."""
+    if isinstance(side, torch.export.ExportedProgram):
+        found = side.example_inputs
+    else:
+        found = fxfile.load_inputs(side) if isinstance(side, (str, os.PathLike)) else None
+    return (tuple(found[0]), dict(found[1])) if found and any(found) else None
 
 
 def _is_plain_module(side: Any) -> bool:
@@ -334,6 +357,10 @@ def _programs(
     theirs = other or (args, kwargs)
     bound = inputs.bind(gm_before, args, kwargs, "before")
     bound_after = inputs.bind(gm_after, *theirs, "after")
+    if other is None:
+        _check_names(gm_before, gm_after, kwargs)
+    for gm in (gm_before, gm_after):
+        _check_weights(gm)
     left = program(gm_before, *_where_it_is(gm_before, args, kwargs, stream))
     right = program(gm_after, *_where_it_is(gm_after, *theirs, stream))
     if other is not None:
@@ -398,6 +425,24 @@ def _streamed(one: Program, stream: Stream) -> Program:
     if stream.device.type != "cpu":
         redirect(there.gm, stream.device)
     return there
+
+
+def _check_names(gm_before: torch.fx.GraphModule, gm_after: torch.fx.GraphModule, kwargs: dict[str, Any]) -> None:
+    known = (*inputs.parameter_names(gm_before), *inputs.parameter_names(gm_after))
+    for name, value in kwargs.items():
+        tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+        if tensors and name not in known:
+            takes = ", ".join(dict.fromkeys(known))
+            raise InputError(f"neither graph takes the input {name!r}{nearest(name, known)}. They take {takes}")
+
+
+def _check_weights(gm: torch.fx.GraphModule) -> None:
+    missing = gm.meta.get(fxfile.MISSING)
+    if missing:
+        raise OperatorError(
+            f"a graph was loaded without the values of {len(missing)} weights ({missing[0]}, ...) and cannot be run: "
+            'save it with weights="store" or "reference"'
+        )
 
 
 def _as_before_takes(left: Program, bound: inputs.Inputs) -> inputs.Inputs:
@@ -475,7 +520,11 @@ def _is_concrete(node: torch.fx.Node) -> bool:
 def _as_meta(value: Any) -> Any:
     return torch.utils._pytree.tree_map(
         lambda v: (
-            torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="meta") if isinstance(v, torch.Tensor) else v
+            torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="meta")
+            if isinstance(v, torch.Tensor) and v.layout == torch.strided
+            else None  # sparse ones are compared where they become dense
+            if isinstance(v, torch.Tensor)
+            else v
         ),
         value,
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from graphprobe import nodes, provenance
+from graphprobe.caches import register_caches
 from graphprobe.errors import CaptureError
 
 Model = torch.nn.Module | torch.export.ExportedProgram | torch.fx.GraphModule
@@ -48,13 +51,19 @@ def export(
     """Run ``torch.export.export`` under no_grad and stamp the program. Raises CaptureError."""
     register_caches()
     check_arguments(model, args, kwargs or {})
+    said = io.StringIO()
+    unwanted = ""
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), contextlib.redirect_stderr(said):
             program = torch.export.export(
                 model, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
             )
     except Exception as error:
+        # torch prints the graph so far, which explains nothing
+        unwanted = f"{getattr(error, 'partial_fx_graph', '')}\n"
         raise CaptureError(_explain(model, error)) from error
+    finally:
+        sys.stderr.write(said.getvalue().replace(unwanted, "") if unwanted else said.getvalue())
     provenance.stamp(program.graph_module)
     return program
 
@@ -86,26 +95,21 @@ def check_arguments(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[
         return
 
 
-def register_caches() -> None:
-    """Teach torch's pytrees the key-value caches of transformers, if transformers is loaded."""
-    if "transformers" not in sys.modules:
-        return
-    try:
-        from transformers.integrations.executorch import register_dynamic_cache_export_support
-    except ImportError:
-        return
-    register_dynamic_cache_export_support()
-
-
-@contextmanager
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings while torch copies and exports."""
-    # torch warns about its own internals (treespec classes); a user can do nothing about it
+    """Silence torch's warnings and logs while it copies and exports; what fails, raises, and is explained once."""
+    # torch warns about its own internals (treespec classes), and logs a traceback of what it raises as well
     import warnings
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    log = logging.getLogger("torch")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _explain(model: torch.nn.Module, error: Exception) -> str:
@@ -123,9 +127,10 @@ def _failing_frame(error: BaseException) -> str:
     found = ""
     trace = error.__traceback__
     while trace is not None:
-        owner = trace.tb_frame.f_locals.get("self")
         code = trace.tb_frame.f_code
-        if isinstance(owner, torch.nn.Module) and code.co_name == "forward":
+        owner = trace.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        own = type(owner).__module__.startswith(("torch.export", "torch._export", "torch.fx"))  # wraps the model
+        if isinstance(owner, torch.nn.Module) and code.co_name == "forward" and not own:
             found = f"{type(owner).__name__}.forward ({code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno})"
         trace = trace.tb_next
     return found

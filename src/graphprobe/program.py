@@ -15,10 +15,12 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch.fx import GraphModule, Node
+from torch.fx.graph import CodeGen
 
 from graphprobe import nodes, provenance, subclasses
-from graphprobe.capturing import quiet, register_caches
-from graphprobe.errors import CaptureError
+from graphprobe.caches import register_caches
+from graphprobe.capturing import quiet
+from graphprobe.errors import CaptureError, InputError
 from graphprobe.streaming import Stream
 
 _LABEL = "graphprobe_label"
@@ -156,19 +158,47 @@ def leaf_paths(spec: Any) -> list[Any]:
 
 def output_paths(gm: GraphModule) -> dict[str, Node]:
     """Map 'logits', '[0]', 'past_key_values.layers[0]', ... to the nodes that are returned."""
+    names, leaves = _returned(gm)
+    return {name: leaf for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Node)}
+
+
+def _returned(gm: GraphModule) -> tuple[list[str], list[Any]]:
+    """Return the path of every leaf that the graph returns, and the leaves: nodes, and constants such as None."""
     output = next(n for n in gm.graph.nodes if n.op == "output")
     info = getattr(gm.graph._codegen, "pytree_info", None)
     returned = output.args[0]
     flat = list(returned) if isinstance(returned, (list, tuple)) else [returned]
     if info is not None and info.out_spec is not None and info.out_spec.num_leaves == len(flat):
-        return _named(leaf_paths(info.out_spec), flat)
-    leaves, _ = pytree.tree_flatten_with_path(returned)
-    return _named([path for path, _ in leaves], [leaf for _, leaf in leaves])
+        paths = leaf_paths(info.out_spec)
+    else:
+        found, _ = pytree.tree_flatten_with_path(returned)
+        paths, flat = [path for path, _ in found], [leaf for _, leaf in found]
+    return [_suffix(path).lstrip(".") or "output" for path in paths], flat
 
 
-def _named(paths: list[Any], leaves: list[Any]) -> dict[str, Node]:
-    pairs = zip(paths, leaves, strict=True)
-    return {(_suffix(path).lstrip(".") or "output"): leaf for path, leaf in pairs if isinstance(leaf, Node)}
+def placeholder_values(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Node, Any]:
+    """Map placeholders to what they receive when the graph is called with these arguments; those left out are left out.
+
+    Raises InputError where lists, dictionaries or caches among them have other numbers of entries than captured.
+    """
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    info = getattr(gm.graph._codegen, "pytree_info", None)
+    names = [str(n.target) for n in placeholders] if info is None else list(info.orig_args)
+    call = {**dict(zip(names, args, strict=False)), **kwargs}
+    if info is None or info.in_spec is None:
+        return {n: call[str(n.target)] for n in placeholders if str(n.target) in call}
+    given = [call[name] for name in names if name in call]
+    if len(given) < len(names):  # by path, for what is left out may have had several entries
+        paths = {name + _suffix(path): leaf for name in names if name in call
+                 for path, leaf in pytree.tree_flatten_with_path(call[name])[0]}  # fmt: skip
+        return {node: paths[path] for path, node in input_paths(gm).items() if path in paths}
+    leaves = [leaf for value in given for leaf in pytree.tree_leaves(value)]
+    if len(leaves) != len(placeholders):
+        raise InputError(
+            f"the graph takes {len(placeholders)} values in {', '.join(names)}, but {len(leaves)} were given: lists, "
+            "dictionaries and caches must have as many entries as when it was captured"
+        )
+    return dict(zip(placeholders, leaves, strict=True))
 
 
 def _suffix(path: tuple[Any, ...]) -> str:
@@ -195,40 +225,43 @@ def copied(one: Program) -> Program:
     )
 
 
-def _without_detach(one: Program) -> Program:
-    out = copied(one)
-    for node in out.gm.graph.nodes:
-        if nodes.schema_name(node) in DETACHES:
-            node.target = torch.ops.aten.detach.default
-    out.gm.recompile()
-    return out
-
-
 def _functionalised(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
     register_caches()
+    given = placeholder_values(gm, args, kwargs)
+    inputs = input_paths(gm)
+    for path, node in inputs.items():
+        if node not in given and node.users:
+            raise InputError(f"the graph needs the input {path!r}, which was not given. It takes {', '.join(inputs)}")
     try:
         with torch.no_grad(), quiet():
-            marked = _marked(gm)
-            exported = torch.export.export(marked, tuple(args), dict(kwargs), strict=False).run_decompositions({})
+            flat = tuple(given.get(node) for node in inputs.values())
+            exported = torch.export.export(_flattened(gm), flat, strict=False).run_decompositions({})
     except Exception as error:
         raise CaptureError(
             f"the graph writes into its tensors or calls modules, and could not be made functional: "
             f"{type(error).__name__}: {str(error).strip().splitlines()[0][:400]}. "
             "Give the arguments it runs on, or call ExportedProgram.run_decompositions({}) first"
         ) from error
-    return from_exported(exported)
+    return _from_exported(exported, list(inputs), _returned(gm)[0])
 
 
-def _marked(gm: GraphModule) -> GraphModule:
+def _flattened(gm: GraphModule) -> GraphModule:
+    """Copy a graph into one that takes and returns plain values; its nodes carry their old names as labels.
+
+    Export would build what a model returns, and what building a cache does would become part of the graph.
+    """
     with quiet():  # about torch's own pytree classes, which the calling convention holds
         graph = copy.deepcopy(gm.graph)
-    marked = GraphModule(gm, graph, type(gm).__name__)  # copy.copy would take the original's graph over
-    for old, new in zip(gm.graph.nodes, marked.graph.nodes, strict=True):
+    flat = GraphModule(gm, graph, type(gm).__name__)  # copy.copy would take the original's graph over
+    for old, new in zip(gm.graph.nodes, flat.graph.nodes, strict=True):
         if new.op == "get_attr":
-            _as_buffer(marked, new)
+            _as_buffer(flat, new)
         new.meta["custom"] = {**(new.meta.get("custom") or {}), _LABEL: old.name}
-    marked.recompile()
-    return marked
+    output = next(n for n in flat.graph.nodes if n.op == "output")
+    output.args = (tuple(_returned(flat)[1]),)
+    flat.graph.set_codegen(CodeGen())
+    flat.recompile()
+    return flat
 
 
 def _as_buffer(gm: GraphModule, node: Node) -> None:
@@ -242,7 +275,7 @@ def _as_buffer(gm: GraphModule, node: Node) -> None:
     node.meta["custom"] = {k: v for k, v in (node.meta.get("custom") or {}).items() if k != provenance.KEY}
 
 
-def from_exported(exported: torch.export.ExportedProgram) -> Program:
+def _from_exported(exported: torch.export.ExportedProgram, inputs: list[str], returned: list[str]) -> Program:
     """Turn a functional ExportedProgram into a Program: weights become ``get_attr``, new state becomes an output."""
     signature = exported.graph_signature
     with quiet():
@@ -264,29 +297,11 @@ def from_exported(exported: torch.export.ExportedProgram) -> Program:
         node.replace_all_uses_with(read)
         gm.graph.erase_node(node)
     output = next(n for n in gm.graph.nodes if n.op == "output")
-    outputs = _signature_outputs(exported, list(output.args[0]))
-    in_spec = exported.call_spec.in_spec
-    names = spec_paths(in_spec, _positional_names(exported, in_spec))
-    inputs = dict(zip(names, user, strict=True))
+    outputs: dict[str, Node] = {}
+    names = iter(returned)
+    for spec, leaf in zip(signature.output_specs, output.args[0], strict=True):
+        name = next(names) if spec.kind.name == "USER_OUTPUT" else f"state:{spec.target}"
+        if isinstance(leaf, Node):
+            outputs[name] = leaf
     labels = {n: n.meta["custom"][_LABEL] for n in gm.graph.nodes if _LABEL in (n.meta.get("custom") or {})}
-    return Program(gm, inputs, outputs, labels)
-
-
-def _positional_names(exported: torch.export.ExportedProgram, in_spec: Any) -> list[str]:
-    names = list(getattr(exported, "_forward_arg_names", None) or [])
-    module_spec = exported.module_call_graph[0].signature
-    found = list(getattr(module_spec, "forward_arg_names", None) or []) or names
-    paths = [path for path in leaf_paths(in_spec) if len(path) > 1 and path[0].idx == 0]
-    count = max((path[1].idx + 1 for path in paths), default=0)
-    return found if len(found) >= count else [f"args{i}" for i in range(count)]
-
-
-def _signature_outputs(exported: torch.export.ExportedProgram, flat: list[Any]) -> dict[str, Node]:
-    user: list[Any] = []
-    state: dict[str, Node] = {}
-    for spec, node in zip(exported.graph_signature.output_specs, flat, strict=True):
-        if spec.kind.name == "USER_OUTPUT":
-            user.append(node)
-        elif isinstance(node, Node):
-            state[f"state:{spec.target}"] = node
-    return {**_named(leaf_paths(exported.call_spec.out_spec), user), **state}
+    return Program(gm, dict(zip(inputs, user, strict=True)), outputs, labels)

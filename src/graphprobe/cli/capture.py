@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
     import graphprobe
 
     start = time.monotonic()
+    output.check_target(options.output)
     loaded = load(options)
     shapes = dynamic_shapes(loaded, options.dynamic)
     gm = graphprobe.capture(loaded.model, loaded.args, loaded.kwargs, dynamic_shapes=shapes)
@@ -82,12 +84,29 @@ def run(options: argparse.Namespace) -> int:
         "bytes": os.path.getsize(options.output),
         "seconds": round(time.monotonic() - start, 2),
     }
+    for item in _specialised(gm, options.dynamic):
+        print(f"graphprobe: --dynamic {item}: the model fixes this dimension, so it is not symbolic", file=sys.stderr)
     if options.json:
         output.print_json(result)
     else:
         megabytes = result["bytes"] / 1e6
         print(f"{options.output}: {result['operations']} operations, {megabytes:.1f} MB, {result['seconds']:.1f} s")
     return 0
+
+
+def _specialised(gm: GraphModule, wanted: list[str]) -> list[str]:
+    """Return those of the dimensions asked for that did not stay symbolic."""
+    from graphprobe import nodes
+    from graphprobe.program import input_paths
+
+    paths = input_paths(gm)
+    fixed = []
+    for item in wanted:
+        name, _, dim = item.rpartition(":")
+        shape = nodes.shape(paths[name]) if name in paths else None
+        if shape is not None and isinstance(shape[int(dim)], int):
+            fixed.append(item)
+    return fixed
 
 
 def _save(gm: GraphModule, loaded: Loaded, options: argparse.Namespace) -> None:
@@ -98,11 +117,12 @@ def _save(gm: GraphModule, loaded: Loaded, options: argparse.Namespace) -> None:
     shards = sorted(str(p) for p in Path(options.spec).glob("*.safetensors"))
     if options.weights == "reference" and not shards:
         raise InputError("--weights reference needs a directory with safetensors files as SPEC; use --weights store")
+    given = bool(loaded.args or loaded.kwargs)  # a graph may come without: then they are drawn later
     graphprobe.save(
         gm,
         options.output,
-        args=loaded.args,
-        kwargs=loaded.kwargs,
+        args=loaded.args if given else None,
+        kwargs=loaded.kwargs if given else None,
         weights=None if options.weights == "none" else options.weights,
         weights_from=shards if options.weights == "reference" else None,
     )
@@ -176,6 +196,10 @@ def dynamic_shapes(loaded: Loaded, wanted: list[str]) -> dict[str, Any] | None:
     except TypeError as error:
         raise InputError(f"the inputs do not fit {type(model).__name__}.forward: {error}") from error
     used: set[str] = set()
+    for name, wanted_dims in dims.items():
+        value = bound.arguments.get(name)
+        if isinstance(value, torch.Tensor) and max(wanted_dims) >= value.dim():
+            raise InputError(f"--dynamic {name}:{max(wanted_dims)}: the input has the shape {tuple(value.shape)}")
     shapes = {name: _shape_of(name, value, dims, used) for name, value in bound.arguments.items()}
     for name in dims.keys() - used:
         raise InputError(f"--dynamic names the input {name!r}, which is not given{nearest(name, bound.arguments)}")

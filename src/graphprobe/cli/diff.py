@@ -84,14 +84,20 @@ def run(options: argparse.Namespace) -> int:
     """Compare and print. Raises FxFileError, InputError, MismatchError, OperatorError, RenderError."""
     if options.explain:
         return _explain(options)
+    _check_targets(options)
     report = _compare(options)
-    _write_files(report, options)
+    if options.output:
+        output.write_text(options.output, report.to_json(indent=2) + "\n")
+    if options.html:
+        report.to_html(options.html)
     if options.json:
         print(report.to_json(indent=2))
     else:
         from graphprobe import render
 
         print(render.text(report, verbose=options.verbose))
+    if options.png:  # last: where no layout engine is found, the answer has been printed
+        report.render(options.png)
     return report.exit_code
 
 
@@ -131,13 +137,10 @@ def _explain(options: argparse.Namespace) -> int:
     return 0
 
 
-def _write_files(report: Report, options: argparse.Namespace) -> None:
-    if options.output:
-        output.write_text(options.output, report.to_json(indent=2) + "\n")
-    if options.html:
-        report.to_html(options.html)
-    if options.png:
-        report.render(options.png)
+def _check_targets(options: argparse.Namespace) -> None:
+    output.check_target(options.output)
+    output.check_target(options.html)
+    output.check_target(options.png, ".png", ".svg", ".dot")
 
 
 def _share(text: str) -> float:

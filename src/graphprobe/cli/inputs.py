@@ -32,7 +32,10 @@ def inputs_from_file(path: str) -> Inputs:
         value = readers[suffix](path)
     except (OSError, ValueError, RuntimeError, EOFError) as error:
         raise InputError(f"{path} cannot be read as {suffix}: {str(error).splitlines()[0]}") from error
-    return arguments(value, path)
+    args, kwargs = arguments(value, path)
+    if not args and not kwargs:
+        raise InputError(f"{path} holds no inputs")
+    return args, kwargs
 
 
 def for_graph(gm: torch.fx.GraphModule, graph_file: str, inputs_file: str | None) -> Inputs:
@@ -138,7 +141,10 @@ def device(name: str) -> torch.device:
         found = torch.device(name)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise InputError(f"--device {name} cannot be used here: {reason}") from error
+    if found.type == "meta":
+        raise InputError("--device meta cannot be used: it has shapes, but no values to compare")
     return found
 
 

@@ -47,6 +47,8 @@ def from_factory(spec: str) -> Loaded:
     kwargs = parts[2] if len(parts) > 2 else {}
     if not isinstance(args, (tuple, list)) or not isinstance(kwargs, dict):
         raise InputError(f"{spec} gave (model, args, kwargs) in which args is no tuple or kwargs is no dict")
+    if isinstance(parts[0], torch.export.ExportedProgram) and not args and not kwargs:
+        args, kwargs = parts[0].example_inputs or ((), {})
     return Loaded(parts[0], tuple(args), dict(kwargs))
 
 

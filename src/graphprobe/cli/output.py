@@ -23,10 +23,7 @@ def whole_file(path: str | Path) -> Iterator[str]:
     Raises InputError where the directory does not exist.
     """
     target = Path(path)
-    if not target.parent.is_dir():
-        raise InputError(f"cannot write {target}: there is no directory {target.parent}; make it first")
-    if target.is_dir():
-        raise InputError(f"cannot write {target}: it is a directory; give a file name in it")
+    check_target(path)
     partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
         yield str(partial)
@@ -37,6 +34,21 @@ def whole_file(path: str | Path) -> Iterator[str]:
     finally:  # also on Ctrl-C
         with suppress(OSError):
             partial.unlink()
+
+
+def check_target(path: str | Path | None, *suffixes: str) -> None:
+    """Raise InputError where a file cannot be written there, or has none of these suffixes: before the long work."""
+    if path is None:
+        return
+    target = Path(path)
+    if not target.name or str(path).endswith(("/", os.sep)) or target.is_dir():
+        raise InputError(f"cannot write {str(path)!r}: it is a directory; give a file name in it")
+    if not target.parent.is_dir():
+        raise InputError(f"cannot write {target}: there is no directory {target.parent}; make it first")
+    if not os.access(target.parent, os.W_OK):
+        raise InputError(f"cannot write {target}: the directory {target.parent} cannot be written to")
+    if suffixes and target.suffix.lower() not in suffixes:
+        raise InputError(f"cannot tell what to write to {target}: name it {', '.join(suffixes)}")
 
 
 def _umask() -> int:

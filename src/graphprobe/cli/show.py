@@ -82,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
 
     found = graphs.drawable(options.what, side=options.side, section=options.section)
     target = options.output or _default(options.layer, found.report)
+    output.check_target(target, ".png", ".svg", ".dot", ".html")
     if found.report is not None and (Path(target).suffix == ".html" or options.layer is None):
         return _whole_report(found.report, target, options)
     notes = _read(options.merge) if options.merge else ""

@@ -58,8 +58,12 @@ def run(options: argparse.Namespace) -> int:
         gm, args, kwargs = inputs.on_device(gm, args, kwargs, options.device)
     where = inputs.device(options.device) if options.device and streams else None
     probe = graphprobe.instrument(gm, keep=options.keep, memory=options.memory, device=where)
-    with torch.no_grad():
-        probe(*args, **kwargs)
+    try:
+        with torch.no_grad():
+            probe(*args, **kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:  # an operator of the graph refuses the inputs
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{options.file} cannot be run on these inputs: {type(error).__name__}: {reason}") from error
     if options.output:
         _write(options.output, probe.taps, dict(probe.tensors) if options.keep else {})
     if options.json:
@@ -72,6 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_output(options: argparse.Namespace) -> None:
+    output.check_target(options.output)
     suffix = Path(options.output).suffix if options.output else ""
     if suffix not in ("", ".json", ".safetensors") or (options.output and not suffix):
         raise InputError(

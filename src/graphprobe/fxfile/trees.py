@@ -96,7 +96,7 @@ def _register_known(data: Any) -> None:
         importlib.import_module("transformers.modeling_outputs")
     except ImportError:
         return
-    from graphprobe.capturing import register_caches
+    from graphprobe.caches import register_caches
 
     register_caches()
 

@@ -2,6 +2,6 @@
 
 from graphprobe.judge.joining import join
 from graphprobe.judge.judging import Judgement, judge
-from graphprobe.judge.reporting import report
+from graphprobe.judge.reporting import parse_accept, report
 
-__all__ = ["Judgement", "join", "judge", "report"]
+__all__ = ["Judgement", "join", "judge", "parse_accept", "report"]

@@ -262,6 +262,8 @@ def parse_accept(rule: str) -> tuple[str, str, float]:
         ) from None
     if kind not in VERDICTS:
         raise InputError(f"--accept {rule!r}: {kind!r} is no kind; the kinds are {', '.join(VERDICTS)}")
+    if not bound >= 0:
+        raise InputError(f"--accept {rule!r}: the bound {parts[2]} must be a number from 0 on")
     return pattern, kind, bound
 
 

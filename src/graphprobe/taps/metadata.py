@@ -8,36 +8,30 @@ import torch
 import torch.utils._pytree as pytree
 from torch.fx import GraphModule, Interpreter, Node
 
-from graphprobe import inputs, nodes
+from graphprobe import inputs, nodes, program
 from graphprobe.errors import InputError, nearest
 
 
 def placeholder_values(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Node, Any]:
     """Map placeholders to what they receive when `gm` is called with these arguments.
 
-    Raises InputError where arguments are missing, unknown or of another structure than the graph takes.
+    Raises InputError where arguments are missing, unknown, given twice or of another structure than the graph takes.
     """
     names = inputs.parameter_names(gm)
-    call = dict(zip(names, args, strict=False)) | kwargs
     unknown = [name for name in kwargs if name not in names]
     if len(args) > len(names) or unknown:
         what = f"{unknown[0]!r}{nearest(unknown[0], names)}" if unknown else f"{len(args)} inputs by position"
         raise InputError(f"the graph takes the inputs {', '.join(names)}, not {what}")
-    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    if getattr(gm.graph._codegen, "pytree_info", None) is None:
-        missing = [str(node.target) for node in placeholders if node.target not in call and not node.args]
-        leaves = [call.get(str(node.target), *node.args) for node in placeholders] if not missing else []
-    else:
-        missing = [name for name in names if name not in call]
-        leaves = [leaf for name in names if name in call for leaf in pytree.tree_leaves(call[name])]
+    twice = [name for name in names[: len(args)] if name in kwargs]
+    if twice:
+        raise InputError(f"the input {twice[0]!r} of the graph was given twice: by position and by name")
+    placeholders = {str(node.target): node for node in gm.graph.nodes if node.op == "placeholder"}
+    defaults = {name for name, node in placeholders.items() if node.args}
+    missing = [name for name in names[len(args) :] if name not in kwargs and name not in defaults]
     if missing:
         raise InputError(f"the graph needs the input {missing[0]!r}, which was not given. It takes {', '.join(names)}")
-    if len(leaves) != len(placeholders):
-        raise InputError(
-            f"the graph takes {len(placeholders)} values in {', '.join(names)}, but {len(leaves)} were given: lists, "
-            "dictionaries and caches must have as many entries as when it was captured"
-        )
-    return dict(zip(placeholders, leaves, strict=True))
+    given = program.placeholder_values(gm, args, kwargs)
+    return {node: given[node] if node in given else node.args[0] for node in placeholders.values()}
 
 
 def check(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -56,6 +50,21 @@ def check(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
                 f"the input {node.name!r} has shape {tuple(value.shape)}, but the graph was captured with "
                 f"{nodes.shape(node)}. Capture it again with inputs of this shape, or with dynamic_shapes"
             )
+
+
+def misfit(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Name the first argument of another dtype than `gm` was captured for, or on another device than its weights."""
+    home = inputs.device_of(gm)
+    for node, value in placeholder_values(gm, args, kwargs).items():
+        wanted = nodes.tensor_val(node)
+        if wanted is None or not isinstance(value, torch.Tensor):
+            continue
+        if home is not None and value.device.type != home.type:
+            return f"the input {node.name!r} is on {value.device}, but the weights of the graph are on {home}"
+        if value.dtype != wanted.dtype:
+            have, want = nodes.dtype_name(value.dtype), nodes.dtype_name(wanted.dtype)
+            return f"the input {node.name!r} has dtype {have}, but the graph was captured with {want}"
+    return ""
 
 
 def is_complete(gm: GraphModule) -> bool:

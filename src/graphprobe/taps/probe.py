@@ -12,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch.fx import GraphModule
 
 from graphprobe import capturing, devices
+from graphprobe.caches import register_caches
 from graphprobe.errors import InputError, nearest
 from graphprobe.records import Tap
 from graphprobe.streaming import Stream, stream_to
@@ -66,7 +67,7 @@ class Probe(torch.nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run on these inputs; capture first if inputs of this kind are new."""
-        capturing.register_caches()
+        register_caches()
         given = (args, kwargs)
         if self.stream is not None:  # captured where the weights are, run where they are brought
             args, kwargs = _on(torch.device("cpu"), given)

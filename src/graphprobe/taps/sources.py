@@ -11,6 +11,7 @@ import torch.utils._pytree as pytree
 from torch.fx import GraphModule
 
 from graphprobe import capturing
+from graphprobe.errors import InputError
 from graphprobe.streaming import Stream
 from graphprobe.taps import eager, metadata
 from graphprobe.taps.copies import copied
@@ -110,8 +111,14 @@ class GraphSource:
             return Capture(instrument_graph(gm, keep=self._keep, sizes=sizes, stream=self._stream))
 
     def first_run(self, capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a new capture; there is no model to compare it with."""
-        return capture.run(args, kwargs)
+        """Run a new capture; there is no model to compare it with. Raises InputError where inputs do not fit."""
+        try:
+            return capture.run(args, kwargs)
+        except Exception as error:  # another dtype may do, so it is no error until it fails
+            reason = metadata.misfit(self._graph(), args, kwargs)
+            if not reason:
+                raise
+            raise InputError(f"{reason}, and it cannot be run: {type(error).__name__}: {error}") from error
 
     def _graph(self) -> GraphModule:
         if isinstance(self._model, GraphModule):
