@@ -1,6 +1,6 @@
 """Everything that graphprobe promises about speed on a GPU, side by side in one run. Prints ratios, writes JSON.
 
-    python benchmarks/gpu.py [--layers 32] [--tokens 16,512,2048] [--parts taps,lanes,peers,diff] [--out FILE]
+    python benchmarks/gpu.py [--layers 32] [--tokens 16,512,2048] [--parts taps,lanes,peers,diff,large] [--out FILE]
 
 A Llama-8B-shaped model with random bf16 weights. Times are the least of several, synchronised, in milliseconds; memory
 is the peak of the allocator over what was allocated before the run, in GB. "recorded" is a replay of a CUDA graph.
@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import gpu_large
 import torch
 
 import graphprobe
@@ -261,6 +262,7 @@ def main() -> int:
     parser.add_argument("--tokens", default="16,512,2048")
     parser.add_argument("--parts", default="taps,lanes,peers,diff")
     parser.add_argument("--exact", default="never,auto,always")
+    parser.add_argument("--files", type=int, default=4, help="layers of the large model that have files of their own")
     parser.add_argument("--out")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -270,16 +272,27 @@ def main() -> int:
         "date": datetime.date.today().isoformat(), "script": "benchmarks/gpu.py",
     }  # fmt: skip
     print(result, flush=True)
+    parts = options.parts.split(",")
+    if "large" in parts:
+        result["large"] = {}
+        attempt(result, "large_done", lambda: gpu_large.measure(result["large"], 2048, 80, options.files))
+        save(result, options.out)
+    if parts == ["large"]:
+        return 0
     with torch.no_grad():
         device = rates()
         model = model_of(options.layers, options.hidden)
         rows = result["rows"] = []
         for tokens in map(int, options.tokens.split(",")):
             print(f"{tokens} tokens", flush=True)
-            rows.append(measure(model, tokens, options.parts.split(","), options.exact.split(","), device))
-            if options.out:
-                pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+            rows.append(measure(model, tokens, parts, options.exact.split(","), device))
+            save(result, options.out)
     return 0
+
+
+def save(result: Row, path: str | None) -> None:
+    if path:
+        pathlib.Path(path).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

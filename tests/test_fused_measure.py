@@ -212,7 +212,8 @@ def test_the_kernels_measure_the_same_when_interpreted() -> None:
 @pytest.mark.parametrize("name", [name for name, _ in cases()])
 def test_the_gpu_measures_the_same(name: str) -> None:
     found = dict(cases())[name]
-    check(name, {key: None if value is None else _there(value) for key, value in found.items()})
+    for _ in range(2):  # the second time the launches are known
+        check(name, {key: None if value is None else _there(value) for key, value in found.items()})
 
 
 @pytest.mark.gpu
@@ -223,9 +224,10 @@ def test_the_gpu_lifts_every_bit(dtype: torch.dtype) -> None:
 
     for name, view in LAYOUTS.items():
         value = _there(view(noise(5, 18, 20).to(dtype)))
-        found = exact.lift(value)
-        assert found.dtype == torch.float64 and torch.equal(found, value.double()), name
-        assert found.stride() == value.double().stride(), name
+        for _ in range(2):
+            found = exact.lift(value)
+            assert found.dtype == torch.float64 and torch.equal(found, value.double()), name
+            assert found.stride() == value.double().stride(), name
 
 
 def _there(value: Tensor) -> Tensor:

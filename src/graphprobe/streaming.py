@@ -53,7 +53,7 @@ def stream_to(device: torch.device | str | None, memory: str) -> Stream | None:
 
 
 class Stream:
-    """Brings weights to one device. Thread-safe; the bytes that came and the most that were there at once are counted."""
+    """Brings weights to one device, and counts the bytes that came and the most that were there at once."""
 
     def __init__(self, device: torch.device | str, ahead: int = AHEAD) -> None:
         self.device = torch.device(device)
@@ -269,7 +269,7 @@ class _GpuCarrier(_Carrier):
     def bring(self, weight: Tensor, since: Any) -> tuple[Tensor, Any]:
         if since is not None:  # else memory would be taken for all weights while the device is still at the first
             since.synchronize()
-        ready = torch.cuda.Event()
+        ready = _event()
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             if not _is_dense(weight):
                 there = weight.detach().to(self.device)
@@ -281,7 +281,7 @@ class _GpuCarrier(_Carrier):
 
     def _copy(self, weight: Tensor, target: Tensor) -> None:
         while len(self._stages) < _STAGES:
-            self._stages.append((torch.empty(_STAGE, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()))
+            self._stages.append((torch.empty(_STAGE, dtype=torch.uint8, pin_memory=True), _event()))
         for start in range(0, target.numel(), _STAGE):
             stage, free = self._stages[self._turn]
             self._turn = (self._turn + 1) % _STAGES
@@ -298,7 +298,7 @@ class _GpuCarrier(_Carrier):
         there.record_stream(current)
 
     def mark(self) -> Any:
-        event = torch.cuda.Event(blocking=True)
+        event = _event()
         event.record(torch.cuda.current_stream(self.device))
         return event
 
@@ -332,6 +332,10 @@ def _insert_fetches(graph: Graph, weights: dict[Node, Tensor], stream: Stream) -
         made.meta.update({key: read.meta[key] for key in ("val",) if key in read.meta})
         for _, user, node in group:
             user.replace_input_with(node, made)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
 
 def key_of(weight: Tensor) -> Key:
