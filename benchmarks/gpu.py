@@ -26,7 +26,7 @@ import torch
 
 import graphprobe
 from graphprobe import devices
-from graphprobe.lanes import timing
+from graphprobe.lanes import exact, timing
 
 Row = dict[str, Any]
 
@@ -95,6 +95,28 @@ def rates() -> Row:
         w = torch.randn(14336, 4096, dtype=torch.float32, device="cuda").to(dtype)
         time_ms = best(lambda: torch.nn.functional.linear(x, w))  # noqa: B023
         row[f"{name}_tflop_per_s"] = round(2 * rows * 4096 * 14336 / time_ms / 1e9, 1)
+    print(row, flush=True)
+    return row
+
+
+def host_costs() -> Row:
+    """Measure what the host pays for one launch, in microseconds: values are so small that the device never waits."""
+    from graphprobe.lanes import measure as lanes_measure
+    from graphprobe.taps import columns, operators
+
+    device = torch.device("cuda")
+    x, y, z = (torch.randn(16, 64, device=device).to(torch.bfloat16) for _ in range(3))
+    stats, (slots, partials) = columns.new_stats(64, device), lanes_measure.buffers(64, device)
+    runs: dict[str, Callable[[], object]] = {
+        "operation": lambda: torch.add(x, y),
+        "tap": lambda: operators.TAP(x, stats, 3),
+        "tap_of_32": lambda: operators.TAP_SEVERAL([x] * 32, stats, list(range(32))),
+        "comparison": lambda: lanes_measure.native(slots, partials, 3, x, y, z),
+        "lift": lambda: exact.lift(x),
+    }
+    row = {}
+    for name, run in runs.items():
+        row[f"host_us_{name}"] = round(best(lambda: [run() for _ in range(300)]) * 1e3 / 300, 2)  # noqa: B023
     print(row, flush=True)
     return row
 
@@ -217,7 +239,8 @@ def _times(factor: int, figure: Any) -> Any:
 def _floor(row: Row, base: Any) -> Any:
     if not isinstance(base, float):
         return None
-    row["float64_products"] = round(2 * row["linear_flop"] / row["float64_tflop_per_s"] / 1e9, 1)
+    flop = row["linear_flop"] + row["attention_flop"]
+    row["float64_products"] = round(2 * flop / row["float64_tflop_per_s"] / 1e9, 1)
     return 3 * base + row["float64_products"]
 
 
@@ -226,7 +249,9 @@ def measure(model: torch.nn.Module, tokens: int, parts: list[str], modes: list[s
     kwargs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     before = graphprobe.capture(model, (), kwargs)
     weights = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed_tokens" not in n)
-    row: Row = {"tokens": tokens, "linear_flop": 2 * weights * tokens, **device}
+    config: Any = model.config
+    attention = 4 * tokens**2 * config.hidden_size * config.num_hidden_layers  # scores and their products with values
+    row: Row = {"tokens": tokens, "linear_flop": 2 * weights * tokens, "attention_flop": attention, **device}
     row["operations"] = sum(n.op == "call_function" for n in before.graph.nodes)
     if "taps" in parts:
         measure_taps(row, model, before, kwargs)
@@ -280,7 +305,7 @@ def main() -> int:
     if parts == ["large"]:
         return 0
     with torch.no_grad():
-        device = rates()
+        device = {**rates(), **host_costs()}
         model = model_of(options.layers, options.hidden)
         rows = result["rows"] = []
         for tokens in map(int, options.tokens.split(",")):

@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import save_file
 
 import graphprobe
+from graphprobe import streaming
 from graphprobe.fxfile import mapping
+from graphprobe.fxfile.archive import buffer
 
 Row = dict[str, Any]
 
@@ -75,6 +77,23 @@ def copy_rate() -> float:
     return round(max(source.numel() / timed(lambda: target.copy_(source))[0] / 1e9 for _ in range(4)), 1)
 
 
+def read_rate(paths: list[str]) -> float:
+    """Return GB/s of reading the files into page-locked memory: what comes from them cannot come faster."""
+    carrier, stage = streaming._Carrier(torch.device("cpu")), torch.empty(64 << 20, dtype=torch.uint8, pin_memory=True)
+    weights = [w for path in paths for w in mapping.tensors(path).values() if w.numel() * 2 >= stage.numel()]
+
+    def read() -> int:
+        done = 0
+        for weight in weights:
+            for start in range(0, weight.numel() * 2 - stage.numel() + 1, stage.numel()):
+                carrier._read(weight, start, buffer(stage))
+                done += stage.numel()
+        return done
+
+    seconds, count = timed(read)
+    return round(count / seconds / 1e9, 1)
+
+
 def peak_of(run: Callable[[], Any]) -> tuple[float, float, Any]:
     """Return (seconds, peak in GB of all that is allocated, result)."""
     torch.cuda.empty_cache()
@@ -88,6 +107,7 @@ def measure(row: Row, tokens: int, layers: int, files: int, folder: str | None =
     with tempfile.TemporaryDirectory(dir=folder) as place, torch.no_grad():
         row |= {"tokens": tokens, "layers": layers, "files": files, "host_to_device_gb_per_s": copy_rate()}
         row["write_s"], model = timed(lambda: mapped_model(place, layers, files, SHAPE))
+        row["read_gb_per_s"] = read_rate([os.path.join(place, f"{index}.safetensors") for index in range(1, 1 + files)])
         row["weights_gb"] = round(sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9, 1)
         ids = torch.randint(0, 1000, (1, tokens))
         kwargs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
