@@ -142,8 +142,8 @@ def _bytes(tap: graphprobe.Tap) -> int:
 
 def measure_lanes(row: Row, before: torch.fx.GraphModule, kwargs: Row, modes: list[str]) -> None:
     """Lanes of a graph against itself: "never" and "auto" are three native lanes, "always" all five."""
-    for exact in modes:
-        measure_mode(row, timing.lanes(before, before, (), kwargs, exact=exact), exact)
+    for mode in modes:
+        measure_mode(row, timing.lanes(before, before, (), kwargs, exact=mode), mode)
 
 
 def measure_mode(row: Row, lanes: Callable[[], torch.Tensor], exact: str) -> None:

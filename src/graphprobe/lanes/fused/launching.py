@@ -80,9 +80,7 @@ def compare_exact(
     return True
 
 
-def _exact(
-    walk: Joint, b: Tensor, r: Tensor | None, moved: Tensor | None
-) -> tuple[launches.Grid, launches.Launch]:
+def _exact(walk: Joint, b: Tensor, r: Tensor | None, moved: Tensor | None) -> tuple[launches.Grid, launches.Launch]:
     width = walk.sizes[-1]
     rows = walk.numel // width if width else 0
     height = min(_HEIGHT, _power_of_two(rows))
