@@ -288,6 +288,7 @@ def main() -> int:
     parser.add_argument("--parts", default="taps,lanes,peers,diff")
     parser.add_argument("--exact", default="never,auto,always")
     parser.add_argument("--files", type=int, default=4, help="layers of the large model that have files of their own")
+    parser.add_argument("--changed", action="store_true", help="compare the large model with one changed layer, too")
     parser.add_argument("--out")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -300,7 +301,9 @@ def main() -> int:
     parts = options.parts.split(",")
     if "large" in parts:
         result["large"] = {}
-        attempt(result, "large_done", lambda: gpu_large.measure(result["large"], 2048, 80, options.files))
+        attempt(
+            result, "large_done", lambda: gpu_large.measure(result["large"], 2048, 80, options.files, options.changed)
+        )
         save(result, options.out)
     if parts == ["large"]:
         return 0

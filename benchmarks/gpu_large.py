@@ -102,7 +102,7 @@ def peak_of(run: Callable[[], Any]) -> tuple[float, float, Any]:
     return seconds, round(torch.cuda.max_memory_allocated() / 1e9, 2), found
 
 
-def measure(row: Row, tokens: int, layers: int, files: int, folder: str | None = None) -> None:
+def measure(row: Row, tokens: int, layers: int, files: int, changed: bool, folder: str | None = None) -> None:
     """Note the figures in `row` as they come."""
     with tempfile.TemporaryDirectory(dir=folder) as place, torch.no_grad():
         row |= {"tokens": tokens, "layers": layers, "files": files, "host_to_device_gb_per_s": copy_rate()}
@@ -117,9 +117,11 @@ def measure(row: Row, tokens: int, layers: int, files: int, folder: str | None =
         row["diff_s"], row["diff_peak_gb"], report = peak_of(lambda: compared(gm, gm, kwargs))
         row["diff_verdict"] = report.verdict
         print(row, flush=True)
+        if not changed:
+            return
         model.model.layers[layers // 2].self_attn.scaling *= 1.01
-        row["capture_changed_s"], changed = timed(lambda: graphprobe.capture(model, (), kwargs))
-        row["diff_changed_s"], row["diff_changed_peak_gb"], report = peak_of(lambda: compared(gm, changed, kwargs))
+        row["capture_changed_s"], after = timed(lambda: graphprobe.capture(model, (), kwargs))
+        row["diff_changed_s"], row["diff_changed_peak_gb"], report = peak_of(lambda: compared(gm, after, kwargs))
         row["diff_changed_verdict"] = report.verdict
         row["diff_changed_found"] = report.first.module_path if report.first else ""
         print(row, flush=True)

@@ -150,7 +150,7 @@ def test_the_gpu_tells_the_exact_statistics_and_the_same_ones_twice(name: str) -
     for table in stats:
         operators.TAP(there, table, 1)
     rows = [columns.merge(table).cpu()[1] for table in stats]
-    assert_row(rows[0].tolist(), value)
+    assert_row(rows[0].tolist(), there.abs().cpu() if value.is_complex() else value)  # magnitudes are rounded there
     assert torch.equal(rows[0].view(torch.int64), rows[1].view(torch.int64))
 
 
