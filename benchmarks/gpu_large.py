@@ -102,9 +102,9 @@ def peak_of(run: Callable[[], Any]) -> tuple[float, float, Any]:
     return seconds, round(torch.cuda.max_memory_allocated() / 1e9, 2), found
 
 
-def measure(row: Row, tokens: int, layers: int, files: int, changed: bool, folder: str | None = None) -> None:
-    """Note the figures in `row` as they come."""
-    with tempfile.TemporaryDirectory(dir=folder) as place, torch.no_grad():
+def measure(row: Row, tokens: int, layers: int, files: int, changed: bool, save: Callable[[], None]) -> None:
+    """Note the figures in `row`, and save them as they come; with `changed`, also those of one changed layer."""
+    with tempfile.TemporaryDirectory() as place, torch.no_grad():
         row |= {"tokens": tokens, "layers": layers, "files": files, "host_to_device_gb_per_s": copy_rate()}
         row["write_s"], model = timed(lambda: mapped_model(place, layers, files, SHAPE))
         row["read_gb_per_s"] = read_rate([os.path.join(place, f"{index}.safetensors") for index in range(1, 1 + files)])
@@ -114,9 +114,11 @@ def measure(row: Row, tokens: int, layers: int, files: int, changed: bool, folde
         row["capture_s"], gm = timed(lambda: graphprobe.capture(model, (), kwargs))
         print(row, flush=True)
         measure_taps(row, gm, kwargs)
+        save()
         row["diff_s"], row["diff_peak_gb"], report = peak_of(lambda: compared(gm, gm, kwargs))
         row["diff_verdict"] = report.verdict
         print(row, flush=True)
+        save()
         if not changed:
             return
         model.model.layers[layers // 2].self_attn.scaling *= 1.01

@@ -174,7 +174,8 @@ def _block(
             _write(cells, least, most, mean, rms, zero * 0, zero * 0, zero, seen, blocks, repeat)
     if again:
         careful = _start(WIDE, ROWS)
-        for tile in range(block, tiles, blocks):
+        for number in range(block, tiles, blocks):
+            tile = tl.where(number < full, full - 1 - number, number)  # the same ones as above
             x, inside = _load(value, tile, count, sizes, strides, DENSE, LONG, True, ROWS, ACROSS)
             careful = _add(careful, x, inside, DOUBLE, WIDE, FLOATING)
         _finish(careful, cells, seen, blocks, repeat, DOUBLE)

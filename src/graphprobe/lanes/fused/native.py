@@ -185,7 +185,8 @@ def compare_native(
         first = (real, real, real, whole, whole, whole)
         second = first
         nonfinite, moved = whole, whole
-        for tile in range(pid, tiles, programs):
+        for number in range(pid, tiles, programs):
+            tile = tl.where(number < full, full - 1 - number, number)  # the same ones as above
             x, y, z, w = _load(
                 b, f, r, m, tile, count, sizes, bs, fs, rs, ms, HAS_F, HAS_R, HAS_M, DENSE, LONG, True, ROWS, ACROSS
             )
