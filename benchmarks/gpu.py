@@ -1,6 +1,6 @@
 """Everything that graphprobe promises about speed on a GPU, side by side in one run. Prints ratios, writes JSON.
 
-    python benchmarks/gpu.py [--layers 32] [--tokens 16,512,2048] [--parts taps,lanes,peers,diff] [--out FILE]
+    python benchmarks/gpu.py [--layers 32] [--tokens 16,512,2048] [--parts taps,lanes,peers,diff,large] [--out FILE]
 
 A Llama-8B-shaped model with random bf16 weights. Times are the least of several, synchronised, in milliseconds; memory
 is the peak of the allocator over what was allocated before the run, in GB. "recorded" is a replay of a CUDA graph.
@@ -21,11 +21,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import gpu_large
 import torch
 
 import graphprobe
 from graphprobe import devices
-from graphprobe.lanes import timing
+from graphprobe.lanes import exact, timing
 
 Row = dict[str, Any]
 
@@ -98,6 +99,28 @@ def rates() -> Row:
     return row
 
 
+def host_costs() -> Row:
+    """Measure what the host pays for one launch, in microseconds: values are so small that the device never waits."""
+    from graphprobe.lanes import measure as lanes_measure
+    from graphprobe.taps import columns, operators
+
+    device = torch.device("cuda")
+    x, y, z = (torch.randn(16, 64, device=device).to(torch.bfloat16) for _ in range(3))
+    stats, (slots, partials) = columns.new_stats(64, device), lanes_measure.buffers(64, device)
+    runs: dict[str, Callable[[], object]] = {
+        "operation": lambda: torch.add(x, y),
+        "tap": lambda: operators.TAP(x, stats, 3),
+        "tap_of_32": lambda: operators.TAP_SEVERAL([x] * 32, stats, list(range(32))),
+        "comparison": lambda: lanes_measure.native(slots, partials, 3, x, y, z),
+        "lift": lambda: exact.lift(x),
+    }
+    row = {}
+    for name, run in runs.items():
+        row[f"host_us_{name}"] = round(best(lambda: [run() for _ in range(300)]) * 1e3 / 300, 2)  # noqa: B023
+    print(row, flush=True)
+    return row
+
+
 def measure_taps(row: Row, model: torch.nn.Module, before: torch.fx.GraphModule, kwargs: Row) -> None:
     attempt(row, "eager", lambda: best(lambda: model(**kwargs)))
     attempt(row, "graph", lambda: best(lambda: before(**kwargs)))
@@ -119,8 +142,8 @@ def _bytes(tap: graphprobe.Tap) -> int:
 
 def measure_lanes(row: Row, before: torch.fx.GraphModule, kwargs: Row, modes: list[str]) -> None:
     """Lanes of a graph against itself: "never" and "auto" are three native lanes, "always" all five."""
-    for exact in modes:
-        measure_mode(row, timing.lanes(before, before, (), kwargs, exact=exact), exact)
+    for mode in modes:
+        measure_mode(row, timing.lanes(before, before, (), kwargs, exact=mode), mode)
 
 
 def measure_mode(row: Row, lanes: Callable[[], torch.Tensor], exact: str) -> None:
@@ -216,7 +239,8 @@ def _times(factor: int, figure: Any) -> Any:
 def _floor(row: Row, base: Any) -> Any:
     if not isinstance(base, float):
         return None
-    row["float64_products"] = round(2 * row["linear_flop"] / row["float64_tflop_per_s"] / 1e9, 1)
+    flop = row["linear_flop"] + row["attention_flop"]
+    row["float64_products"] = round(2 * flop / row["float64_tflop_per_s"] / 1e9, 1)
     return 3 * base + row["float64_products"]
 
 
@@ -225,7 +249,9 @@ def measure(model: torch.nn.Module, tokens: int, parts: list[str], modes: list[s
     kwargs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     before = graphprobe.capture(model, (), kwargs)
     weights = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed_tokens" not in n)
-    row: Row = {"tokens": tokens, "linear_flop": 2 * weights * tokens, **device}
+    config: Any = model.config
+    attention = 4 * tokens**2 * config.hidden_size * config.num_hidden_layers  # scores and their products with values
+    row: Row = {"tokens": tokens, "linear_flop": 2 * weights * tokens, "attention_flop": attention, **device}
     row["operations"] = sum(n.op == "call_function" for n in before.graph.nodes)
     if "taps" in parts:
         measure_taps(row, model, before, kwargs)
@@ -254,6 +280,19 @@ def profile(before: torch.fx.GraphModule, kwargs: Row) -> None:
     print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=28, max_name_column_width=90))
 
 
+def measure_large(result: Row, options: argparse.Namespace) -> None:
+    """Measure the model that no GPU holds; figures are saved as they come."""
+    large: Row = {}
+    result["large"] = large
+
+    def run() -> str:
+        gpu_large.measure(large, 2048, 80, options.files, options.changed, lambda: save(result, options.out))
+        return "done"
+
+    attempt(result, "large_state", run)
+    save(result, options.out)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=32)
@@ -261,6 +300,8 @@ def main() -> int:
     parser.add_argument("--tokens", default="16,512,2048")
     parser.add_argument("--parts", default="taps,lanes,peers,diff")
     parser.add_argument("--exact", default="never,auto,always")
+    parser.add_argument("--files", type=int, default=4, help="layers of the large model that have files of their own")
+    parser.add_argument("--changed", action="store_true", help="compare the large model with one changed layer, too")
     parser.add_argument("--out")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -270,16 +311,25 @@ def main() -> int:
         "date": datetime.date.today().isoformat(), "script": "benchmarks/gpu.py",
     }  # fmt: skip
     print(result, flush=True)
+    parts = options.parts.split(",")
+    if "large" in parts:
+        measure_large(result, options)
+    if parts == ["large"]:
+        return 0
     with torch.no_grad():
-        device = rates()
+        device = {**rates(), **host_costs()}
         model = model_of(options.layers, options.hidden)
         rows = result["rows"] = []
         for tokens in map(int, options.tokens.split(",")):
             print(f"{tokens} tokens", flush=True)
-            rows.append(measure(model, tokens, options.parts.split(","), options.exact.split(","), device))
-            if options.out:
-                pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+            rows.append(measure(model, tokens, parts, options.exact.split(","), device))
+            save(result, options.out)
     return 0
+
+
+def save(result: Row, path: str | None) -> None:
+    if path:
+        pathlib.Path(path).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from graphprobe import launches
 from graphprobe.lanes.fused import launching
 from graphprobe.taps import columns, triton_stats
 
@@ -60,12 +61,14 @@ def compare_cuts(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     for rows, warps, programs in itertools.product((256, 512, 1024), (4, 8), (264, 528)):
         triton_stats._ROWS, triton_stats._WARPS = rows, warps
         launching._ROWS, launching._WARPS, launching._PROGRAMS = rows, warps, programs
+        triton_stats._LAUNCHES, launching._LAUNCHES = launches.Launches(), launches.Launches()
         tap = one_tap(torch.zeros(SETS, programs, columns.COLUMNS, dtype=torch.float64, device=device))
-        pairs = rate(lambda i: launching.compare_native(partials, i, *native[i], None, 3e35), three)
+        pairs = rate(lambda i: launching.compare_native(partials, i, *native[i], None), three)
         print(f"  rows {rows} warps {warps} programs {programs}: statistics {tap}, native {pairs}", flush=True)
     for tile, height, programs in itertools.product((256, 512, 1024), (2, 4, 8), (264, 528, 1024)):
+        launching._LAUNCHES = launches.Launches()
         launching._TILE, launching._HEIGHT, launching._EXACT_PROGRAMS = tile, height, programs
-        found = rate(lambda i: launching.compare_exact(partials, i, *exact[i], None, 3e35), four)
+        found = rate(lambda i: launching.compare_exact(partials, i, *exact[i], None), four)
         print(f"  tile {tile} height {height} programs {programs}: exact {found}", flush=True)
 
 

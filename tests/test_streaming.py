@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 import graphprobe
+from graphprobe import devices, streaming
 from graphprobe.errors import FxFileError, InputError
 from graphprobe.fxfile import mapping
 from graphprobe.streaming import Stream, key_of
+from graphprobe.taps.probe import Probe
 
-LAYERS, WIDTH = 12, 256
+LAYERS, WIDTH = 6, 192
 LAYER = WIDTH * WIDTH * 4
 
 
@@ -110,7 +112,7 @@ def test_taps_of_a_streamed_graph_are_those_of_the_resident_one(path):
 def test_a_run_holds_the_weights_in_use_and_those_that_come_next(path, ahead):
     gm = graphprobe.load(path, mapped=True)
     stream = Stream("cpu", ahead * LAYER)
-    probe = graphprobe.taps.Probe(gm, stream=stream)
+    probe = Probe(gm, stream=stream)
     assert torch.equal(graphprobe.load(path)(IDS), probe(IDS))
     assert stream.peak <= (ahead + 2) * LAYER
     assert stream.bytes == (2 * LAYERS + 2) * LAYER  # what is used at both ends comes twice
@@ -128,13 +130,13 @@ def test_a_run_that_breaks_off_spoils_nothing(path):
 def test_a_streamed_diff_says_what_a_resident_one_says(path, exact, tmp_path):
     changed = graphprobe.load(path)
     with torch.no_grad():
-        dict(changed.named_parameters())["blocks.5.up.weight"][3, 7] += 0.5
+        dict(changed.named_parameters())["blocks.3.up.weight"][3, 7] += 0.5
     after = tmp_path / "after.fx"
     graphprobe.save(changed, after, args=(IDS,))
     resident = graphprobe.diff(path, after, exact=exact)
     streamed = graphprobe.diff(path, after, exact=exact, memory="stream", device="cpu")
     assert resident.verdict == streamed.verdict == "semantic"
-    assert streamed.first.module_path == "blocks.5.up"
+    assert streamed.first.module_path == "blocks.3.up"
     assert resident.findings == streamed.findings
     assert graphprobe.diff(path, path, exact=exact, memory="stream", device="cpu").verdict == "identical"
 
@@ -143,6 +145,32 @@ def test_a_model_in_memory_can_be_streamed_too():
     model = tower()
     assert graphprobe.diff(model, tower(), (IDS,), memory="stream", device="cpu").verdict == "identical"
     assert torch.equal(graphprobe.instrument(model, memory="stream", device="cpu")(IDS), model(IDS))
+
+
+class Shared(torch.nn.Module):
+    """Layers that use few weights in turn."""
+
+    def __init__(self, distinct: int, layers: int) -> None:
+        super().__init__()
+        self.weights = torch.nn.ParameterList(torch.randn(WIDTH, WIDTH) / WIDTH**0.5 for _ in range(distinct))
+        self.layers = layers
+
+    def forward(self, x):
+        for layer in range(self.layers):
+            weight = self.weights[layer % len(self.weights)]
+            x = torch.relu(x @ weight) @ weight
+        return x
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2, 5])
+def test_a_weight_that_is_used_again_soon_is_brought_once(tmp_path, ahead):
+    x = torch.ones(2, WIDTH)
+    graphprobe.save(graphprobe.capture(Shared(3, 12).eval(), (x,)), tmp_path / "m.fx", args=(x,))
+    probe = Probe(graphprobe.load(tmp_path / "m.fx", mapped=True), stream=Stream("cpu", ahead * LAYER))
+    assert torch.equal(probe(x), graphprobe.load(tmp_path / "m.fx")(x))
+    far_apart = ahead < 2  # two others lie between two layers that share
+    assert probe.stream.bytes == (12 if far_apart else 3) * LAYER
+    assert probe.stream.peak <= (ahead + 2 if far_apart else 3) * LAYER
 
 
 class Held(torch.nn.Module):
@@ -185,12 +213,60 @@ def test_wrong_words_are_told():
 )
 def test_damaged_weights_are_told(tmp_path, header):
     (tmp_path / "w.safetensors").write_bytes(header)
-    with pytest.raises(FxFileError, match="w.safetensors"):
+    with pytest.raises(FxFileError, match=r"w\.safetensors"):
         mapping.entries(str(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", [1 << 26, 1 << 15])
+def test_a_gpu_computes_the_same_with_weights_that_come(path, stage, monkeypatch):
+    monkeypatch.setattr(streaming, "_STAGE", stage)
+    monkeypatch.setattr(streaming, "_PIECE", stage // 4)
+    resident = graphprobe.instrument(devices.moved(graphprobe.load(path), torch.device("cuda")))
+    expected, taps = resident(IDS.cuda()), resident.taps
+    stream = Stream("cuda", 2 * LAYER)
+    probe = Probe(graphprobe.load(path, mapped=True), stream=stream)
+    for _ in range(3):
+        found = probe(IDS)
+        assert torch.equal(expected, found) and found.is_cuda
+        assert probe.taps[1:] == taps[1:]  # the first one counts the calls
+    assert stream.peak <= 4 * LAYER and stream.present == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("exact", ["auto", "always"])
+def test_a_gpu_finds_the_same_with_weights_that_come(path, exact, tmp_path):
+    changed = graphprobe.load(path)
+    with torch.no_grad():
+        dict(changed.named_parameters())["blocks.3.up.weight"][3, 7] += 0.5
+    graphprobe.save(changed, tmp_path / "after.fx", args=(IDS,))
+    resident = graphprobe.diff(path, tmp_path / "after.fx", exact=exact, device="cuda")
+    streamed = graphprobe.diff(path, tmp_path / "after.fx", exact=exact, device="cuda", memory="stream")
+    assert resident.verdict == streamed.verdict == "semantic"
+    assert streamed.first.module_path == "blocks.3.up"
+    model = tower().cuda()  # one side on the device, the other in its file
+    assert graphprobe.diff(model, path, (IDS.cuda(),), device="cuda", memory="stream").verdict == "identical"
+
+
+@pytest.mark.gpu
+def test_a_streamed_gpu_run_takes_little_memory(tmp_path):
+    model = torch.nn.Sequential(*(torch.nn.Linear(4096, 4096, bias=False) for _ in range(24))).eval()
+    x = torch.ones(2, 4096)
+    graphprobe.save(graphprobe.capture(model, (x,)), tmp_path / "m.fx", args=(x,))
+    one = 4096 * 4096 * 4
+    probe = Probe(graphprobe.load(tmp_path / "m.fx", mapped=True), stream=Stream("cuda", 2 * one))
+    probe(x)
+    torch.cuda.reset_peak_memory_stats()
+    base = torch.cuda.memory_allocated()
+    for _ in range(2):
+        probe(x)
+    assert torch.cuda.max_memory_allocated() - base <= 6 * one
 
 
 _GROWTH = """
 import resource, sys, torch, graphprobe
+from graphprobe.streaming import Stream
+from graphprobe.taps.probe import Probe
 torch.set_num_threads(1)
 gm = graphprobe.load(sys.argv[1], mapped=True)
 x = torch.ones(2, 1024)
@@ -198,7 +274,7 @@ small = graphprobe.instrument(graphprobe.load(sys.argv[2], mapped=True), memory=
 small(x)
 graphprobe.diff(sys.argv[2], sys.argv[2], (x,), memory="stream", device="cpu")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-probe = graphprobe.taps.Probe(gm, stream=graphprobe.streaming.Stream("cpu", 8 << 20))
+probe = Probe(gm, stream=Stream("cpu", 8 << 20))
 probe(x)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,11 +39,13 @@ def run_program(
     """Run a program natively and return the values of the wanted nodes.
 
     A node in `replace` takes what its function makes of the environment; nodes in `hold` are kept alive for that. All
-    other values die after their last use. Nodes in `skip` are not run. With `observe`, what it returns is kept in place
-    of the values.
+    other values die after their last use. Nodes in `skip` are not run, nor any after the last one that is wanted (if
+    any is). With `observe`, what it returns is kept in place of the values.
     """
     wanted, skip, held = set(wanted), set(skip), set(hold)
-    weight = _weights(program)
+    end = max((program.order[n] for n in wanted if n in program.order), default=len(program.live) - 1)
+    run = program.live[: end + 1]
+    weight = _weights(program, run)
     last: dict[Node, Node] = {}
     for node in program.live:
         for operand in node.all_input_nodes:
@@ -51,19 +53,19 @@ def run_program(
     env: Values = {node: inputs[path] for path, node in program.inputs.items() if path in inputs}
     kept: Values = {}
     with torch.no_grad():
-        for node in program.live:
+        for node in run:
             if node in skip:
                 continue
+            for operand in node.all_input_nodes:  # weights are read when they are used: graphs begin with all of them
+                if operand.op == "get_attr" and operand not in env:
+                    env[operand] = weight(operand)
             if replace and node in replace:
                 env[node] = replace[node](env)
             elif node.op == "get_attr":
-                if node not in wanted:  # read when it is used: graphs begin with all of their weights
+                if node not in wanted:
                     continue
                 env[node] = program.attribute(node)
             elif node.op == "call_function":
-                for operand in node.all_input_nodes:
-                    if operand.op == "get_attr" and operand not in env:
-                        env[operand] = weight(operand)
                 env[node] = call(program, node, env)
             if node in wanted:
                 kept[node] = observe(env[node]) if observe else env[node]
@@ -76,11 +78,11 @@ def run_program(
     return kept
 
 
-def _weights(program: Program) -> Callable[[Node], Any]:
+def _weights(program: Program, run: Sequence[Node]) -> Callable[[Node], Any]:
     """Return what reads a weight; weights that come from elsewhere are ordered in the order of their first use."""
     if program.stream is None:
         return program.attribute
-    order = [n for node in program.live if node.op == "call_function" for n in node.all_input_nodes]
+    order = [n for node in run for n in node.all_input_nodes]
     reads = [n for n in dict.fromkeys(order) if n.op == "get_attr"]
     return program.stream.reader(reads, program.held)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Node
@@ -55,7 +56,7 @@ def tensor_val(node: Node) -> torch.Tensor | None:
 def schema_name(node: Node) -> str:
     """Return 'aten::add' for an operator, '' for anything else."""
     target = node.target
-    return target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
+    return _facts(target).name if isinstance(target, torch._ops.OpOverload) else ""
 
 
 def returns_nothing(node: Node) -> bool:
@@ -64,10 +65,36 @@ def returns_nothing(node: Node) -> bool:
         return str(node.target).startswith("_guards")
     if node.op != "call_function":
         return node.op == "output"
-    if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.returns:
-        return True
-    name = getattr(node.target, "__name__", str(node.target))
-    return name.startswith(_CHECKS)
+    if isinstance(node.target, torch._ops.OpOverload):
+        return _facts(node.target).returns_nothing
+    return _name(node.target).startswith(_CHECKS)
+
+
+class _Facts(NamedTuple):
+    """What an operator's schema says, whatever its arguments."""
+
+    name: str
+    returns_nothing: bool
+    is_view: bool
+    casts: bool  # a view where the dtype stays
+
+
+@functools.cache
+def _facts(target: torch._ops.OpOverload) -> _Facts:
+    schema = target._schema
+    written_out = schema.name.startswith("aten::") and schema.name.endswith(_COPY_SUFFIX)
+    aliases = any(r.alias_info is not None for r in schema.returns)
+    return _Facts(
+        schema.name,
+        not schema.returns or _name(target).startswith(_CHECKS),
+        not schema.is_mutable and (schema.name in _COPIES or written_out or aliases),
+        not schema.is_mutable and schema.name in _CASTS,
+    )
+
+
+def _name(target: Any) -> str:
+    name: str = getattr(target, "__name__", "") or str(target)
+    return name
 
 
 def is_mutating(node: Node) -> bool:
@@ -90,17 +117,8 @@ def is_view(node: Node) -> bool:
         return False
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    schema = node.target._schema
-    name = schema.name
-    if schema.is_mutable:
-        return False
-    if name in _CASTS:
-        return _same_dtype_as_input(node)
-    if name in _COPIES:
-        return True
-    if name.startswith("aten::") and name.endswith(_COPY_SUFFIX):
-        return True
-    return bool(schema.returns) and any(r.alias_info is not None for r in schema.returns)
+    facts = _facts(node.target)
+    return _same_dtype_as_input(node) if facts.casts else facts.is_view
 
 
 def _same_dtype_as_input(node: Node) -> bool:

@@ -66,8 +66,8 @@ def _clean_path(path: str) -> str:
 
 def module_path(node: Node) -> str:
     """Return the path of the innermost module, '' at the root or where unknown."""
-    stack = module_stack(node)
-    return stack[-1][0] if stack else ""
+    stack = node.meta.get("nn_module_stack")
+    return _clean_path(next(reversed(stack.values()))[0]) if stack else ""
 
 
 def module_type(node: Node) -> str:
@@ -78,7 +78,12 @@ def module_type(node: Node) -> str:
 
 def source(node: Node) -> str:
     """Return 'file.py:12 in forward' of the user's innermost frame, '' where unknown."""
-    frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', node.meta.get("stack_trace") or "")
+    return _innermost_frame(node.meta.get("stack_trace") or "")
+
+
+@functools.lru_cache(1 << 14)
+def _innermost_frame(trace: str) -> str:
+    frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', trace)
     for file, line, function in reversed(frames):
         if not any(skip in file for skip in _SKIP):
             return f"{file.rsplit('/', 1)[-1]}:{line} in {function}"
@@ -90,7 +95,9 @@ def target_name(node: Node) -> str:
     target = node.target
     if isinstance(target, str):
         return target
-    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+    if isinstance(target, torch._ops.OpOverload):
+        return _overload_name(target)
+    if isinstance(target, torch._ops.OpOverloadPacket):
         return str(target)
     if isinstance(target, torch._ops.HigherOrderOperator):
         return f"higher_order.{target._name}"
@@ -98,3 +105,8 @@ def target_name(node: Node) -> str:
     name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None) or repr(target)
     module = {"_operator": "operator", "builtins": ""}.get(module, module)
     return re.sub(r" at 0x[0-9a-f]+", "", f"{module}.{name}".lstrip(".") if module else str(name))
+
+
+@functools.cache
+def _overload_name(target: torch._ops.OpOverload) -> str:
+    return str(target)

@@ -31,8 +31,8 @@ AHEAD = 1 << 30
 #: What is smaller stays on the device once it is there.
 _SMALL = 1 << 16
 #: Page-locked memory through which bytes go to a GPU, and the pieces in which several threads fill it.
-_STAGES, _STAGE, _PIECE = 3, 64 << 20, 8 << 20
-_READERS = 8
+_STAGES, _STAGE, _PIECE = 4, 64 << 20, 4 << 20
+_READERS = min(16, os.cpu_count() or 1)
 
 
 def stream_to(device: torch.device | str | None, memory: str) -> Stream | None:
@@ -53,7 +53,7 @@ def stream_to(device: torch.device | str | None, memory: str) -> Stream | None:
 
 
 class Stream:
-    """Brings weights to one device. Thread-safe; the bytes that came and the most that were there at once are counted."""
+    """Brings weights to one device, and counts the bytes that came and the most that were there at once."""
 
     def __init__(self, device: torch.device | str, ahead: int = AHEAD) -> None:
         self.device = torch.device(device)
@@ -150,7 +150,8 @@ class Stream:
     def _gone(self, key: Key, size: int) -> None:
         with self._lock:
             self.present -= size
-            if self._alive[key][0]() is None:
+            alive = self._alive.get(key)
+            if alive is not None and alive[0]() is None:
                 del self._alive[key]
 
 
@@ -269,7 +270,7 @@ class _GpuCarrier(_Carrier):
     def bring(self, weight: Tensor, since: Any) -> tuple[Tensor, Any]:
         if since is not None:  # else memory would be taken for all weights while the device is still at the first
             since.synchronize()
-        ready = torch.cuda.Event()
+        ready = _event()
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             if not _is_dense(weight):
                 there = weight.detach().to(self.device)
@@ -281,7 +282,7 @@ class _GpuCarrier(_Carrier):
 
     def _copy(self, weight: Tensor, target: Tensor) -> None:
         while len(self._stages) < _STAGES:
-            self._stages.append((torch.empty(_STAGE, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()))
+            self._stages.append((torch.empty(_STAGE, dtype=torch.uint8, pin_memory=True), _event()))
         for start in range(0, target.numel(), _STAGE):
             stage, free = self._stages[self._turn]
             self._turn = (self._turn + 1) % _STAGES
@@ -298,40 +299,52 @@ class _GpuCarrier(_Carrier):
         there.record_stream(current)
 
     def mark(self) -> Any:
-        event = torch.cuda.Event(blocking=True)
+        event = _event()
         event.record(torch.cuda.current_stream(self.device))
         return event
 
 
 def _insert_fetches(graph: Graph, weights: dict[Node, Tensor], stream: Stream) -> None:
     """Put a call before the first user of each weight; before a later one, too, where much else comes in between."""
-    order: dict[Node, int] = {node: place for place, node in enumerate(graph.nodes)}
-    users: dict[Key, list[tuple[int, Node, Node]]] = {}
-    for node, value in weights.items():
-        users.setdefault(key_of(value), []).extend((order[user], user, node) for user in node.users)
-    groups: list[list[tuple[int, Node, Node]]] = []
-    fetched: list[tuple[int, int]] = []  # (place of the first user, size): what comes between two uses
-    for found in users.values():
-        found.sort(key=lambda use: use[0])
-        fetched += [(place, _size(weights[read])) for place, _, read in found[:1]]
-    for found in users.values():
-        group: list[tuple[int, Node, Node]] = []
-        for use in found:
-            if group and sum(size for place, size in fetched if group[-1][0] < place < use[0]) > stream.ahead:
-                groups.append(group)
-                group = []
-            group.append(use)
-        if group:
-            groups.append(group)
-    groups.sort(key=lambda group: group[0][0])
-    feed = stream.feed([weights[group[0][2]] for group in groups])
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    uses = sorted((order[user], order[node], user, node) for node in weights for user in node.users)
+    groups = _groups([(key_of(weights[node]), _size(weights[node])) for _, _, _, node in uses], stream.ahead)
+    feed = stream.feed([weights[uses[group[0]][3]] for group in groups])
     for index, group in enumerate(groups):
-        _, first, read = group[0]
+        _, _, first, read = uses[group[0]]
         with graph.inserting_before(first):
             made = graph.call_function(feed.take, (read, index))
         made.meta.update({key: read.meta[key] for key in ("val",) if key in read.meta})
-        for _, user, node in group:
+        for use in group:
+            _, _, user, node = uses[use]
             user.replace_input_with(node, made)
+
+
+def _groups(uses: Sequence[tuple[Key, int]], most: int) -> list[list[int]]:
+    """Group uses of one weight unless more than `most` bytes of others come in between; given as (weight, bytes)."""
+    groups: list[list[int]] = []
+    latest: dict[Key, list[int]] = {}  # the last used one at the end
+    sizes: dict[Key, int] = {}
+    for use, (key, size) in enumerate(uses):
+        group = latest.pop(key, None)
+        last, between = (group[-1] if group else -1), 0
+        for other in reversed(latest) if group is not None else ():
+            if latest[other][-1] < last:
+                break
+            between += sizes[other]
+            if between > most:
+                group = None
+                break
+        if group is None:
+            group = []
+            groups.append(group)
+        group.append(use)
+        latest[key], sizes[key] = group, size
+    return groups
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
 
 def key_of(weight: Tensor) -> Key:

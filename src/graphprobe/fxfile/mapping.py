@@ -10,6 +10,7 @@ import json
 import os
 import struct
 import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -67,6 +68,30 @@ def at(tensor: torch.Tensor, place: Place) -> torch.Tensor:
     """Note on a tensor where it lies."""
     setattr(tensor, _PLACE, place)
     return tensor
+
+
+def view(place: Place, dtype: torch.dtype, shape: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
+    """Return a tensor that looks at a mapped file from a place on, which must be a multiple of the dtype's size."""
+    empty = torch.empty(0, dtype=dtype)
+    first = place.offset // dtype.itemsize
+    return at(empty.set_(place.file.bytes.untyped_storage(), first, tuple(shape), tuple(stride)), place)
+
+
+def tensors(path: str) -> dict[str, torch.Tensor]:
+    """Map the tensors of a safetensors file as parameters; such as lie awkwardly in it are read. Raises FxFileError."""
+    file = map_file(path)
+    found: dict[str, torch.Tensor] = {}
+    for key, entry in entries(path).items():
+        if entry.dtype is None:
+            raise FxFileError(f"{path} holds {key!r} in a dtype that is not known here")
+        if entry.begin % entry.dtype.itemsize:
+            flat = file.bytes[entry.begin : entry.end].clone().view(entry.dtype)
+            found[key] = torch.nn.Parameter(flat.view(entry.shape), False)
+            continue
+        place = Place(file, entry.begin)
+        dense = torch.empty(entry.shape, device="meta").stride()
+        found[key] = at(torch.nn.Parameter(view(place, entry.dtype, entry.shape, dense), False), place)
+    return found
 
 
 def place_of(tensor: torch.Tensor) -> Place | None:

@@ -67,7 +67,8 @@ class TensorReader:
                 raise Damage(f"tensor {index} reaches beyond its memory")
             place = mapping.place_of(flat)
             if place is not None:
-                self._built[index] = _mapped(place, kind, offset, shape, stride)
+                first = mapping.Place(place.file, place.offset + offset * kind.itemsize)
+                self._built[index] = mapping.view(first, kind, shape, stride)
                 return self._built[index]
             device = self._device(row["device"])
             moved = flat.to(device)
@@ -153,15 +154,6 @@ class TensorReader:
         if not os.path.isfile(path):
             raise FxFileError(f"{self._archive.path} refers to the weights in {path}, which is not there: {_ELSEWHERE}")
         return path
-
-
-def _mapped(
-    place: mapping.Place, kind: torch.dtype, offset: int, shape: Sequence[int], stride: Sequence[int]
-) -> torch.Tensor:
-    first = place.offset + offset * kind.itemsize
-    empty = torch.empty(0, dtype=kind)
-    value = empty.set_(place.file.bytes.untyped_storage(), first // kind.itemsize, tuple(shape), tuple(stride))
-    return mapping.at(value, mapping.Place(place.file, first))
 
 
 _ELSEWHERE = "give the right file with load(..., weights_from=...), or load without weights (weights=False)"

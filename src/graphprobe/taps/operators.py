@@ -7,6 +7,7 @@ They are bare library operators because ``torch.library.custom_op`` costs ten ti
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -30,24 +31,21 @@ def _tap_cpu(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
 
 def _tap_cuda(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
     value = _plain(value)
-    if value.is_cuda and stats.is_cuda and _triton_works():
-        from graphprobe.taps import triton_stats
-
-        if triton_stats.supports(value):
-            triton_stats.write_row(value, stats, row)
-            return
-    _tap_anywhere(value, stats, row)
+    kernels = _kernels()
+    if kernels is not None and value.is_cuda and stats.is_cuda and kernels.supports(value):
+        kernels.write_row(value, stats, row)
+    else:
+        _tap_anywhere(value, stats, row)
 
 
 def _tap_several_cuda(values: list[torch.Tensor], stats: torch.Tensor, rows: list[int]) -> None:
-    if not (stats.is_cuda and _triton_works()):
+    kernels = _kernels()
+    if kernels is None or not stats.is_cuda:
         _tap_several(values, stats, rows)
         return
-    from graphprobe.taps import triton_stats
-
     values = [_plain(value) for value in values]
-    fused = [value.is_cuda and triton_stats.supports(value) for value in values]
-    triton_stats.write_rows(
+    fused = [value.is_cuda and kernels.supports(value) for value in values]
+    kernels.write_rows(
         [value for value, fits in zip(values, fused, strict=True) if fits],
         stats,
         [row for row, fits in zip(rows, fused, strict=True) if fits],
@@ -72,10 +70,16 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
     return value if value.layout is torch.strided else value.to_dense()
 
 
-def _triton_works() -> bool:
+@functools.cache
+def _kernels() -> Any:
+    """Return `triton_stats`, None where Triton is not installed."""
     from torch.utils._triton import has_triton_package
 
-    return bool(has_triton_package())
+    if not has_triton_package():
+        return None
+    from graphprobe.taps import triton_stats
+
+    return triton_stats
 
 
 def _keep(value: torch.Tensor, kept: torch.Tensor) -> None:

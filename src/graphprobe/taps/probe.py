@@ -118,7 +118,7 @@ class Probe(torch.nn.Module):
         """Record a call with these inputs as a CUDA graph; the callable that is returned takes others of their kind.
 
         It writes the same taps and is launched at once, which is what small batches need. What it returns, and kept
-        tensors, are overwritten by its next call. Raises InputError without a CUDA device, and where weights are streamed.
+        tensors, are overwritten by its next call. Raises InputError without a CUDA device, and with streamed weights.
         """
         if self.stream is not None:
             raise InputError('a CUDA graph cannot wait for weights that come with memory="stream"')

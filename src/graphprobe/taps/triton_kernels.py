@@ -159,8 +159,8 @@ def _block(
         real = tl.zeros([ROWS], tl.float64)
         low = tl.full([ROWS], float("inf"), tl.float32)
         state = (low, -low, real, real, tl.zeros([ROWS], tl.int32))
-        for tile in range(block, full, blocks):
-            x, inside = _load(value, tile, count, sizes, strides, DENSE, LONG, False, ROWS, ACROSS)
+        for tile in range(block, full, blocks):  # from the end, which was written last and may still be in the cache
+            x, inside = _load(value, full - 1 - tile, count, sizes, strides, DENSE, LONG, False, ROWS, ACROSS)
             state = _add_fast(state, x, inside, False)
         for tile in range(tl.where(last, full, tiles), tiles, 1):
             x, inside = _load(value, tile, count, sizes, strides, DENSE, LONG, True, ROWS, ACROSS)
@@ -174,7 +174,8 @@ def _block(
             _write(cells, least, most, mean, rms, zero * 0, zero * 0, zero, seen, blocks, repeat)
     if again:
         careful = _start(WIDE, ROWS)
-        for tile in range(block, tiles, blocks):
+        for number in range(block, tiles, blocks):
+            tile = tl.where(number < full, full - 1 - number, number)  # the same ones as above
             x, inside = _load(value, tile, count, sizes, strides, DENSE, LONG, True, ROWS, ACROSS)
             careful = _add(careful, x, inside, DOUBLE, WIDE, FLOATING)
         _finish(careful, cells, seen, blocks, repeat, DOUBLE)

@@ -18,12 +18,14 @@ from typing import Any
 import torch
 import triton.language as tl
 
+from graphprobe import launches
 from graphprobe.taps import columns, layout, triton_kernels
 
 #: Threads of a block are _WARPS * 32; each reads 16 bytes at a time, so many rows of 16 bytes per step.
 _ROWS, _WARPS = 1024, 4
 #: The same where several values are read together: they are small.
 _SEVERAL_ROWS, _SEVERAL_WARPS = 512, 8
+_LAUNCHES = launches.Launches()
 #: Dimensions of stride that the kernel follows; a value that collapses to more is copied first.
 _DIMS = 5
 #: Summed in float32 at first.
@@ -75,35 +77,54 @@ def _check(stats: torch.Tensor, row: int) -> None:
 
 
 def _launch(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
-    sizes, strides, repeat = _collapsed(value.shape, value.stride())
-    if len(sizes) > _DIMS:
-        value = value.contiguous()
-        sizes, strides, repeat = (value.numel(),), (1,), 1
+    slots = stats.shape[1]
+    place = row * slots * columns.COLUMNS
+    key = (launches.kind(value), slots, stats.data_ptr() & 15, launches.is_wide(place))
+    known = _LAUNCHES.get(key)
+    if known is None:
+        sizes, strides, repeat = _collapsed(value.shape, value.stride())
+        if len(sizes) > _DIMS:
+            _launch(value.contiguous(), stats, row)
+            return
+        known = _LAUNCHES.note(key, _prepared(value, slots, sizes, strides, repeat))
+    grid, launch = known
+    launch(grid, (value, stats), (place,))
+
+
+def _prepared(
+    value: torch.Tensor, slots: int, sizes: tuple[int, ...], strides: tuple[int, ...], repeat: int
+) -> tuple[launches.Grid, launches.Launch]:
     count = value.numel() // repeat if repeat else 0
     across = 16 // value.element_size()
-    slots = stats.shape[1]
     missing = _DIMS - len(sizes)
     reach = max(count, sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)))
-    triton_kernels.measure[(max(1, min(slots, -(-count // (_ROWS * across)))),)](
-        value, stats, row * slots * columns.COLUMNS, count, repeat,
-        *((1,) * missing + sizes)[1:], *((0,) * missing + strides),
-        **_kind(value.dtype), DENSE=sizes == (count,) and strides == (1,), LONG=reach >= 2**30,
-        ROWS=_ROWS, ACROSS=across, num_warps=_WARPS,
-    )  # fmt: skip
+    settled = (count, repeat, *((1,) * missing + sizes)[1:], *((0,) * missing + strides))
+    constants = {
+        **_kind(value.dtype), "DENSE": sizes == (count,) and strides == (1,), "LONG": reach >= 2**30,
+        "ROWS": _ROWS, "ACROSS": across,
+    }  # fmt: skip
+    grid = (max(1, min(slots, -(-count // (_ROWS * across)))), 1)
+    return grid, launches.Launch(triton_kernels.measure, settled, constants, _WARPS)
 
 
 def _launch_several(group: list[tuple[torch.Tensor, int]], dtype: torch.dtype, stats: torch.Tensor) -> None:
     slots = stats.shape[1]
     across = 16 // dtype.itemsize
+    spare = triton_kernels.SEVERAL - len(group)  # filled with the last value again, which no block looks at
+    addresses = [value.data_ptr() for value, _ in group]
     counts = [value.numel() for value, _ in group]
-    spare = [0] * (triton_kernels.SEVERAL - len(group))
+    places = [row * slots * columns.COLUMNS for _, row in group]
     blocks = min(slots, -(-max(counts) // (_SEVERAL_ROWS * across)))
-    triton_kernels.measure_several[(blocks, len(group))](
-        stats, *(value.data_ptr() for value, _ in group), *spare, *counts, *spare,
-        *(row * slots * columns.COLUMNS for _, row in group), *spare,
-        KIND=getattr(tl, str(dtype).removeprefix("torch.")), **_kind(dtype), SLOTS=slots, ROWS=_SEVERAL_ROWS,
-        ACROSS=across, MANY=triton_kernels.SEVERAL, num_warps=_SEVERAL_WARPS,
-    )  # fmt: skip
+    key = (dtype, slots, stats.data_ptr() & 15, stats.device.index, launches.is_wide(*places))
+    launch = _LAUNCHES.get(key)
+    if launch is None:
+        constants = {
+            "KIND": getattr(tl, str(dtype).removeprefix("torch.")), **_kind(dtype), "SLOTS": slots,
+            "ROWS": _SEVERAL_ROWS, "ACROSS": across, "MANY": triton_kernels.SEVERAL,
+        }  # fmt: skip
+        launch = _LAUNCHES.note(key, launches.Launch(triton_kernels.measure_several, (), constants, _SEVERAL_WARPS))
+    varying = [number for column in (addresses, counts, places) for number in column + column[-1:] * spare]
+    launch((blocks, len(group)), (stats,), varying)
 
 
 def _kind(dtype: torch.dtype) -> dict[str, Any]:

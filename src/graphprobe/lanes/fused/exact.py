@@ -67,7 +67,8 @@ def _share(
     kept, worst, largest, squares = line, line, line, line
     error, forced_error, top = flat, flat, flat
     wrong = tl.zeros([ROWS], tl.int32)
-    for unit in range(tl.program_id(0), units, tl.num_programs(0)):
+    for number in range(tl.program_id(0), units, tl.num_programs(0)):
+        unit = units - 1 - number  # from the end, which was written last and may still be in the cache
         first, start = (unit % across) * ACROSS, (unit // across) * SPAN
         column = first + tl.arange(0, ACROSS)[None, :]
         # of what this program has seen so far: never above the share of the whole tensor

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from graphprobe import launches
 from graphprobe.lanes.fused import common, exact, native
-from graphprobe.lanes.fused.joint import joint
+from graphprobe.lanes.fused.joint import Joint, joint
 from graphprobe.lanes.measure import sentinel_bound
 
 Tensor = torch.Tensor
 
+_LAUNCHES = launches.Launches()
 #: Programs of one native comparison at most, and rows of 16 bytes that each reads per step.
 _PROGRAMS, _ROWS, _WARPS = 264, 256, 8
 #: The same of one exact comparison; elements of a step, at most so many rows high, and rows that one column sum spans.
@@ -30,24 +32,35 @@ def compare_native(
 ) -> bool:
     """Start measuring the free and the forced lane against before; False where the kernels cannot read a tensor."""
     given = [t for t in (b, f, r, moved) if t is not None]
-    walk = joint(tuple(given), inner=False) if _readable(partials, given) else None
-    if walk is None:
+    key = ("native", f is None, r is None, moved is None, partials.device.index, *map(launches.kind, given))
+    known = _LAUNCHES.get(key)
+    if known is None:
+        walk = joint(tuple(given), inner=False) if _readable(partials, given) else None
+        known = _LAUNCHES.note(key, walk is not None and _native(walk, b, f, r, moved))
+    if known is False:
         return False
-    values = [b if t is None else t for t in (b, f, r, moved)]
+    values = [_numbers(b if t is None else t) for t in (b, f, r, moved)]
+    known[1](known[0], (*values, partials), (_place(row),))
+    return True
+
+
+def _native(
+    walk: Joint, b: Tensor, f: Tensor | None, r: Tensor | None, moved: Tensor | None
+) -> tuple[launches.Grid, launches.Launch]:
     lanes = [t.dtype for t in (b, f, r) if t is not None]
     narrow = all(dtype in _NARROW for dtype in lanes)
     across = 16 // max(dtype.itemsize for dtype in lanes)
-    grid = (max(1, min(_PROGRAMS, -(-walk.numel // (_ROWS * across)))),)
-    native.compare_native[grid](
-        *map(_numbers, values), partials, _place(row), walk.numel,
-        *walk.sizes[1:], *walk.spread([t is not None for t in (b, f, r, moved)]),
-        BOUND=sentinel_bound(b.dtype), BOUND_F=sentinel_bound(values[1].dtype), BOUND_R=sentinel_bound(values[2].dtype),
+    grid = (max(1, min(_PROGRAMS, -(-walk.numel // (_ROWS * across)))), 1)
+    settled = (walk.numel, *walk.sizes[1:], *walk.spread([t is not None for t in (b, f, r, moved)]))
+    constants = dict(
+        BOUND=sentinel_bound(b.dtype), BOUND_F=sentinel_bound((b if f is None else f).dtype),
+        BOUND_R=sentinel_bound((b if r is None else r).dtype),
         HAS_F=f is not None, HAS_R=r is not None, HAS_M=moved is not None,
         SAME_F=f is not None and f.dtype == b.dtype, SAME_R=r is not None and r.dtype == b.dtype,
         FAST=narrow and moved is None, WIDE=not narrow, DENSE=walk.dense, LONG=walk.is_long,
-        ROWS=_ROWS, ACROSS=across, num_warps=_WARPS,
+        ROWS=_ROWS, ACROSS=across,
     )  # fmt: skip
-    return True
+    return grid, launches.Launch(native.compare_native, settled, constants, _WARPS)
 
 
 def compare_exact(
@@ -55,21 +68,31 @@ def compare_exact(
 ) -> bool:
     """Start measuring the exact lanes; False where the kernels cannot read a tensor."""
     given = [t for t in (xb, xa, b, r, moved) if t is not None]
-    walk = joint(tuple(given), inner=True) if _readable(partials, given) else None
-    if walk is None:
+    key = ("exact", r is None, moved is None, partials.device.index, *map(launches.kind, given))
+    known = _LAUNCHES.get(key)
+    if known is None:
+        walk = joint(tuple(given), inner=True) if _readable(partials, given) else None
+        known = _LAUNCHES.note(key, walk is not None and _exact(walk, b, r, moved))
+    if known is False:
         return False
+    values = [_numbers(t) for t in (xb, xa, b, b if r is None else r, b if moved is None else moved)]
+    known[1](known[0], (*values, partials), (_place(row),))
+    return True
+
+
+def _exact(walk: Joint, b: Tensor, r: Tensor | None, moved: Tensor | None) -> tuple[launches.Grid, launches.Launch]:
     width = walk.sizes[-1]
     rows = walk.numel // width if width else 0
     height = min(_HEIGHT, _power_of_two(rows))
     across = min(_TILE // height, max(16, _power_of_two(width)))
     units = -(-width // across) * -(-rows // _SPAN)
-    exact.compare_exact[(max(1, min(_EXACT_PROGRAMS, units)),)](
-        *map(_numbers, (xb, xa, b, b if r is None else r, b if moved is None else moved)), partials, _place(row),
-        rows, width, *walk.sizes[1:-1], *walk.spread([True, True, True, r is not None, moved is not None]),
-        BOUND=sentinel_bound(b.dtype), BOUND_R=sentinel_bound((b if r is None else r).dtype), HAS_R=r is not None, HAS_M=moved is not None, LONG=walk.is_long,
-        ROWS=height, ACROSS=across, SPAN=_SPAN, num_warps=_EXACT_WARPS,
+    settled = (rows, width, *walk.sizes[1:-1], *walk.spread([True, True, True, r is not None, moved is not None]))
+    constants = dict(
+        BOUND=sentinel_bound(b.dtype), BOUND_R=sentinel_bound((b if r is None else r).dtype),
+        HAS_R=r is not None, HAS_M=moved is not None, LONG=walk.is_long, ROWS=height, ACROSS=across, SPAN=_SPAN,
     )  # fmt: skip
-    return True
+    grid = (max(1, min(_EXACT_PROGRAMS, units)), 1)
+    return grid, launches.Launch(exact.compare_exact, settled, constants, _EXACT_WARPS)
 
 
 def join(slots: Tensor, partials: Tensor, first: int, rows: int) -> None:

@@ -6,9 +6,11 @@ import torch
 import triton
 import triton.language as tl
 
+from graphprobe import launches
 from graphprobe.lanes.fused.joint import joint
 
 _BLOCK, _WARPS = 2048, 4
+_LAUNCHES = launches.Launches()
 
 
 @triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator]
@@ -28,7 +30,10 @@ def lifted(value: torch.Tensor) -> torch.Tensor:
     if walk is None or not walk.dense or value.device.index != torch.cuda.current_device():
         return value.to(torch.float64)
     out = torch.empty_like(value, dtype=torch.float64, requires_grad=False)
-    if value.numel() and out.stride() == value.stride():
-        _lift[(-(-value.numel() // _BLOCK),)](value.detach(), out, value.numel(), BLOCK=_BLOCK, num_warps=_WARPS)
-        return out
-    return value.to(torch.float64)
+    count = value.numel()
+    if not count or out.stride() != value.stride():
+        return value.to(torch.float64)
+    key = (value.dtype, value.data_ptr() & 15, value.device.index, launches.is_wide(count))
+    launch = _LAUNCHES.get(key) or _LAUNCHES.note(key, launches.Launch(_lift, (), {"BLOCK": _BLOCK}, _WARPS))
+    launch((-(-count // _BLOCK), 1), (value.detach(), out), (count,))
+    return out

@@ -140,9 +140,27 @@ def compare_native(
     if FAST:
         real, narrow = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float32)
         state = (real, narrow, real, narrow, real, narrow)
-        for tile in range(pid, full, programs):
+        for tile in range(pid, full, programs):  # from the end, which was written last and may still be in the cache
             x, y, z, w = _load(
-                b, f, r, m, tile, count, sizes, bs, fs, rs, ms, HAS_F, HAS_R, False, DENSE, LONG, False, ROWS, ACROSS
+                b,
+                f,
+                r,
+                m,
+                full - 1 - tile,
+                count,
+                sizes,
+                bs,
+                fs,
+                rs,
+                ms,
+                HAS_F,
+                HAS_R,
+                False,
+                DENSE,
+                LONG,
+                False,
+                ROWS,
+                ACROSS,
             )
             state = _fast(state, x, y, z, HAS_F, HAS_R)
         for tile in range(tl.where(full % programs == pid, full, tiles), tiles, 1):  # the last one, not full
@@ -167,7 +185,8 @@ def compare_native(
         first = (real, real, real, whole, whole, whole)
         second = first
         nonfinite, moved = whole, whole
-        for tile in range(pid, tiles, programs):
+        for number in range(pid, tiles, programs):
+            tile = tl.where(number < full, full - 1 - number, number)  # the same ones as above
             x, y, z, w = _load(
                 b, f, r, m, tile, count, sizes, bs, fs, rs, ms, HAS_F, HAS_R, HAS_M, DENSE, LONG, True, ROWS, ACROSS
             )
