@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,7 @@ def test_weights_written_in_place_are_dumped_as_they_are_now(tmp_path: Path, che
     pipeline = [write, write_unseen] if check == "weight-written" else [write]
     report = graphprobe.run(model, args, pipeline=pipeline, check=[check], dump_dir=tmp_path)
     weights = [graphprobe.load(path).up.weight for path in sorted(tmp_path.glob("*.fx"))]
-    for before, after in zip(weights, weights[1:], strict=False):
+    for before, after in itertools.pairwise(weights):
         assert torch.equal(2 * before, after)
     assert report.ok is (check == "missing-val")
 

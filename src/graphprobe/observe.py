@@ -28,7 +28,7 @@ class Observation:
     replacements: tuple[Replacement, ...] = ()
     created: tuple[str, ...] = ()
     erased: tuple[str, ...] = ()
-    rewritten: tuple[str, ...] = ()  # kept its place, but has another target or other arguments, or reads another weight
+    rewritten: tuple[str, ...] = ()  # kept its place, but has another target, other arguments or reads another weight
     retraced: bool = False  # the graph was replaced as a whole, so that names are all that could be compared
 
     @property
@@ -127,9 +127,7 @@ def _by_event(
 def _by_name(observation: Observation, was: dict[str, _Seen], now: dict[str, _Seen]) -> None:
     observation.created += tuple(name for name in now if name not in was)
     observation.erased += tuple(name for name in was if name not in now)
-    observation.rewritten += tuple(
-        name for name, seen in was.items() if name in now and not _alike(seen, now[name])
-    )
+    observation.rewritten += tuple(name for name, seen in was.items() if name in now and not _alike(seen, now[name]))
 
 
 def _alike(was: _Seen, now: _Seen) -> bool:

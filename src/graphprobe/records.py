@@ -320,7 +320,8 @@ class RunStep:
     stage: str
     status: str  # one of STATUSES
     matches: tuple[str, ...] = ()  # one name (a module path or node) for each place that matched
-    reason: str = ""  # why it matched nothing, or was not run to its end
+    missed: int = 0  # places that it looked at and left alone, where others matched
+    reason: str = ""  # why it matched nothing or not there, or was not run to its end
     near_miss: str = ""  # the node where it came nearest to a match
     created: tuple[str, ...] = ()
     erased: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ from graphprobe.capturing import capture
 from graphprobe.dumps.directory import DumpDirectory
 from graphprobe.dumps.names import ENVIRONMENT
 from graphprobe.errors import GraphprobeError
-from graphprobe.pipeline import Applied, NotApplied, Pipeline, Step, Transform, fresh_copy
+from graphprobe.pipeline import Applied, NotApplied, Pipeline, Step, Transform, commonest, fresh_copy
 from graphprobe.pipeline.hygiene import clean_up
 from graphprobe.pipeline.running import Run
 from graphprobe.records import Lint, Replacement, Report, RunReport, RunStep
@@ -216,6 +216,8 @@ class _Session:
 
     def _row(self, gm: GraphModule, step: Step, report: Report | None, notes: tuple[str, ...]) -> RunStep:
         outcome, seen = step.outcome, step.observation
+        missed = outcome.misses if isinstance(outcome, Applied) else ()
+        why = outcome if isinstance(outcome, NotApplied) else commonest(missed) if missed else NotApplied("")
         weights = weight_bytes(gm)
         index = len(self.steps)
         expected = index < len(self.plan.settings) and self.plan.settings[index].expect_mem_change
@@ -227,8 +229,9 @@ class _Session:
             stage=step.stage,
             status=step.status,
             matches=outcome.matches if isinstance(outcome, Applied) else (),
-            reason=outcome.reason if isinstance(outcome, NotApplied) else "",
-            near_miss=outcome.node if isinstance(outcome, NotApplied) else "",
+            missed=len(missed),
+            reason=why.reason,
+            near_miss=why.node,
             created=seen.created,
             erased=seen.erased,
             rewritten=seen.rewritten,

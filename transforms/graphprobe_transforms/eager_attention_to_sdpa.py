@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 from torch.fx import GraphModule, Node
 
-from graphprobe.pipeline import Applied, NotApplied, Outcome
-from graphprobe.provenance import module_path
-from graphprobe_transforms import graphs
+from graphprobe.pipeline import NotApplied, Outcome
+from graphprobe_transforms import graphs, matching
 from graphprobe_transforms.graphs import arg, aten, is_call
 
 
@@ -22,6 +21,7 @@ class _Match:
     value: Node
     mask: Node | None
     scale: float
+    softmax: Node
     result: Node
     inside: tuple[Node, ...]  # in graph order, without the result
 
@@ -37,18 +37,9 @@ class EagerAttentionToSdpa:
 
     def apply(self, gm: GraphModule) -> Outcome:
         """Replace every match in `gm`."""
-        anchors = [
-            n for n in gm.graph.nodes if is_call(n, aten.softmax.int) and graphs.is_at(module_path(n), self.where)
-        ]
-        if not anchors:
-            return NotApplied(f"there is no aten.softmax in a module that matches {self.where!r}")
-        found = [match(anchor) for anchor in anchors]
-        matches = [m for m in found if isinstance(m, _Match)]
-        if not matches:
-            return next(m for m in found if isinstance(m, NotApplied))
-        fused = [_fuse(m) for m in matches]
-        graphs.tidy(gm, fused)
-        return Applied(tuple(module_path(node) for node in fused))
+        softmaxes = matching.anchors(gm, self.where, aten.softmax.int)
+        nothing = f"there is no aten.softmax in a module that matches {self.where!r}"
+        return matching.rewrite(gm, softmaxes, match, _fuse, nothing)
 
 
 def match(softmax: Node) -> _Match | NotApplied:
@@ -70,6 +61,7 @@ def match(softmax: Node) -> _Match | NotApplied:
         value=arg(result, 1),
         mask=mask,
         scale=scale,
+        softmax=softmax,
         result=result,
         inside=(transposed, product, *upper, softmax, *lower),
     )
@@ -109,9 +101,17 @@ def _weighted_sum(softmax: Node) -> tuple[Node, list[Node]] | NotApplied:
 
 
 def _checked(m: _Match) -> _Match | NotApplied:
+    if lost := matching.unknown(m.query, m.key, m.value, m.mask, m.softmax, m.result):
+        return lost
     query, result = graphs.tensor(m.query), graphs.tensor(m.result)
     if query is None or result is None or query.dim() != 4:
         return NotApplied("queries are not [batch, heads, tokens, size]", m.result.name)
+    if any(value is None or value.shape[:-2] != query.shape[:-2] for value in map(graphs.tensor, (m.key, m.value))):
+        return NotApplied("keys or values have another batch size or number of heads than queries", m.result.name)
+    if graphs.shape(m.inside[1]) != graphs.shape(m.softmax):
+        return NotApplied("the mask makes the scores larger", m.softmax.name)
+    if m.value in m.inside:
+        return NotApplied("the values are made of the scores", m.result.name)
     shared = [n for n in m.inside[1:] if len(graphs.users(n)) != 1]
     if shared:
         return NotApplied("an intermediate value is used elsewhere", shared[0].name)
@@ -123,13 +123,13 @@ def _checked(m: _Match) -> _Match | NotApplied:
     return m
 
 
-def _fuse(m: _Match) -> Node:
+def _fuse(gm: GraphModule, m: _Match) -> list[Node]:
     options: dict[str, Any] = {"attn_mask": m.mask, "scale": m.scale}
     target = aten.scaled_dot_product_attention.default
     fused = graphs.insert(m.result, target, (m.query, m.key, m.value), options, like=m.result)
     graphs.replace(m.result, fused)
     graphs.erase_unused(m.inside)
-    return fused
+    return [fused]
 
 
 def _rank(node: Node) -> int:

@@ -48,13 +48,16 @@ def match(attention: Node) -> _Match | NotApplied:
     """Match the repetitions above one attention, or say what is in the way."""
     if attention.kwargs.get("enable_gqa") or len(attention.args) > 7:
         return NotApplied("the attention groups its heads already", attention.name)
+    if lost := matching.unknown(*attention.args[:3]):
+        return lost
     query = graphs.tensor(arg(attention, 0))
     sides = [_repeated(arg(attention, i)) for i in (1, 2)]
     if query is None or any(side is None for side in sides):
         return NotApplied("keys and values are not both repeated", attention.name)
     (key, above_key), (value, above_value) = (side for side in sides if side is not None)
     shapes = [graphs.tensor(n) for n in (key, value)]
-    if any(s is None or s.dim() != 4 or query.shape[1] % s.shape[1] for s in shapes):
+    heads = {s.shape[1] for s in shapes if s is not None and s.dim() == 4}
+    if len(heads) != 1 or query.dim() != 4 or query.shape[1] % heads.pop():
         return NotApplied("the heads of queries are no multiple of those of keys and values", attention.name)
     return _Match(attention, key, value, (*above_key, *above_value))
 

@@ -18,7 +18,8 @@ from graphprobe_transforms import graphs
 class FoldConstants:
     """Compute nodes that depend on no input and store their values: masks, positions, rotary tables.
 
-    A value of more than `max_elements` elements is left to be computed, and so is what is only a view of a weight.
+    A value of more than `max_elements` elements is left to be computed, and so is what is only a view of a weight, what
+    the graph returns or writes into, and what is made of codes: folded, a quantised weight would be a wide one again.
     Tried on llama, qwen2, qwen3, mistral, gpt2 and bert.
     """
 
@@ -32,7 +33,7 @@ class FoldConstants:
         needed = [n for n in constant if any(user not in constant for user in graphs.users(n))]
         stored = [n for n in needed if self._is_worth_it(n)]
         if not stored:
-            return NotApplied("every value depends on an input, is a weight, or is too large")
+            return NotApplied("every value depends on an input, is a weight, is returned, written into or too large")
         values = evaluate(gm, constant, stored)
         made = [self._replace(gm, node, values[node]) for node in stored]
         graphs.erase_unused(reversed(list(constant)))
@@ -42,7 +43,9 @@ class FoldConstants:
 
     def _is_worth_it(self, node: Node) -> bool:
         value = graphs.tensor(node)
-        return node.op == "call_function" and value is not None and value.numel() <= self.max_elements
+        if node.op != "call_function" or value is None or value.numel() > self.max_elements:
+            return False
+        return not _is_returned(node)  # the caller might write into what the next call returns
 
     def _replace(self, gm: GraphModule, node: Node, value: torch.Tensor) -> Node:
         new = graphs.insert_buffer(gm, node, f"_folded_{node.name}", value, like=node)
@@ -54,9 +57,12 @@ def constants(gm: GraphModule) -> dict[Node, None]:
     """Return the nodes that depend on no input, in graph order; views of weights alone are none."""
     fixed: dict[Node, None] = {}
     plain: set[Node] = set()  # weights, and views of them
+    written = graphs.written(gm)
     for node in gm.graph.nodes:
+        if node in written:
+            continue
         if node.op == "get_attr":
-            plain.add(node)
+            plain |= set() if _holds_codes(node) else {node}
             continue
         sources = node.all_input_nodes
         if node.op != "call_function" or not all(s in fixed or s in plain for s in sources) or not _is_pure(node):
@@ -66,6 +72,15 @@ def constants(gm: GraphModule) -> dict[Node, None]:
         else:
             fixed[node] = None
     return fixed
+
+
+def _holds_codes(node: Node) -> bool:
+    value = graphs.tensor(node)
+    return value is not None and value.dtype.itemsize == 1 and value.dtype != torch.bool
+
+
+def _is_returned(node: Node) -> bool:
+    return any(user.op == "output" or (nodes.is_view(user) and _is_returned(user)) for user in node.users)
 
 
 def _is_pure(node: Node) -> bool:

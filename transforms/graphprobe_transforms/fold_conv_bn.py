@@ -13,7 +13,9 @@ from graphprobe.provenance import module_path
 from graphprobe_transforms import graphs, matching
 from graphprobe_transforms.graphs import arg, aten, is_call
 
-_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+_CONVOLUTIONS = tuple(
+    overload for conv in (aten.conv1d, aten.conv2d, aten.conv3d) for overload in (conv.default, conv.padding)
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def match(norm: Node) -> _Match | NotApplied:
     """Match the convolution above one batch norm, or say what is in the way."""
     conv = arg(norm, 0)
     if not is_call(conv, *_CONVOLUTIONS):
-        return NotApplied("what is normalised is no convolution", norm.name)
+        return NotApplied("what is normalised is no convolution, or a transposed one", norm.name)
     if arg(norm, 5):
         return NotApplied("the norm takes its statistics from the batch (training mode)", norm.name)
     if len(graphs.users(conv)) != 1:

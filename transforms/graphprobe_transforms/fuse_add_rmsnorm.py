@@ -56,6 +56,8 @@ def match(norm: Node) -> _Match | NotApplied:
     if not is_call(total, aten.add.Tensor) or total.kwargs or not all(isinstance(a, Node) for a in total.args[:2]):
         return NotApplied("what is normalised is not the sum of two values", norm.name)
     x, residual = arg(total, 0), arg(total, 1)
+    if lost := matching.unknown(x, residual, total):
+        return lost
     values = [graphs.tensor(n) for n in (x, residual, total)]
     if not all(graphs.same_kind(value, values[0]) for value in values):
         return NotApplied("the sum broadcasts or changes the dtype", total.name)

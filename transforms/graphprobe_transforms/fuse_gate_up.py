@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,31 +29,36 @@ class FuseGateUp:
 
     def apply(self, gm: GraphModule) -> Outcome:
         """Replace every match in `gm`."""
-        gates = [node for node, _ in gates_and_ups(gm) if graphs.is_at(parent(node), self.where)]
+        found = {product: pair for product in gm.graph.nodes if (pair := gate_and_up(product)) is not None}
+        products = [product for product, (gate, _) in found.items() if graphs.is_at(parent(gate), self.where)]
         return matching.rewrite(
             gm,
-            gates,
+            products,
             match,
             lambda gm, pair: stack(gm, pair, "gate_up_proj"),
             f"no activation of a linear is multiplied with another linear in a module that matches {self.where!r}",
         )
 
 
-def gates_and_ups(gm: GraphModule) -> Iterator[tuple[Node, Node]]:
-    """Yield (gate, up) for every activation(gate) * up of two linears."""
-    for product in gm.graph.nodes:
-        if is_call(product, aten.mul.Tensor):
-            for active, up in ((arg(product, 0), arg(product, 1)), (arg(product, 1), arg(product, 0))):
-                gate = arg(active, 0) if is_call(active, *_ACTIVATIONS) else None
-                if is_call(gate, aten.linear.default) and is_call(up, aten.linear.default):
-                    yield gate, up
+def gate_and_up(product: Node) -> tuple[Node, Node] | None:
+    """Return (gate, up) where the node is activation(gate) * up of two linears."""
+    if not is_call(product, aten.mul.Tensor):
+        return None
+    for active, up in ((arg(product, 0), arg(product, 1)), (arg(product, 1), arg(product, 0))):
+        gate = arg(active, 0) if is_call(active, *_ACTIVATIONS) else None
+        if is_call(gate, aten.linear.default) and is_call(up, aten.linear.default):
+            return gate, up
+    return None
 
 
-def match(gate: Node) -> tuple[Node, ...] | NotApplied:
+def match(product: Node) -> tuple[Node, ...] | NotApplied:
     """Return the two linears in the order of the graph, or say why they cannot be stacked."""
-    active = next(user for user in gate.users if is_call(user, *_ACTIVATIONS))
-    product = next(user for user in active.users if is_call(user, aten.mul.Tensor))
-    up = next(source for source in product.all_input_nodes if source is not active)
+    found = gate_and_up(product)
+    if found is None:
+        return NotApplied("its projections went into another product", product.name)
+    gate, up = found
+    if gate is up:
+        return NotApplied("gate and up are one projection", gate.name)
     if arg(gate, 0) is not arg(up, 0):
         return NotApplied("gate and up projection have different inputs", gate.name)
     pair = (gate, up) if gate < up else (up, gate)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch.fx import GraphModule, Node
 
 from graphprobe.pipeline import Applied, NotApplied, Outcome
-from graphprobe_transforms import graphs
+from graphprobe_transforms import graphs, matching
 from graphprobe_transforms.graphs import arg, aten, is_call
 from graphprobe_transforms.stacking import obstacle, parent, stack
 
@@ -24,16 +24,17 @@ class FuseQkv:
 
     def apply(self, gm: GraphModule) -> Outcome:
         """Replace every match in `gm`."""
-        groups = triples(gm, self.where)
-        if not groups:
-            return NotApplied(f"no three linears share an input in a module that matches {self.where!r}")
-        obstacles = {group: obstacle(group) for group in groups}
-        fusible = [group for group in groups if not obstacles[group]]
-        if not fusible:
-            return NotApplied(obstacles[groups[0]], groups[0][0].name)
-        paths = tuple(parent(group[0]) for group in fusible)
-        graphs.tidy(gm, [node for group in fusible for node in stack(gm, group, "qkv_proj")])
-        return Applied(paths)
+        groups = {group[0]: group for group in triples(gm, self.where)}
+        nothing = f"no three linears share an input in a module that matches {self.where!r}"
+
+        def match(first: Node) -> tuple[Node, ...] | NotApplied:
+            why = obstacle(groups[first])
+            return NotApplied(why, first.name) if why else groups[first]
+
+        outcome = matching.rewrite(gm, groups, match, lambda gm, group: stack(gm, group, "qkv_proj"), nothing)
+        if isinstance(outcome, Applied):  # the match is the attention, not its first projection
+            return Applied(tuple(path.rpartition(".")[0] or path for path in outcome.matches), outcome.misses)
+        return outcome
 
 
 def triples(gm: GraphModule, where: str) -> list[tuple[Node, ...]]:

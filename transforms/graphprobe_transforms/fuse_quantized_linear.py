@@ -108,7 +108,12 @@ def _fp8(layer: Linear, weight: Node, codes: Node, scale: Node) -> _Match | NotA
     found = _quantized_input(layer.x)
     x, rows = graphs.tensor(layer.x), graphs.tensor(codes)
     if found is None or x is None or rows is None:
-        return NotApplied("the kernel wants the input in fp8 as well", layer.node.name)
+        return NotApplied("the kernel wants the input in fp8 as well, with one float32 scale", layer.node.name)
+    steps = graphs.tensor(scale)
+    if steps is None or steps.numel() != 1 or steps.dtype != torch.float32:
+        return NotApplied("the kernel wants one float32 scale for the whole weight", layer.node.name)
+    if any(size % 16 for size in rows.shape):
+        return NotApplied("the kernel wants sizes that are multiples of 16", layer.node.name)
     input_codes, input_scale = found
 
     def kernel(place: Node) -> Node:
@@ -131,7 +136,8 @@ def _quantized_input(x: Node) -> tuple[Node, Node] | None:
         return None
     scale = arg(scaled, 1)
     steps = graphs.tensor(scale)
-    return (codes, scale) if steps is not None and steps.numel() == 1 else None
+    one = steps is not None and steps.numel() == 1 and steps.dtype == torch.float32
+    return (codes, scale) if one else None
 
 
 def _chain(node: Node) -> list[Node]:

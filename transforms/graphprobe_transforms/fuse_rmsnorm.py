@@ -7,9 +7,8 @@ from typing import ClassVar
 
 from torch.fx import GraphModule, Node
 
-from graphprobe.pipeline import Applied, NotApplied, Outcome
-from graphprobe.provenance import module_path
-from graphprobe_transforms import graphs
+from graphprobe.pipeline import NotApplied, Outcome
+from graphprobe_transforms import graphs, matching
 from graphprobe_transforms.graphs import arg, aten, is_call
 
 
@@ -39,32 +38,25 @@ class FuseRmsNorm:
 
     def apply(self, gm: GraphModule) -> Outcome:
         """Replace every match in `gm`."""
-        anchors = [
-            n for n in gm.graph.nodes if is_call(n, aten.rsqrt.default) and graphs.is_at(module_path(n), self.where)
-        ]
-        if not anchors:
-            return NotApplied(f"there is no aten.rsqrt in a module that matches {self.where!r}")
-        found = [match(anchor) for anchor in anchors]
-        matches = [m for m in found if isinstance(m, _Match)]
-        if not matches:
-            return next(m for m in found if isinstance(m, NotApplied))
-        fused = [_fuse(m) for m in matches]
-        graphs.tidy(gm, fused)
-        return Applied(tuple(module_path(node) for node in fused))
+        roots = matching.anchors(gm, self.where, aten.rsqrt.default)
+        nothing = f"there is no aten.rsqrt in a module that matches {self.where!r}"
+        return matching.rewrite(gm, roots, match, _fuse, nothing)
 
 
 def match(rsqrt: Node) -> _Match | NotApplied:
     """Match the norm around one ``rsqrt``, or say what is in the way."""
     shifted = arg(rsqrt, 0)
-    if not is_call(shifted, aten.add.Tensor) or not isinstance(arg(shifted, 1), float):
+    if not is_call(shifted, aten.add.Tensor) or not isinstance(arg(shifted, 1), float) or shifted.kwargs:
         return NotApplied("rsqrt is not taken of a mean plus a constant", rsqrt.name)
     mean = arg(shifted, 0)
-    if not is_call(mean, aten.mean.dim) or list(arg(mean, 1)) != [-1] or mean.args[2:3] != (True,):
+    if not is_call(mean, aten.mean.dim) or list(arg(mean, 1)) != [-1] or mean.args[2:] != (True,) or mean.kwargs:
         return NotApplied("the constant is not added to a mean over the last dimension", shifted.name)
     square = arg(mean, 0)
     if not is_call(square, aten.pow.Tensor_Scalar) or arg(square, 1) != 2:
         return NotApplied("the mean is not taken of a square", mean.name)
     wide = arg(square, 0)
+    if len(graphs.users(rsqrt)) > 1:
+        return NotApplied("an intermediate value is used elsewhere", rsqrt.name)
     scaled = graphs.only_user(rsqrt, aten.mul.Tensor)
     if scaled is None or wide not in scaled.args:
         return NotApplied("the reciprocal root is not multiplied with the value it came from", rsqrt.name)
@@ -72,8 +64,9 @@ def match(rsqrt: Node) -> _Match | NotApplied:
     result = graphs.only_user(cast or scaled, aten.mul.Tensor)
     if result is None:
         return NotApplied("the normalised value is not multiplied with a weight alone", scaled.name)
-    if any(len(graphs.users(n)) != 1 for n in (square, mean, shifted)):
-        return NotApplied("an intermediate value is used elsewhere", mean.name)
+    shared = next((n for n in (square, mean, shifted) if len(graphs.users(n)) != 1), None)
+    if shared is not None:
+        return NotApplied("an intermediate value is used elsewhere", shared.name)
     weight = next((a for a in result.all_input_nodes if a is not (cast or scaled)), None)
     casts = [n for n in (wide, cast) if is_call(n, aten.to.dtype)]
     x = arg(wide, 0) if wide in casts else wide
@@ -81,11 +74,11 @@ def match(rsqrt: Node) -> _Match | NotApplied:
 
 
 def _checked(m: _Match) -> _Match | NotApplied:
-    values = [graphs.tensor(node) for node in (m.x, m.weight, m.result, *m.core)]
-    known = [value for value in values if value is not None]
-    if len(known) < len(values) or m.weight is None:
-        return NotApplied("the norm has no weight, or meta['val'] is missing", m.result.name)
-    x, weight, result, *core = known
+    if m.weight is None:
+        return NotApplied("the norm has no weight", m.result.name)
+    if lost := matching.unknown(m.x, m.weight, m.result, *m.core):
+        return lost
+    x, weight, result, *core = (graphs.known(node) for node in (m.x, m.weight, m.result, *m.core))
     if m.weight.op != "get_attr" or weight.shape != x.shape[-1:]:
         return NotApplied("the factor is not a weight of the size of the last dimension", m.result.name)
     if x.dtype != weight.dtype or x.dtype != result.dtype:
@@ -95,11 +88,11 @@ def _checked(m: _Match) -> _Match | NotApplied:
     return m
 
 
-def _fuse(m: _Match) -> Node:
+def _fuse(gm: GraphModule, m: _Match) -> list[Node]:
     weight = graphs.tensor(m.weight)
     assert weight is not None  # _checked has seen it
     args = (m.x, list(weight.shape), m.weight, m.eps)
     fused = graphs.insert(m.result, aten.rms_norm.default, args, like=m.result)
     graphs.replace(m.result, fused)
     graphs.erase_unused((*m.core, *m.casts))
-    return fused
+    return [fused]

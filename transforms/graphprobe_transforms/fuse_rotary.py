@@ -58,11 +58,13 @@ def match(rotated: Node) -> _Match | NotApplied:
     if not is_call(first, aten.slice.Tensor) or not is_call(second, aten.slice.Tensor):
         return NotApplied("what is concatenated are no slices", rotated.name)
     x = arg(first, 0)
+    if lost := matching.unknown(x):
+        return lost
     if x is not arg(second, 0) or not _are_halves(x, first, second, rotated):
         return NotApplied("the slices are not the two halves of one value in its last dimension", rotated.name)
     with_sin = graphs.only_user(rotated, aten.mul.Tensor)
     result = graphs.only_user(with_sin, aten.add.Tensor) if with_sin is not None else None
-    if with_sin is None or result is None:
+    if with_sin is None or result is None or result.kwargs:
         return NotApplied("the rotated value is not multiplied with sines and added", rotated.name)
     with_cos = next((n for n in result.all_input_nodes if n is not with_sin), None)
     if not is_call(with_cos, aten.mul.Tensor) or x not in with_cos.args or len(graphs.users(with_cos)) != 1:
@@ -73,6 +75,8 @@ def match(rotated: Node) -> _Match | NotApplied:
     shared = [n for n in inside if len(graphs.users(n)) != 1]
     if shared:
         return NotApplied("an intermediate value is used elsewhere", shared[0].name)
+    if lost := matching.unknown(result):
+        return lost
     if sin is None or cos is None or not graphs.same_kind(graphs.tensor(x), graphs.tensor(result)):
         return NotApplied("cosines or sines change the shape or dtype of the value", result.name)
     return _Match(x, cos, sin, result, inside)

@@ -59,6 +59,8 @@ def match(product: Node) -> _Match | NotApplied:
         return NotApplied("the activation is not multiplied with another value", product.name)
     if len(graphs.users(silu)) != 1:
         return NotApplied("the activation is used elsewhere", silu.name)
+    if lost := matching.unknown(gate, up):
+        return lost
     if not graphs.same_kind(graphs.tensor(gate), graphs.tensor(up)):
         return NotApplied("gate and up have different shapes or dtypes", product.name)
     return _Match(gate, up, silu, product)

@@ -13,7 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from graphprobe import nodes
 from graphprobe.errors import PipelineError
+from graphprobe.provenance import module_path
 
 aten = torch.ops.aten
 Target = Callable[..., Any]
@@ -57,9 +59,50 @@ def tensor(node: Any) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
+def written(gm: GraphModule) -> set[Node]:
+    """Return the nodes whose memory something writes into, as far as views lead to them."""
+    return {node for found in writers(gm).values() for node in found}
+
+
+def writers(gm: GraphModule) -> dict[Node, set[Node]]:
+    """Map each node that writes in place to those whose memory it may write into."""
+    return {node: _reached(node.all_input_nodes) for node in gm.graph.nodes if nodes.is_mutating(node)}
+
+
+def _reached(stack: list[Node]) -> set[Node]:
+    """Return the nodes that share memory with those on the stack."""
+    found: set[Node] = set()
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack += node.all_input_nodes if nodes.is_view(node) or nodes.is_mutating(node) else []
+            stack += [user for user in node.users if nodes.is_view(user)]
+    return found
+
+
+def place(node: Node) -> str:
+    """Return what a match at the node is called: its module's path, its own name where it is in none."""
+    return module_path(node) or node.name
+
+
+def known(node: Node) -> torch.Tensor:
+    """Return the fake tensor of a node. Raises PipelineError where it has none."""
+    value = tensor(node)
+    if value is None:
+        raise PipelineError(f"the shape and dtype of {node.name} are not known: it has no meta['val']")
+    return value
+
+
 def is_at(path: str, where: str) -> bool:
     """Whether a module path matches the glob `where`."""
     return fnmatch.fnmatchcase(path, where)
+
+
+def shape(node: Any) -> torch.Size | None:
+    """Return the shape of a node's fake tensor, or None."""
+    value = tensor(node)
+    return None if value is None else value.shape
 
 
 def same_kind(x: torch.Tensor | None, y: torch.Tensor | None) -> bool:
@@ -129,6 +172,18 @@ def insert_buffer(gm: GraphModule, place: Node, path: str, value: torch.Tensor, 
     return _read(place, path, value, like)
 
 
+def put_weight(gm: GraphModule, node: Node, value: torch.Tensor) -> None:
+    """Put another parameter where the ``get_attr`` node reads, under the same path, and bring ``val`` up to date."""
+    owner, _, name = str(node.target).rpartition(".")
+    setattr(gm.get_submodule(owner), name, value)
+    mode = _fake_mode(node.graph.nodes)
+    if mode is not None:
+        node.meta["val"] = mode.from_tensor(value, static_shapes=True)
+    node.meta.pop("tensor_meta", None)
+    for assertion in [user for user in node.users if is_assertion(user)]:
+        node.graph.erase_node(assertion)
+
+
 def _owner(gm: GraphModule, path: str) -> tuple[torch.nn.Module, str]:
     """Return the module that is to hold `path`, made where it is not there, and the path with a free name."""
     path = _free_path(gm, path)
@@ -150,9 +205,9 @@ def _read(place: Node, path: str, value: torch.Tensor, like: Node) -> Node:
     return node
 
 
-def _fake_mode(nodes: Iterable[Node]) -> Any:
+def _fake_mode(among: Iterable[Node]) -> Any:
     """Return the mode of the graph's fake tensors, None where it has none."""
-    values = (leaf for node in nodes for leaf in torch.utils._pytree.tree_leaves(node.meta.get("val")))
+    values = (leaf for node in among for leaf in torch.utils._pytree.tree_leaves(node.meta.get("val")))
     return next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
 
 
@@ -202,9 +257,9 @@ def merge(node: Node, other: Node) -> None:
     node.graph.erase_node(node)
 
 
-def erase_unused(nodes: Iterable[Node]) -> None:
-    """Erase those of `nodes` that are still there and that nothing but assertions uses any more."""
-    left = {node for node in nodes if not node._erased}
+def erase_unused(candidates: Iterable[Node]) -> None:
+    """Erase those of `candidates` that are still there and that nothing but assertions uses any more."""
+    left = {node for node in candidates if not node._erased}
     while unused := [node for node in left if not users(node)]:
         for node in unused:
             for assertion in list(node.users):

@@ -62,6 +62,7 @@ class _Lowering:
     dtype: torch.dtype
     wide: set[Node] = field(default_factory=set)  # float32 for a reason
     casts: dict[tuple[Node, torch.dtype], Node] = field(default_factory=dict)
+    narrow: dict[int, tuple[torch.Tensor, torch.nn.Parameter]] = field(default_factory=dict)  # id of the wide -> both
 
     def lower(self, node: Node) -> bool:
         """Lower one node; whether it changed."""
@@ -82,9 +83,12 @@ class _Lowering:
         if not isinstance(graphs.weight(self.gm, node), torch.nn.Parameter):
             self.wide.add(node)  # tables and statistics
             return False
-        narrow = graphs.weight(self.gm, node).detach().to(self.dtype)
-        new = graphs.insert_weight(self.gm, node, str(node.target), narrow, like=node)
-        graphs.replace(node, new)
+        held = graphs.weight(self.gm, node)
+        if held.dtype == torch.float32:  # else another node reads it, too, and it is narrow already
+            narrow = held.detach().to(self.dtype)
+            # one that has several names, as a tied embedding, stays one
+            _, held = self.narrow.setdefault(id(held), (held, torch.nn.Parameter(narrow, requires_grad=False)))
+        graphs.put_weight(self.gm, node, held)
         return True
 
     def _stays_wide(self, node: Node, floats: list[Node]) -> bool:

@@ -35,12 +35,15 @@ class QuantizeFp8:
         if not layers:
             return NotApplied(f"there is no linear layer with a stored floating weight that matches {self.where!r}")
         inputs: dict[Node, Node] = {}
+        weights: dict[object, Node] = {}
         for layer in layers:
             x = None
             if self.activations:
                 # layers that share their input share its codes
                 x = inputs.get(layer.x) or inputs.setdefault(layer.x, fake_quantized_input(layer))
-            layer.use(dequantized(gm, layer), x)
+            weight = weights.get(layer.source.target) or dequantized(gm, layer)
+            weights[layer.source.target] = weight  # layers that share their weight share its codes
+            layer.use(weight, x)
         graphs.tidy(gm, [layer.node for layer in layers])
         return Applied(tuple(layer.path for layer in layers))
 

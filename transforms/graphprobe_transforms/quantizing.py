@@ -34,8 +34,11 @@ def quantize(
     fit = [layer for layer, why in zip(layers, reasons, strict=True) if not why]
     if not fit:
         return NotApplied(reasons[0], layers[0].node.name)
+    codes: dict[object, Node] = {}
     for layer in fit:
-        layer.use(dequantize(gm, layer))
+        weight = codes.get(layer.source.target) or dequantize(gm, layer)
+        codes[layer.source.target] = weight  # layers that share their weight share its codes
+        layer.use(weight)
     graphs.tidy(gm, [layer.node for layer in fit])
     return Applied(tuple(layer.path for layer in fit))
 

@@ -37,13 +37,13 @@ def _is_off(node: Node) -> bool:
 
 
 def _times_one(node: Node) -> bool:
-    return arg(node, 1) == 1 and not isinstance(arg(node, 1), Node) and not node.kwargs and _same_kind(node)
+    return arg(node, 1) == 1 and not isinstance(arg(node, 1), Node) and not node.kwargs and _keeps_memory(node)
 
 
 def _plus_zero(node: Node) -> bool:
     value = graphs.tensor(node)  # of floating numbers, -0.0 + 0 is 0.0
     integral = value is not None and not value.is_floating_point()
-    return integral and arg(node, 1) == 0 and not isinstance(arg(node, 1), Node) and _same_kind(node)
+    return integral and arg(node, 1) == 0 and not isinstance(arg(node, 1), Node) and _keeps_memory(node)
 
 
 #: Operator -> whether a call of it gives its first argument back.
@@ -51,10 +51,10 @@ NOOPS: dict[Target, Callable[[Node], bool]] = {
     aten.alias.default: _always,
     aten.detach.default: _always,
     aten.lift_fresh_copy.default: _always,
-    aten.to.dtype: _same_kind,
-    aten.to.dtype_layout: _same_kind,
-    aten.to.device: _same_kind,
-    aten._to_copy.default: _same_kind,
+    aten.to.dtype: _keeps_memory,
+    aten.to.dtype_layout: _keeps_memory,
+    aten.to.device: _keeps_memory,
+    aten._to_copy.default: _keeps_memory,
     aten.clone.default: _keeps_memory,
     aten.contiguous.default: _is_contiguous,
     aten.view.default: _same_kind,
@@ -81,7 +81,7 @@ class RemoveNoops:
 
     def apply(self, gm: GraphModule) -> Outcome:
         """Remove every such node from `gm`."""
-        written = _written(gm)
+        written = graphs.written(gm)
         removed: list[str] = []
         touched: list[Node] = []
         for node in list(gm.graph.nodes):
@@ -123,21 +123,9 @@ def _transposed_twice(node: Node) -> Node | None:
 
 
 def _is_own_output(node: Node, source: Node) -> bool:
-    # without the node the graph would hand out its input or weight itself
-    return source.op in ("placeholder", "get_attr") and any(user.op == "output" for user in node.users)
-
-
-def _written(gm: GraphModule) -> set[Node]:
-    """Return the nodes whose memory something writes into, as far as views lead to them."""
-    found: set[Node] = set()
-    stack = [source for node in gm.graph.nodes if nodes.is_mutating(node) for source in node.all_input_nodes]
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack += node.all_input_nodes if nodes.is_view(node) or nodes.is_mutating(node) else []
-            stack += [user for user in node.users if nodes.is_view(user)]
-    return found
+    # without the node the graph would hand out its input or weight itself, or one tensor twice
+    held = source.op in ("placeholder", "get_attr") or any(user.op == "output" for user in source.users)
+    return held and any(user.op == "output" for user in node.users)
 
 
 def _drop_dead(gm: GraphModule) -> list[str]:

@@ -62,9 +62,10 @@ class ShardLinears:
         return Applied(names)
 
     def _way(self, layer: Linear) -> str:
-        if any(fnmatch.fnmatchcase(layer.path, glob) for glob in self.row):
+        path = f".{layer.path}"  # so that *.q_proj is one of the model's own, too
+        if any(fnmatch.fnmatchcase(path, glob) for glob in self.row):
             return "row"
-        return "column" if any(fnmatch.fnmatchcase(layer.path, glob) for glob in self.column) else ""
+        return "column" if any(fnmatch.fnmatchcase(path, glob) for glob in self.column) else ""
 
     def _divides(self, gm: GraphModule, layer: Linear) -> bool:
         size = layer.weight(gm).shape[0 if self._way(layer) == "column" else 1]

@@ -43,7 +43,16 @@ def obstacle(group: tuple[Node, ...]) -> str:
     dtypes = {value.dtype for n in nodes if (value := graphs.tensor(n)) is not None}
     if len(dtypes) != 1:
         return "the weights have different or unknown dtypes"
+    if any((value := graphs.tensor(arg(node, 1))) is None or value.dim() != 2 for node in group):
+        return "a weight is no matrix"
+    if any(isinstance(n, Node) and len(_readers(n)) > 1 for n in nodes):
+        return "a weight is read elsewhere, too: stacked, it would be stored twice"
     return ""
+
+
+def _readers(weight: Node) -> list[Node]:
+    same = weight.graph.find_nodes(op="get_attr", target=weight.target)
+    return [user for node in same for user in graphs.users(node)]
 
 
 def parent(node: Node) -> str:

@@ -101,6 +101,8 @@ def _count(added: int, removed: int, changed: int) -> str:
 
 
 def _details(dumps: Dumps, entry: Entry, change: Change) -> str:
+    from graphprobe.render.runs import came
+
     lines = _operators(change.operators, "")
     if change.collectives:
         lines += _operators(change.collectives, "collectives: ")
@@ -111,8 +113,7 @@ def _details(dumps: Dumps, entry: Entry, change: Change) -> str:
         lines += wrap(f"without metadata: {', '.join(change.lost)}", "  ")
     step = dumps.step(entry)
     if step is not None and step.reason:
-        near = f" (nearest: {step.near_miss})" if step.near_miss else ""
-        lines += wrap(f"{step.status}: {step.reason}{near}", "  ")
+        lines += wrap(came(step), "  ")
     return "\n".join(["", f"{entry.number} {entry.transform}", *lines, ""]) if lines else ""
 
 

@@ -68,6 +68,16 @@ class _Cone:
         return tuple(sorted(self.piece, key=self.program.order.__getitem__))
 
 
+def _above(node: Node) -> set[Node]:
+    """Return what a node is made of, a few operations far."""
+    found: set[Node] = set()
+    level = [node]
+    while level and len(found) <= SMALL:
+        level = [source for one in level for source in one.all_input_nodes if source not in found]
+        found.update(level)
+    return found
+
+
 class Regions:
     """Finds regions under one alignment."""
 
@@ -86,6 +96,16 @@ class Regions:
     def region(self, claim: Claim) -> Region:
         """Return the region that the claim closes."""
         left, right = _Cone(claim.before, self.before), _Cone(claim.after, self.after)
+        self._meet(left, right)
+        if self._behind(left, right) or self._behind(right, left):
+            # an input of the graph that one side reads, and the other only above a cut: no common frontier yet
+            wider = _Cone(claim.before, self.before), _Cone(claim.after, self.after)
+            if self._grow_to_inputs(*wider):
+                left, right = wider
+        return self._region(claim, left, right)
+
+    def _meet(self, left: _Cone, right: _Cone) -> None:
+        """Grow both cones until what they start from is claimed to be equal."""
         while True:
             self._expand_unclaimed(left, self._cuts_before)
             self._expand_unclaimed(right, self._cuts_after)
@@ -105,7 +125,29 @@ class Regions:
             for q in lone_after:
                 if self._rank_after(q) == top:
                     right.expand(q)
-        return self._region(claim, left, right)
+
+    def _grow_to_inputs(self, left: _Cone, right: _Cone) -> bool:
+        """Grow both cones until they read the same inputs of the graph, too; whether they stayed small."""
+        while len(left.piece) <= SMALL and len(right.piece) <= SMALL:
+            self._meet(left, right)
+            hiding = [
+                (cone, found)
+                for cone, found in ((left, self._behind(right, left)), (right, self._behind(left, right)))
+                if found
+            ]
+            if not hiding:
+                return True
+            for cone, found in hiding:
+                for node in found:
+                    if node in cone.inputs:
+                        cone.expand(node)
+        return False
+
+    def _behind(self, reader: _Cone, other: _Cone) -> list[Node]:
+        """Return the cuts of `other` right below an input of the graph that `reader` reads and `other` does not."""
+        same = self._same_input if reader.program is self.before else self._input_of_after
+        lone = {same[p] for p in reader.inputs if p in same and same[p] not in other.inputs}
+        return [n for n in other.inputs if n.op != "placeholder" and not lone.isdisjoint(_above(n))] if lone else []
 
     def _region(self, claim: Claim, left: _Cone, right: _Cone) -> Region:
         frontier = []

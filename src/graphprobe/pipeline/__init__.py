@@ -24,7 +24,16 @@ from graphprobe.pipeline.hygiene import fresh_copy
 from graphprobe.pipeline.registry import ENTRY_POINTS, Known, given, installed
 from graphprobe.pipeline.running import After, Before, Run, Runner, Step
 from graphprobe.pipeline.text import transform_text
-from graphprobe.pipeline.transform import STAGES, Applied, NotApplied, Outcome, Settings, Transform, Unsaid
+from graphprobe.pipeline.transform import (
+    STAGES,
+    Applied,
+    NotApplied,
+    Outcome,
+    Settings,
+    Transform,
+    Unsaid,
+    commonest,
+)
 
 __all__ = [
     "ENTRY_POINTS",
@@ -39,6 +48,7 @@ __all__ = [
     "Step",
     "Transform",
     "Unsaid",
+    "commonest",
     "fresh_copy",
     "given",
     "installed",

@@ -31,7 +31,7 @@ def given(spec: str) -> dict[str, Any]:
     name = getattr(found, "name", None)
     if isinstance(name, str):
         return {name: found}
-    if isinstance(found, type) and not _makes_passes(found) or not callable(found):
+    if (isinstance(found, type) and not _makes_passes(found)) or not callable(found):
         raise PipelineError(f"{spec} is no transform: a transform is a class with name, stage and apply, or a function")
     return {function_name(found): found}
 

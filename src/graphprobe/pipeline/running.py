@@ -196,7 +196,7 @@ def _inferred(observation: observe.Observation) -> Outcome:
         return Applied(("(the whole graph)",))
     replaced = tuple(dict.fromkeys(claim.old for claim in observation.replacements))
     touched = replaced or observation.created or observation.rewritten or observation.erased
-    return Applied(touched) if touched else NotApplied("it changed nothing")
+    return Applied(touched) if touched else NotApplied("it made, erased and rewrote no node")
 
 
 def _contradictions(outcome: Outcome, observation: observe.Observation) -> Iterator[str]:

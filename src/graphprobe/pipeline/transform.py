@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -24,18 +26,28 @@ STAGES = (
 
 
 @dataclass(frozen=True)
-class Applied:
-    """The transform changed the graph; one name (a module path or node) for each place that matched."""
-
-    matches: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class NotApplied:
     """The transform changed nothing; why, and the node of the nearest miss where there was one."""
 
     reason: str
     node: str = ""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The transform changed the graph; one name (a module path or node) for each place that matched.
+
+    `misses` are the places that it looked at and left alone: a fusion that fires in one layer of fifty is news.
+    """
+
+    matches: tuple[str, ...]
+    misses: tuple[NotApplied, ...] = ()
+
+
+def commonest(misses: Sequence[NotApplied]) -> NotApplied:
+    """Return the first of the misses that have the reason most of them have; there must be one."""
+    reason, _ = Counter(miss.reason for miss in misses).most_common(1)[0]
+    return next(miss for miss in misses if miss.reason == reason)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from graphprobe.records import RunReport, RunStep
+from graphprobe.records import Lint, RunReport, RunStep
 from graphprobe.render.numbers import count, share, table, wrap
+
+_SHOWN = 5  # defects of one rule that are told in full; the others are named
 
 
 def text(report: RunReport) -> str:
@@ -67,17 +69,17 @@ def _megabytes(step: RunStep) -> str:
 
 def came(step: RunStep) -> str:
     """Say what came of a transform: 'applied, 5 matches', 'matched nothing: ... (nearest: mul_3)'."""
-    if step.status == "applied":
-        return f"applied, {matches(step)}"
     near = f" (nearest: {step.near_miss})" if step.near_miss else ""
+    if step.status == "applied":
+        missed = f"; not in {count(step.missed, 'more place')}: {step.reason}{near}" if step.missed else ""
+        return f"applied, {matches(step)}{missed}"
     return f"{step.status}: {step.reason}{near}" if step.reason else step.status
 
 
 def _details(step: RunStep) -> str:
     lines = wrap(f"{step.transform}: {came(step)}")
-    for lint in step.lints:
-        place = f"{lint.node} ({lint.target})" if lint.target and lint.target != lint.node else lint.node
-        lines += wrap(f"{lint.rule}: {place}: {lint.message}", "  ")
+    for rule in dict.fromkeys(lint.rule for lint in step.lints):
+        lines += _of_one_rule([lint for lint in step.lints if lint.rule == rule])
     for note in step.notes:
         lines += wrap(note, "  note: ")
     finding = step.report.first if step.report is not None else None
@@ -86,6 +88,18 @@ def _details(step: RunStep) -> str:
         lines += wrap(f"{finding.kind}: {finding.culprit or finding.op}{where}", "  ")
     lines += [f"  | {line}" for line in step.error.splitlines()[-8:]]
     return "\n".join(lines)
+
+
+def _of_one_rule(lints: list[Lint]) -> list[str]:
+    lines = []
+    for lint in lints[:_SHOWN]:
+        place = f"{lint.node} ({lint.target})" if lint.target and lint.target != lint.node else lint.node
+        lines += wrap(f"{lint.rule}: {place}: {lint.message}", "  ")
+    if rest := lints[_SHOWN:]:
+        names = ", ".join(lint.node for lint in rest[: 4 * _SHOWN])
+        unnamed = ", ..." if len(rest) > 4 * _SHOWN else ""
+        lines += wrap(f"{rest[0].rule}: and {len(rest)} more: {names}{unnamed}", "  ")
+    return lines
 
 
 def _costs(report: RunReport) -> str:
