@@ -184,7 +184,7 @@ def test_the_reference_can_be_the_one_that_is_wrong() -> None:
 
 @pytest.mark.parametrize("name", torch_private.TABLE)
 def test_this_torch_has_every_private_name(name: str) -> None:
-    assert callable(torch_private.fetch(name))
+    assert torch_private.fetch(name) is not None
 
 
 def test_a_private_name_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

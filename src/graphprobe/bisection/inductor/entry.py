@@ -47,8 +47,9 @@ def bisect(
 
 
 def _checked(recorded: recording.Recording, check: Check, options: dict[str, Any]) -> Bisection:
-    found = Checked(recorded, check).run()
-    judged = Inquiry(recorded, options).run()
+    inquiry = Inquiry(recorded, options)
+    found = Checked(recorded, check, inquiry.trials.stops()).run()
+    judged = inquiry.run()
     if found.transform is None or found.transform != judged.transform:
         return dataclasses.replace(found, report=judged.report if found.transform is None else None)
     return dataclasses.replace(found, match=judged.match, matches=judged.matches, report=judged.report)
