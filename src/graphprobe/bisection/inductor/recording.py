@@ -53,6 +53,7 @@ class Recorder:
     lowerings: dict[int, list[str]] = field(default_factory=dict)  # piece -> nodes whose lowering was asked for
     where: tuple[str, str] = ("dynamo", "")
     keep: bool = False  # note inputs and outputs of the next call
+    closed: bool = False  # all pieces are there
     _top: GraphModule | None = None
     _signature: int = 0
     _depth: int = 0
@@ -68,6 +69,8 @@ class Recorder:
 
     def __call__(self, gm: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         """Compile one Dynamo graph."""
+        if self.closed:
+            return self._late(gm, example_inputs)
         provenance.stamp(gm)
         piece = Piece(len(self.pieces))
         self.pieces.append(piece)
@@ -79,6 +82,12 @@ class Recorder:
         with hooks.listening(self):
             compiled = compile_fx(gm, example_inputs, inner_compile=self._inner(piece, held))
         return self._outer(piece, compiled)
+
+    def _late(self, gm: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        """Compile what Dynamo traces again in a later call, where a number is another: it is no piece of its own."""
+        traced = copy.deepcopy(gm)
+        compiled = torch_private.fetch("compile_fx")(gm, example_inputs)
+        return lambda *args: traced(*args) if self.places else compiled(*args)
 
     def _outer(self, piece: Piece, compiled: Any) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
@@ -379,7 +388,8 @@ class Recording:
         """Put the model's weights and buffers back to what they were."""
         with torch.no_grad():
             for name, value in self._tensors():
-                value.copy_(self.state[name])
+                if name in self.state:
+                    value.copy_(self.state[name])
 
     def as_fx(self) -> dict[int, int]:
         """Return the places at which every piece runs as Dynamo has traced it."""
@@ -405,6 +415,7 @@ def record(
             recording.run(keep=True)
         except Exception as error:
             raise Interrupted(*recorder.where, error) from error
+    recorder.closed = True
     return recording
 
 
