@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import torch
+import torch._inductor.config as inductor
 from torch import nn
 from torch.nn import functional as F
 
@@ -38,11 +41,23 @@ class PermutedKeys(nn.Module):
         return torch.softmax(torch.matmul(q, k) * (d // h) ** -0.5, -1).matmul(v)
 
 
-class Remainder(nn.Module):
-    """a % b with divisors that are infinite and quotients that are huge."""
+class MatmulPlusBias(nn.Module):
+    """Pointwise convolutions, GELU, then mm + bias and bias + mm, which Inductor makes addmm of."""
 
-    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.remainder(a, b)
+    def __init__(self, sizes: tuple[int, ...] = (1024, 256, 128, 10)) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 64, 1), nn.Conv2d(64, 16, 1))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for convolution in self.convolutions:
+            x = convolution(x)
+            x = x * 0.5 * (1 + torch.erf(x / 2**0.5))
+        x = x.flatten(1)
+        for i, layer in enumerate(self.layers):
+            product = torch.mm(torch.relu(x), layer.weight.t())
+            x = product + layer.bias if i % 2 else layer.bias + product
+        return x
 
 
 class PooledNormalised(nn.Module):
@@ -67,43 +82,99 @@ class NormOfOnes(nn.Module):
         return torch.log(torch.clamp(self.group(F.elu(self.batch(x))), min=1e-6))
 
 
-class ConditionNumber(nn.Module):
-    """The condition number of a singular matrix: infinite, or whatever rounding makes of it."""
+class Function(nn.Module):
+    """A function as a module."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.cond(torch.arctan(x))
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: torch.Tensor) -> Any:
+        return self.function(*args)
+
+
+def copy_then_add(to: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """Copy a slice that is all of a tensor, then change that tensor: the copy must keep the old values."""
+    to[0:, :] = source[0:, :]
+    source.add_(1)
+    return source
+
+
+def add_then_stride(x: torch.Tensor) -> torch.Tensor:
+    """Read memory by strides after x, every second element of it, was written in place."""
+    x.add_(1)
+    return torch.as_strided_copy(x, (3,), (2,))
+
+
+def twice_subtracted(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> Inputs:
+    """Two subtractions of twice something, which an optional pass of Inductor makes one of."""
+    return torch.sub(a, b, alpha=2), torch.sub(c, d, alpha=2)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A report of the tracker; `verdict` and `stage` are what torch 2.13.0 gives on a CPU."""
+    """A report of the tracker; `verdict`, `stage` and `match` are what torch 2.13.0 gives on a CPU."""
 
     issue: int
     make: Callable[[], tuple[nn.Module, Inputs]]
     verdict: str
-    stage: str | None
+    stage: str | None = None
+    match: str = ""  # part of it
+    config: dict[str, Any] = field(default_factory=dict)  # switches of torch._inductor.config
 
+
+def of(function: Callable[..., Any], *args: torch.Tensor) -> Callable[[], tuple[nn.Module, Inputs]]:
+    """Return what makes a case of a function and its inputs."""
+    return lambda: (Function(function), tuple(args))
+
+
+BYTES = torch.tensor([5, 1, 100, 3, 7, 8, 9, 13, 100, 120, 127, 2, 6, 4, 11, 12, 90, 80] * 4, dtype=torch.uint8)
+DIVIDENDS, DIVISORS = torch.tensor([1.0, 0.5, 6.0, 1.0] * 4), torch.tensor([0.1, 0.1, 0.2, 1 / 3] * 4)
+WITH_INFINITE = (
+    torch.tensor([5.5, -5.5, 0.0, 1e20, 7.0, 1.0, 3.0, 2.0]),
+    torch.tensor([INF, -INF, INF, 3.0, 0.7, 0.1, 2.0, 5.0]),
+)
+BATCHED = {"post_grad_fusion_options": {"batch_aten_sub": {"min_fuse_set_size": 2}}}
+FOUR = tuple(torch.randn(8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(4))
 
 CASES = {
-    "permuted_keys": Case(195320, lambda: (PermutedKeys(), (torch.randn(2, 4, 64),)), "semantic", "joint"),
-    "remainder": Case(
-        198057,
-        lambda: (Remainder(), (torch.tensor([5.5, -5.5, 0.0, 1e20, 7.0, 1.0, 3.0, 2.0]),
-                               torch.tensor([INF, -INF, INF, 3.0, 0.7, 0.1, 2.0, 5.0]))),
-        "nonfinite",
-        "codegen",
+    # bugs, by stage
+    "size_as_data": Case(196467, of(lambda x: torch.Tensor(x.size()), torch.randn(1, 4)), "structural", "dynamo"),
+    "nearest": Case(
+        198201,
+        of(lambda x: F.interpolate(x, scale_factor=(1.3, 1.5), mode="nearest"), torch.arange(12.0).view(1, 1, 3, 4)),
+        "semantic", "aot", "upsample_nearest2d",
     ),
-    "pooled_normalised": Case(181693, lambda: (PooledNormalised(), (torch.randn(8, 2, 14, 16),)), "rounding", None),
-    "norm_of_ones": Case(181696, lambda: (NormOfOnes(), (torch.ones(6, 10, 12),)), "rounding", None),
-    "condition_number": Case(150114, lambda: (ConditionNumber(), (torch.ones(2, 2),)), "rounding", None),
+    "strides": Case(133512, of(add_then_stride, torch.arange(10)[::2]), "semantic", "aot"),
+    "unchecked": Case(
+        193757, of(lambda t: F.binary_cross_entropy(torch.ones_like(t), t), 1.5 * torch.ones(4, 4)), "structural", "aot"
+    ),
+    "permuted_keys": Case(
+        195320, lambda: (PermutedKeys(), (torch.randn(2, 4, 64),)), "semantic", "joint", "_sfdp_pattern_"
+    ),
+    "copied": Case(
+        198131, of(copy_then_add, torch.zeros(3, 4), torch.arange(12.0).view(3, 4)), "semantic", "joint", "copy"
+    ),
+    "batched": Case(195442, of(twice_subtracted, *FOUR), "semantic", "post_grad", "batch_aten_sub", BATCHED),
+    "remainder": Case(198057, of(torch.remainder, *WITH_INFINITE), "nonfinite", "codegen", "at remainder"),
+    "floor_division": Case(197895, of(lambda a, b: a // b, DIVIDENDS, DIVISORS), "semantic", "codegen", "at div"),
+    "smallest_byte": Case(191499, of(lambda x: x.amin(), BYTES), "semantic", "codegen", "at amin"),
+    "any_byte": Case(198081, of(lambda x: torch.any(x) * 200 + 100, BYTES), "structural", "codegen", "at any"),
+    # rounding, however large it looks
+    "mm_plus_bias": Case(179567, lambda: (MatmulPlusBias(), (torch.randn(2, 3, 8, 8),)), "rounding"),
+    "pooled_normalised": Case(181693, lambda: (PooledNormalised(), (torch.randn(8, 2, 14, 16),)), "rounding"),
+    "norm_of_ones": Case(181696, lambda: (NormOfOnes(), (torch.ones(6, 10, 12),)), "rounding"),
+    "condition_number": Case(150114, of(lambda x: torch.linalg.cond(torch.arctan(x)), torch.ones(2, 2)), "rounding"),
 }  # fmt: skip
 
 
 def bisect(name: str) -> graphprobe.Bisection:
     """Bisect one case."""
     torch.manual_seed(0)
-    model, args = CASES[name].make()
-    return graphprobe.bisect(model.eval(), args, pipeline="inductor")
+    case = CASES[name]
+    model, args = case.make()
+    with inductor.patch(case.config):
+        return graphprobe.bisect(model.eval(), args, pipeline="inductor")
 
 
 def main(names: list[str]) -> None:

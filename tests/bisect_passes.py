@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+import graphprobe
 from graphprobe import provenance
 from graphprobe.pipeline import Applied, Outcome, Pipeline, Transform
 
@@ -51,11 +54,25 @@ def mask_lost(gm: GraphModule, node: Node) -> None:
     node.update_kwarg("attn_mask", None)
 
 
+def row_scaled(gm: GraphModule, node: Node) -> None:
+    """Spoil one row of the fused weight."""
+    (linear,) = node.all_input_nodes
+    weight = gm.get_parameter(str(linear.args[1].target))  # type: ignore[union-attr]
+    with torch.no_grad():
+        weight[5] *= 1.1
+
+
+def keys_for_values(gm: GraphModule, node: Node) -> None:
+    node.update_arg(2, node.args[1])
+
+
 BUGS = (
     Bug("fuse_rmsnorm", aten.rms_norm.default, wrong_eps),
     Bug("fuse_rmsnorm", aten.rms_norm.default, weight_of_another),
     Bug("fuse_qkv", aten.split_with_sizes.default, parts_swapped),
+    Bug("fuse_qkv", aten.split_with_sizes.default, row_scaled),
     Bug("eager_attention_to_sdpa", aten.scaled_dot_product_attention.default, scale_off),
+    Bug("eager_attention_to_sdpa", aten.scaled_dot_product_attention.default, keys_for_values),
     Bug("eager_attention_to_sdpa", aten.scaled_dot_product_attention.default, mask_lost),
 )
 
@@ -83,6 +100,21 @@ class Planted:
         self.bug.change(gm, node)
         assert isinstance(outcome, Applied)
         return outcome
+
+
+@functools.cache
+def deep_llama(layers: int) -> tuple[GraphModule, tuple[object, ...], dict[str, object]]:
+    """Capture a Llama of so many small layers, with attention written out. Do not change it."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": layers}
+    config = transformers.LlamaConfig(**sizes, **heads, attn_implementation="eager")
+    model = transformers.LlamaForCausalLM(config).eval()
+    tokens = torch.randint(3, 64, (1, 8))
+    kwargs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "use_cache": False}
+    return graphprobe.capture(model, (), kwargs), (), kwargs
 
 
 def planted(bug: Bug, layer: int) -> list[Transform]:
@@ -127,6 +159,41 @@ def wrong_sin(gm: GraphModule) -> None:
 
 def wrong_tanh(gm: GraphModule) -> None:
     scaled(gm, aten.tanh.default, 0.99)
+
+
+def doubles(gm: GraphModule) -> None:
+    scaled(gm, aten.cos.default, 2.0)
+
+
+def halves(gm: GraphModule) -> None:
+    """Make up for `doubles`; wrong without it."""
+    scaled(gm, aten.cos.default, 0.5)
+
+
+def fails_on_clamp(gm: GraphModule) -> None:
+    """Fail after `honest` only."""
+    if node_of(gm, aten.clamp_min.default) is not None:
+        raise RuntimeError("cannot take a clamp")
+
+
+def one_more_output(gm: GraphModule) -> None:
+    output = next(iter(gm.graph.find_nodes(op="output")))
+    (value,) = output.all_input_nodes
+    output.args = ((value, value),)
+
+
+def one_more_input(gm: GraphModule) -> None:
+    first = next(iter(gm.graph.find_nodes(op="placeholder")))
+    with gm.graph.inserting_after(first):
+        gm.graph.placeholder("extra")
+
+
+def another_module(gm: GraphModule) -> GraphModule:
+    """Return a new module in place of the given one, wrong by half."""
+    new = GraphModule(gm, copy.deepcopy(gm.graph))
+    scaled(new, aten.tanh.default, 1.5)
+    new.recompile()
+    return new
 
 
 def honest(gm: GraphModule) -> None:

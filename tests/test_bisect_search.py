@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphprobe.bisection.search import BAD, GOOD, UNKNOWN, culprits, first_bad, minimal
+from graphprobe.bisection.search import BAD, GOOD, UNKNOWN, culprits, first_bad, minimal, to_blame
 
 SIZES = st.integers(1, 40)
 
@@ -68,3 +68,30 @@ def test_every_independent_group_is_found_and_nothing_else(size: int, data: st.D
         return BAD if any(group <= set(subset) for group in groups) else GOOD
 
     assert {frozenset(group) for group in culprits(range(size), test)} == set(groups)
+
+
+@settings(max_examples=200)
+@given(size=st.integers(3, 20), data=st.data())
+def test_what_a_later_one_makes_up_for_is_not_blamed(size: int, data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(size)))
+    wrong, healed = order[0], tuple(sorted(order[1:3]))
+
+    def test(subset: tuple[int, ...]) -> str:
+        half_healed = len(set(healed) & set(subset)) == 1
+        return BAD if wrong in subset or half_healed else GOOD
+
+    everything = tuple(range(size))
+    groups = list(culprits(everything, test))
+    assert to_blame(everything, groups, test) == ((wrong,),)
+
+
+@given(size=st.integers(1, 12), data=st.data())
+def test_independent_culprits_are_all_to_blame(size: int, data: st.DataObject) -> None:
+    guilty = data.draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=4))
+    everything = tuple(range(size))
+
+    def test(subset: tuple[int, ...]) -> str:
+        return BAD if guilty & set(subset) else GOOD
+
+    groups = list(culprits(everything, test))
+    assert set(to_blame(everything, groups, test)) == {(i,) for i in guilty}

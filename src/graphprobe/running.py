@@ -16,6 +16,8 @@ import torch.utils._pytree as pytree
 from torch.fx import GraphModule
 
 from graphprobe import api, checking, fxfile, inputs
+from graphprobe.bisection import built_in
+from graphprobe.bisection.choice import Choice, is_inductor
 from graphprobe.capturing import capture
 from graphprobe.dumps.directory import DumpDirectory
 from graphprobe.dumps.names import ENVIRONMENT
@@ -26,7 +28,6 @@ from graphprobe.pipeline.running import Run
 from graphprobe.records import Lint, Replacement, Report, RunReport, RunStep
 
 Progress = Callable[[int, int, str], None]
-INDUCTOR = "inductor"  # the pipeline that is PyTorch's own compiler
 _EVENTS = "graphprobe_events"  # where graphprobe.save looks for replacements
 _MEMORY_STEP = 5_000_000  # bytes; AutoDeploy's threshold for a change worth a word
 
@@ -53,9 +54,10 @@ def run(
     `model` is an nn.Module, an ExportedProgram, a GraphModule or the path of an ``.fx`` file, `pipeline` whatever
     ``Pipeline.of`` takes: its text form, a YAML file, transforms, functions, a PassManager, or a list of such; or
     "inductor", PyTorch's own compiler, each of whose passes that changes a graph is a step (compared where `check`
-    asks for it, without lints). After each transform the graph is checked as `check` says (``checking.NAMES``; "lint"
-    stands for all that needs no inputs, "all" for all; "diff" compares with the graph before the transform, "total" the
-    last graph with the first, under the given `exact`, `valid`, `accept`, `allow` and `min_coverage`), and dumped into
+    asks for it, without lints; ``inductor{before="aot", after="codegen"}`` compares these two points). After each
+    transform the graph is checked as `check` says (``checking.NAMES``; "lint" stands for all that needs no inputs,
+    "all" for all; "diff" compares with the graph before the transform, "total" the last graph with the first, under
+    the given `exact`, `valid`, `accept`, `allow` and `min_coverage`), and dumped into
     `dump_dir`, by default what ``AD_DUMP_GRAPHS_DIR`` names; without `dump_weights` the dumps hold no weights and
     cannot be run. A transform that raises ends the run: its step is marked failed and the result is the graph before
     it. The transforms work on a copy that shares the model's weights. Raises PipelineError, CaptureError, InputError,
@@ -70,24 +72,26 @@ def run(
         "min_coverage": min_coverage,
     }
     directory = dump_dir if dump_dir is not None else os.environ.get(ENVIRONMENT) or None
-    if pipeline == INDUCTOR:
+    if is_inductor(pipeline):
         dumps = None if directory is None else DumpDirectory.open(Path(directory), weights=dump_weights)
-        return _compiler(model, tuple(args), kwargs, names, options, dumps)
+        return _compiler(pipeline, model, tuple(args), kwargs, names, options, dumps)
+    gm, call = _captured(model, tuple(args), kwargs, dynamic_shapes, names)
+    gm = fresh_copy(gm)
     session = _Session(
-        plan=Pipeline.of(pipeline),
+        plan=built_in.plan(pipeline, gm, *call),
         names=names,
         options=options,
         progress=progress,
         watchman=checking.Watchman(names),
+        call=call,
     )
-    gm, call = _captured(model, tuple(args), kwargs, dynamic_shapes, names)
-    session.call = call
     if directory is not None:
         session.dumps = DumpDirectory.open(Path(directory), weights=dump_weights)
     return session.run(gm)
 
 
 def _compiler(
+    pipeline: str,
     model: api.Side,
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None,
@@ -99,7 +103,8 @@ def _compiler(
 
     module, args, call = entry.callable_model(model, args, kwargs)
     write = None if dumps is None else dumps.write
-    report = inductor.run(module, args, call, names=names, options=options, write=write)
+    choice = Choice.parse(pipeline)
+    report = inductor.run(module, args, call, names=names, options=options, choice=choice, write=write)
     report = dataclasses.replace(report, environment=api.environment(dict(enumerate_leaves(args, call))))
     if dumps is not None:
         report = dataclasses.replace(report, dump_dir=str(dumps.path))

@@ -60,9 +60,7 @@ TABLE: dict[str, Private] = {
     "inductor_config": Private("torch._inductor.config:patch", "switch Inductor's caches and options for a while"),
     "aot_config": Private("torch._functorch.config:patch", "switch AOTAutograd's cache off for a while"),
     "tracing_context": Private("torch._guards:TracingContext.try_get", "read how AOTAutograd changed the signature"),
-    "decomposition_table": Private(
-        "torch._inductor.decomposition:select_decomp_table", "name the decompositions that Inductor applies"
-    ),
+    "counters": Private("torch._dynamo.utils:counters", "name the rewrites within a pass of Inductor"),
 }
 
 

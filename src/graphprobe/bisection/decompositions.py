@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
 from graphprobe.bisection.oracle import deep_copy
+from graphprobe.bisection.quantizing import INPUTS, inputs_of
 from graphprobe.capturing import quiet, unlift
 from graphprobe.errors import PipelineError
-from graphprobe.pipeline import FunctionTransform, Pipeline
+from graphprobe.pipeline import NotApplied, Outcome, Pipeline, Unsaid, fresh_copy
+from graphprobe.pipeline.functions import adopt
 from graphprobe.program import program
 
 NAME = "decompositions"
 _ROUNDS = 50  # decompositions of decompositions end long before
+
+
+@dataclass(frozen=True)
+class Decompose:
+    """Every call of one operator, "aten.softmax.int", becomes what torch.export's decompositions make of it."""
+
+    op: str
+    stage: str = field(default="post_export", init=False)
+
+    @property
+    def name(self) -> str:
+        """Names the operator."""
+        return f"decompose {self.op}"
+
+    def apply(self, gm: GraphModule) -> Outcome | Unsaid:
+        """Decompose. Raises PipelineError where torch has no rule for the operator."""
+        args, kwargs = inputs_of(gm)
+        if all(str(node.target) != self.op for node in program(gm, args, kwargs).gm.graph.nodes):
+            return NotApplied(f"there is no {self.op} in the graph")
+        adopt(gm, decompose(gm, self.op, args, kwargs), self.name)
+        return Unsaid()
 
 
 def decompose(gm: GraphModule, op: str, args: Any = (), kwargs: Any = None) -> GraphModule:
@@ -25,33 +50,33 @@ def decompose(gm: GraphModule, op: str, args: Any = (), kwargs: Any = None) -> G
     found = {target: rule for target, rule in _table().items() if str(target) == op}
     if not found:
         raise PipelineError(f"torch.export has no decomposition of {op}")
+    source = fresh_copy(gm)
+    for node in source.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default  # what is decomposed may return other strides than it did
+    source.recompile()
     with torch.no_grad(), quiet():
-        exported = torch.export.export(gm, tuple(args), dict(kwargs or {}), strict=False)
+        exported = torch.export.export(source, tuple(args), dict(kwargs or {}), strict=False)
         return unlift(exported.run_decompositions(found))
 
 
-def plan(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pipeline:
+def plan(gm: GraphModule) -> Pipeline:
     """Return one transform for each operator of a graph that is decomposed, in the order in which they come up."""
+    args, kwargs = inputs_of(gm)
     names = {str(target) for target in _table()}
-    transforms: list[FunctionTransform] = []
+    transforms: list[Decompose] = []
     current, done = deep_copy(gm), set[str]()
     for _ in range(_ROUNDS):
         there = dict.fromkeys(str(node.target) for node in program(current, args, kwargs).gm.graph.nodes)
         fresh = [op for op in there if op in names and op not in done]
         if not fresh:
             break
+        done.update(fresh)
+        transforms += map(Decompose, fresh)
         for op in fresh:
-            done.add(op)
-            transforms.append(_transform(op, args, kwargs))
-            current = decompose(current, op, args, kwargs)
+            with contextlib.suppress(Exception):  # it is for a trial to say that this operator's rule fails
+                current = decompose(current, op, args, kwargs)
+        current.meta[INPUTS] = (args, kwargs)
     return Pipeline(tuple(transforms))
-
-
-def _transform(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FunctionTransform:
-    def apply(gm: GraphModule) -> GraphModule:
-        return decompose(gm, op, args, kwargs)
-
-    return FunctionTransform(apply, f"decompose {op}")
 
 
 def _table() -> dict[Any, Any]:

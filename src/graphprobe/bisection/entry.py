@@ -12,15 +12,14 @@ import torch
 import torch.utils._pytree as pytree
 
 from graphprobe import api, fxfile, inputs
-from graphprobe.bisection import bench, decompositions, oracle, store
+from graphprobe.bisection import bench, built_in, oracle, store
+from graphprobe.bisection.choice import is_inductor
 from graphprobe.bisection.commands import Commands
 from graphprobe.bisection.hunt import Hunt
 from graphprobe.bisection.records import Bisection
 from graphprobe.capturing import capture
 from graphprobe.errors import InputError
-from graphprobe.pipeline import Pipeline
 
-INDUCTOR = "inductor"  # the pipeline that is PyTorch's own compiler
 Progress = Callable[[int, int, str], None]
 
 
@@ -44,8 +43,9 @@ def bisect(
     """Say which transform of a pipeline made the model wrong, by which of its matches, and by which operation.
 
     `model` is an nn.Module, an ExportedProgram, a GraphModule (which goes into the first transform as it is) or an
-    ``.fx`` file; `pipeline` is whatever ``Pipeline.of`` takes, "inductor" (PyTorch's own compiler) or
-    "decompositions" (those of torch.export, an operator each). A trial runs a part of the pipeline on its own deep copy
+    ``.fx`` file; `pipeline` is whatever ``Pipeline.of`` takes, "inductor" (PyTorch's own compiler), "decompositions"
+    (those of torch.export, an operator each), "quantize_" or "pt2e" (torchao's quantisers: honest quantisation is
+    then no fault). A trial runs a part of the pipeline on its own deep copy
     of the captured graph. It is judged by graphprobe.diff (under `exact`, `valid`, `accept`, `allow`, `min_coverage`),
     or by `check`: a function of the transformed graph that returns True, False or None (cannot judge), or a shell
     command (exit status 0 good, 125 cannot judge, others bad) with ``{before}`` and ``{after}`` as ``.fx`` files.
@@ -56,13 +56,14 @@ def bisect(
     started = time.perf_counter()
     options: dict[str, Any] = {"exact": exact, "valid": valid, "accept": tuple(accept), "allow": tuple(allow)}
     options["min_coverage"] = min_coverage
-    if pipeline == INDUCTOR:
+    if is_inductor(pipeline):
         _refuse(check, state, dynamic_shapes)
         found = _compiler(model, tuple(args), kwargs, options, check, progress, command)
         return dataclasses.replace(found, seconds=time.perf_counter() - started)
     gm, call_args, call_kwargs = _captured(model, tuple(args), kwargs, dynamic_shapes, check is None)
-    named = pipeline == decompositions.NAME
-    plan = decompositions.plan(gm, call_args, call_kwargs) if named else Pipeline.of(pipeline)
+    plan = built_in.plan(pipeline, gm, call_args, call_kwargs)
+    options["allow"] = tuple(dict.fromkeys((*allow, *built_in.tolerated(plan))))
+    command += "".join(f" --allow {kind}" for kind in built_in.tolerated(plan) if command and kind not in allow)
     if call_args or call_kwargs:
         inputs.bind(gm, call_args, call_kwargs, "the model")
     entries = bench.entries_of(plan)

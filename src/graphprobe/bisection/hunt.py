@@ -51,17 +51,18 @@ class Hunt:
     def run(self) -> Bisection:
         """Search, and say what was found."""
         self._full = bench.run(self.captured, self.entries, lint=True)
+        if not self._is_steady(()):
+            return self._result((), UNKNOWN)
         if self.answer(()).verdict == BAD:
-            if self._is_steady(()):
-                reason = self.answer(()).reason
-                self.notes.append(f"the captured model itself is bad ({reason}): no transform is to blame")
+            reason = self.answer(()).reason
+            self.notes.append(f"the captured model itself is bad ({reason}): no transform is to blame")
             return self._result((), UNKNOWN)
         whole = self.answer(self.everything)
         groups = list(search.culprits(self.everything, self.test)) if whole.verdict == BAD else []
         if whole.verdict == UNKNOWN:
             groups = list(self._suspects())
         groups = self._blamed(groups)
-        if not self._is_steady((), self.everything, *(part for group in groups for part in self._decisive(group))):
+        if not self._is_steady(self.everything, *(part for group in groups for part in self._decisive(group))):
             return self._result((), UNKNOWN)
         self._doubt(groups)
         return self._result(tuple(groups), BAD if groups else whole.verdict)

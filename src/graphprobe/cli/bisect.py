@@ -21,8 +21,9 @@ and the single match within the guilty one. Each part is judged by `graphprobe d
 0 is good, 125 cannot be judged, any other is bad; {before} and {after} in it become .fx files. Transforms and graphs
 that fail are bad, as are new NaNs.
 
-SPEC is what `graphprobe capture` takes, or an .fx file; PIPELINE is what `graphprobe run` takes, or `inductor`:
-PyTorch's own compiler, whose graphs are compared between its passes, and its generated code last.
+SPEC is what `graphprobe capture` takes, or an .fx file; PIPELINE is what `graphprobe run` takes, or one that is built
+in: `inductor`, PyTorch's own compiler, whose graphs are compared between its passes, and its generated code last;
+`decompositions`, those of torch.export; `quantize_` and `pt2e`, torchao's quantisers.
 Exit status: 0 nothing is wrong, 1 a transform is to blame, 2 it cannot be judged, or trouble.
 """
 EXAMPLES = """\
@@ -72,8 +73,7 @@ def run(options: argparse.Namespace) -> int:
 def _found(options: argparse.Namespace) -> Bisection:
     import graphprobe
 
-    built_in = options.pipeline in (["inductor"], ["decompositions"])
-    plan = options.pipeline[0] if built_in else cli_run.plan(options.pipeline, options.transform)
+    plan = cli_run.plan(options.pipeline, options.transform)
     model, args, kwargs, shapes = cli_run.model_of(options)
     with output.Progress() as progress:
         return graphprobe.bisect(

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> RunReport:
     import graphprobe
 
-    pipeline = "inductor" if options.pipeline == ["inductor"] else plan(options.pipeline, options.transform)
+    pipeline = plan(options.pipeline, options.transform)
     model, args, kwargs, shapes = model_of(options)
     with output.Progress() as progress:
         report = graphprobe.run(
@@ -103,14 +103,22 @@ def _run(options: argparse.Namespace) -> RunReport:
     return report
 
 
-def plan(pipelines: list[str], transforms: list[str]) -> Pipeline:
-    """Read --pipeline (one text, or YAML files) with the transforms of --transform known. Raises PipelineError."""
+def plan(pipelines: list[str], transforms: list[str]) -> Pipeline | str:
+    """Read --pipeline (one text, or YAML files) with the transforms of --transform known. Raises PipelineError.
+
+    What is a pipeline only for a given model, "inductor" or "decompositions", is returned as it is.
+    """
+    from graphprobe.bisection import built_in
+    from graphprobe.bisection.choice import is_inductor
     from graphprobe.pipeline import Pipeline, given, installed
+
+    if len(pipelines) == 1 and (is_inductor(pipelines[0]) or pipelines[0] == built_in.DECOMPOSITIONS):
+        return pipelines[0]
 
     mine: dict[str, Any] = {}
     for spec in transforms:
         mine |= given(spec)
-    known = {**installed(), **mine}
+    known = {**installed(), **built_in.TRANSFORMS, **mine}
     if not pipelines:
         if not mine:
             raise InputError("give a pipeline: --pipeline fuse_qkv,fuse_rmsnorm, --pipeline FILE.yaml or --transform")

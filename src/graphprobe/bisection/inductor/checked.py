@@ -9,6 +9,7 @@ from typing import Any
 
 from graphprobe.bisection import search
 from graphprobe.bisection.inductor.recording import Recording
+from graphprobe.bisection.inductor.trials import Stop
 from graphprobe.bisection.records import Bisection, BisectStep
 from graphprobe.bisection.search import BAD, GOOD, UNKNOWN
 
@@ -25,12 +26,13 @@ class Checked:
 
     recorded: Recording
     check: Check
+    stops: list[Stop]
     steps: list[BisectStep] = field(default_factory=list)
     _known: dict[int, str] = field(default_factory=dict)
 
     def run(self) -> Bisection:
         """Find the first stop that is bad; what it means is for graphprobe.diff to say."""
-        stops = self._stops()
+        stops = self.stops
         if self._ask("eager", self.recorded.model) == BAD:
             return self._result(UNKNOWN, None, "the model itself is bad without the compiler: no stage is to blame")
         whole = self._at(len(stops) - 1)
@@ -42,26 +44,11 @@ class Checked:
         note = "" if high == low + 1 else f"the stops between {stops[low][0]} and {stops[high][0]} cannot be judged"
         return self._result(BAD, stops[high][0], note)
 
-    def _stops(self) -> list[tuple[str, dict[int, int]]]:
-        """Return (label, places) of each point at which the compiler can be stopped."""
-        pieces = self.recorded.pieces
-        stops: list[tuple[str, dict[int, int]]] = [("dynamo", self.recorded.as_fx())]
-        for i, piece in enumerate(pieces):
-            later = {other.number: 0 for other in pieces[i + 1 :]}
-            for place, snapshot in enumerate(piece.snapshots):
-                if place:
-                    stops.append((snapshot.label, {**later, piece.number: place}))
-            stops.append(("codegen", later))
-        return stops
-
     def _at(self, stop: int) -> str:
         if stop not in self._known:
-            label, places = self._stops()[stop]
-            self.recorded.recorder.places = places
-            try:
+            label, _, places = self.stops[stop]
+            with self.recorded.standing(places):
                 self._known[stop] = self._ask(f"stopped at {label}", self.recorded.compiled)
-            finally:
-                self.recorded.recorder.places = {}
         return self._known[stop]
 
     def _ask(self, what: str, function: Callable[..., Any]) -> str:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from torch.fx import GraphModule
 
 from graphprobe import graphview, provenance
-from graphprobe.bisection import search
 from graphprobe.bisection.inductor import recording
 from graphprobe.bisection.inductor.outputs import Reference
-from graphprobe.bisection.inductor.recording import Plan, Recording
+from graphprobe.bisection.inductor.recording import Recording
 from graphprobe.bisection.inductor.snapshots import Piece
 from graphprobe.bisection.oracle import Answer
 from graphprobe.bisection.search import BAD, GOOD, UNKNOWN
@@ -91,49 +88,3 @@ def outputs_after_aot(recorded: Recording, piece: Piece) -> Answer:
     recorded.run({piece.number: piece.boundary}, keep=True)
     found, piece.outputs = piece.outputs, compiled
     return judge(reference, found or (), "the graph after aot")
-
-
-@dataclass
-class Lowerings:
-    """Looks for the operation whose lowering is wrong: the first k are lowered, the rest run their eager kernels."""
-
-    recorded: Recording
-    piece: Piece
-    reference: Reference
-    told: Callable[..., None]
-    say: Callable[[str], None]
-
-    def culprit(self) -> str | None:
-        """Return the node with which the code becomes wrong, None where that does not depend on lowerings."""
-        names = self.recorded.recorder.lowerings.get(self.piece.number, [])
-        if not names or self._first(0, names) != GOOD:
-            return None
-        _, high = search.first_bad(0, len(names), lambda k: self._first(k, names))
-        return names[high - 1]
-
-    def mended_by(self) -> Iterator[str]:
-        """Yield what makes the code right."""
-        for words, patch in SWITCHES:
-            plan = Plan(config=(*self.recorded.recorder.plan.config, *patch.items()))
-            if self._ask(f"the generated code {words}", plan) == GOOD:
-                yield f"the generated code is right {words} (torch._inductor.config: {patch})"
-
-    def _first(self, count: int, names: list[str]) -> str:
-        number = self.piece.number
-        plan = Plan(
-            lowered=lambda piece, index: piece != number or index < count, config=self.recorded.recorder.plan.config
-        )
-        what = f"the generated code with the first {count} of {len(names)} operations lowered"
-        return self._ask(what, plan, count)
-
-    def _ask(self, what: str, plan: Plan, first: int | None = None) -> str:
-        self.say(what)
-        started = time.perf_counter()
-        try:
-            again = recording.record(self.recorded.model, self.recorded.args, self.recorded.kwargs, plan)
-            twin = next(p for p in again.pieces if p.number == self.piece.number)
-            answer = judge(self.reference, twin.inner_outputs or (), "the generated code")
-        except (recording.Interrupted, StopIteration) as error:
-            answer = Answer(UNKNOWN, f"it cannot be compiled so: {error}")
-        self.told(what, answer, started, first=first)
-        return answer.verdict

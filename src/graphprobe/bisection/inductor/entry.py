@@ -10,6 +10,7 @@ import torch
 
 from graphprobe.bisection.inductor import recording
 from graphprobe.bisection.inductor.checked import Check, Checked
+from graphprobe.bisection.inductor.eager import Eager
 from graphprobe.bisection.inductor.inquiry import Inquiry
 from graphprobe.bisection.records import Bisection, BisectStep
 from graphprobe.records import Report
@@ -41,17 +42,30 @@ def bisect(
         )
         return found
     except recording.Interrupted as error:
-        return _failed(error)
+        return _fails_itself(model, args, kwargs, error) or _failed(error)
     finally:
         torch.compiler.reset()
 
 
 def _checked(recorded: recording.Recording, check: Check, options: dict[str, Any]) -> Bisection:
-    found = Checked(recorded, check).run()
-    judged = Inquiry(recorded, options).run()
+    inquiry = Inquiry(recorded, options)
+    found = Checked(recorded, check, inquiry.trials.stops()).run()
+    judged = inquiry.run()
     if found.transform is None or found.transform != judged.transform:
         return dataclasses.replace(found, report=judged.report if found.transform is None else None)
     return dataclasses.replace(found, match=judged.match, matches=judged.matches, report=judged.report)
+
+
+def _fails_itself(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: recording.Interrupted
+) -> Bisection | None:
+    """Return the answer for a model that raises without the compiler, too; None for one that does not."""
+    eager = Eager(recording.Recording(model, model, recording.Recorder(), args, kwargs))
+    if not eager.error:
+        return None
+    note = f"the model itself raises {eager.error}: no stage of the compiler is to blame"
+    step = BisectStep("compiling the model", (), "unknown", str(error).splitlines()[0])
+    return Bisection(verdict="unknown", steps=(step,), notes=(note,), pipeline="inductor")
 
 
 def _failed(error: recording.Interrupted) -> Bisection:

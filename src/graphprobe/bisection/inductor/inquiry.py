@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.fx import GraphModule
-
+from graphprobe import provenance
 from graphprobe.bisection import matching, search
-from graphprobe.bisection.inductor import code, eager, recording, snapshots
-from graphprobe.bisection.inductor.outputs import Reference
-from graphprobe.bisection.inductor.recording import Plan, Recording
-from graphprobe.bisection.inductor.snapshots import Piece, Snapshot
-from graphprobe.bisection.oracle import Answer, compare
+from graphprobe.bisection.choice import CODE, EAGER, RUNTIME, Choice
+from graphprobe.bisection.inductor import code
+from graphprobe.bisection.inductor.recording import Recording
+from graphprobe.bisection.inductor.segments import Segment
+from graphprobe.bisection.inductor.snapshots import Piece
+from graphprobe.bisection.inductor.trials import Trials
+from graphprobe.bisection.oracle import Answer
 from graphprobe.bisection.records import Bisection, BisectStep
 from graphprobe.bisection.search import BAD, GOOD, UNKNOWN
 from graphprobe.records import VERDICTS, Report
@@ -33,43 +34,6 @@ class Guilt:
     matches: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """Neighbouring graphs of one piece that are called in the same way."""
-
-    snapshots: tuple[Snapshot, ...]
-    graphs: tuple[GraphModule, ...]
-    inputs: tuple[Any, ...]
-
-
-def segments_of(piece: Piece) -> list[Segment]:
-    """Return one segment, two where AOTAutograd has changed the signature beyond what can be adapted."""
-    border = piece.boundary
-    outer, inner = tuple(piece.snapshots[:border]), tuple(piece.snapshots[border:])
-    graphs = tuple(snapshots.in_aten(s.gm, piece.inputs or ()) for s in outer)
-    if not inner or piece.inputs is None:
-        return [Segment(outer, graphs, piece.inputs or ())]
-    if piece.adapter is not None:
-        names = [str(n.target) for n in outer[0].gm.graph.find_nodes(op="placeholder")]
-        adapted = tuple(piece.adapter.adapted(s.gm, names) for s in inner)
-        return [Segment(outer + inner, graphs + adapted, piece.inputs)]
-    second = Segment(inner, tuple(s.gm for s in inner), piece.inner_inputs or ())
-    return [Segment(outer, graphs, piece.inputs), second]
-
-
-def reproduced(model: str, check: str, first: int | None = None) -> str:
-    """Return the command that runs Inductor's steps with a check; `first` lowers so many operations only."""
-    if model:
-        run = f"graphprobe run {model} --pipeline inductor --check {check}"
-    else:
-        run = f"print(graphprobe.run(model, args, kwargs, pipeline='inductor', check=('{check}',)))"
-    if first is None:
-        return run
-    switch = {"BACKEND": "inductor", "SUBSYSTEM": "lowerings", "MAX": str(first - 1)}
-    words = " ".join(f"TORCH_BISECT_{name}={value}" for name, value in switch.items())
-    return f"{words} {run}" if model else f"{run}  # with {words}"
-
-
 @dataclass
 class Inquiry:
     """One bisection of one compiled model."""
@@ -81,7 +45,9 @@ class Inquiry:
     steps: list[BisectStep] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)  # of what was found good
-    _answers: dict[str, Answer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.trials = Trials(self.recorded, self.options)
 
     def run(self) -> Bisection:
         """Search, and say what was found."""
@@ -105,31 +71,60 @@ class Inquiry:
         if not self.recorded.pieces:
             self.notes.append("torch.compile found nothing to compile: eager ran in its place")
             return
-        traced = list(self._traced())
-        yield from traced
+        if self.trials.eager.first is None:
+            self.notes.append(f"eager itself raises {self.trials.eager.error}")
+            yield from self._end_to_end()
+            return
+        found = list(self._traced())
+        yield from found
         for piece in self.recorded.pieces:
-            found = list(self._in_graphs(piece))
-            yield from found
-            if not found and not traced:
-                yield from self._in_code(piece)
+            wrong = list(self._in_graphs(piece))
+            found += wrong
+            yield from wrong
+            if not found:
+                wrong = list(self._in_code(piece))
+                found += wrong
+                yield from wrong
+        if not found and not self.trials.is_random:
+            yield from self._end_to_end()
 
     # --- eager and Dynamo --------------------------------------------------------------------------------------------
 
     def _traced(self) -> Iterator[Guilt]:
         """The model itself against the graphs that Dynamo has traced of it."""
-        started = time.perf_counter()
-        self._say("eager against the graphs that Dynamo has traced")
-        found = eager.against_traced(self.recorded)
-        self._told("eager against the graphs that Dynamo has traced", found.answer, started)
-        self.notes += found.notes
-        if found.answer.verdict == BAD and found.answer.report is not None:
-            yield Guilt(found.stage, found.answer.report, found.match, (found.match,) if found.match else ())
+        what = "eager against the graphs that Dynamo has traced"
+        answer = self._ask(what, Choice(EAGER, "dynamo"))
+        self.notes += self.trials.traced.notes
+        if answer.verdict == BAD and answer.report is not None:
+            yield Guilt(self.trials.traced.stage, answer.report)
+
+    def _end_to_end(self) -> Iterator[Guilt]:
+        """What a caller sees of the model and of the compiled one: nothing may be left that no step explains."""
+        whole = self._ask("eager against the compiled model, end to end", Choice(EAGER, RUNTIME))
+        if whole.verdict != BAD:
+            return
+        stops = self.trials.stops()
+
+        def verdict(stop: int) -> str:
+            label, graph, _ = stops[stop]
+            where = f"{self._name(graph)}{label}"
+            return self._ask(f"eager against the model stopped at {where}", Choice(EAGER, label, graph)).verdict
+
+        if verdict(0) == BAD:
+            label, graph = stops[0][:2]
+        else:
+            low, high = search.first_bad(0, len(stops) - 1, verdict) if verdict(len(stops) - 1) == BAD else (-1, -1)
+            label, graph = stops[high][:2] if high >= 0 else (RUNTIME, 0)
+            if high - low > 1:
+                self.notes.append(f"the stops between {stops[low][0]} and {label} cannot be judged")
+        report = self.trials.ask(Choice(EAGER, label, graph)).report if label != RUNTIME else whole.report
+        assert report is not None
+        yield Guilt(label, report)
 
     # --- FX graphs ---------------------------------------------------------------------------------------------------
 
     def _in_graphs(self, piece: Piece) -> Iterator[Guilt]:
-        segments = segments_of(piece)
-        for i, segment in enumerate(segments):
+        for i, segment in enumerate(self.trials.segments(piece)):
             if i:
                 yield from self._across(piece)
             yield from self._in_segment(piece, segment)
@@ -165,75 +160,52 @@ class Inquiry:
         return None
 
     def _diff(self, piece: Piece, segment: Segment, i: int, j: int) -> Answer:
-        """Compare two graphs of a segment; asked again, it is remembered."""
-        what = f"{self._name(piece)}{segment.snapshots[i].label} against {segment.snapshots[j].label}"
-        known = self._answers.get(what)
-        if known is not None:
-            return known
-        self._say(what)
-        started = time.perf_counter()
-        events = tuple(e for s in segment.snapshots[i + 1 : j + 1] for e in s.replacements)
-        answer = compare(segment.graphs[i], segment.graphs[j], segment.inputs, {}, events, self.options)
-        self._answers[what] = answer
-        self._told(what, answer, started, check="diff" if j == i + 1 else "total")
-        return answer
+        """Compare two graphs of a segment."""
+        before, after = segment.labels[i], segment.labels[j]
+        return self._ask(f"{self._name(piece.number)}{before} against {after}", Choice(before, after, piece.number))
 
     def _guilt(self, piece: Piece, segment: Segment, k: int) -> Guilt:
-        snapshot = segment.snapshots[k]
+        snapshot, label = segment.snapshots[k], segment.labels[k]
         report = self._diff(piece, segment, k - 1, k).report
         assert report is not None
-        findings = tuple(dataclasses.replace(f, transform=snapshot.label) for f in report.findings)
+        findings = tuple(dataclasses.replace(f, transform=label) for f in report.findings)
         report = dataclasses.replace(report, findings=findings)
-        culprits = matching.all_of(report, ())
-        if not snapshot.hits:
-            return Guilt(snapshot.label, report, culprits[0] if culprits else None, culprits)
-        hit = self._hit(piece, segment, k)
-        return Guilt(snapshot.label, report, hit, (hit,))
+        if snapshot.hits:
+            hit = self._hit(piece, segment, k)
+            return Guilt(label, report, hit, (hit,))
+        places = self._places(report, segment, k)
+        return Guilt(label, report, places[0] if places else None, places)
+
+    def _places(self, report: Report, segment: Segment, k: int) -> tuple[str, ...]:
+        """Name what a step without pattern matches has rewritten: an operator of the graph before it, and where."""
+        names = {n.name: n for n in segment.graphs[k - 1].graph.nodes}
+        counted = ", ".join(segment.snapshots[k].counted)
+        found = []
+        for finding in [report.first, *report.findings] if report.first is not None else []:
+            node = next((names[name] for name in reversed(finding.before) if name in names), None)
+            if finding is not None and finding.kind == report.verdict and node is not None:
+                found.append(f"{counted or provenance.target_name(node)} at {node.name}")
+        return tuple(dict.fromkeys(found)) or matching.all_of(report, ())
 
     def _hit(self, piece: Piece, segment: Segment, k: int) -> str:
         """Find the first guilty pattern match of a pass: it is run again with its first n matches only."""
-        snapshot = segment.snapshots[k]
-        if len(snapshot.hits) == 1:
-            return str(snapshot.hits[0])
+        hits, label = segment.snapshots[k].hits, segment.labels[k]
+        if len(hits) == 1:
+            return str(hits[0])
 
         def limited(count: int) -> str:
-            what = f"{self._name(piece)}{snapshot.label} limited to its first {count} of {len(snapshot.hits)} matches"
-            self._say(what)
-            started = time.perf_counter()
-            answer = self._limited(piece, segment, k, count)
-            self._told(what, answer, started)
-            return answer.verdict
+            what = f"{self._name(piece.number)}{label} limited to its first {count} of {len(hits)} matches"
+            return self._ask(what, Choice("", label, piece.number, first=count)).verdict
 
-        _, high = search.first_bad(0, len(snapshot.hits), limited)
-        return str(snapshot.hits[high - 1])
-
-    def _limited(self, piece: Piece, segment: Segment, k: int, count: int) -> Answer:
-        snapshot = segment.snapshots[k]
-        plan = Plan(limit=(snapshot.key, count), codegen=False, config=self.recorded.recorder.plan.config)
-        try:
-            again = recording.record(self.recorded.model, self.recorded.args, self.recorded.kwargs, plan)
-        except recording.Interrupted as error:
-            return Answer(UNKNOWN, str(error))
-        twin = next((p for p in again.pieces if p.number == piece.number), None)
-        graphs = segments_of(twin) if twin is not None else []
-        for one in graphs:
-            for place, other in enumerate(one.snapshots):
-                if other.key == snapshot.key:
-                    before = one.graphs[place - 1]
-                    return compare(before, one.graphs[place], one.inputs, {}, other.replacements, self.options)
-        return Answer(GOOD, "the pass then changes nothing")
+        _, high = search.first_bad(0, len(hits), limited)
+        return str(hits[high - 1])
 
     def _across(self, piece: Piece) -> Iterator[Guilt]:
         """AOTAutograd has changed the signature: only outputs can be compared there."""
-        started = time.perf_counter()
-        what = f"{self._name(piece)}the outputs before and after aot"
         self.notes.append(f"the graph after aot is compared by its outputs alone: {piece.unadapted}")
-        try:
-            found = code.outputs_after_aot(self.recorded, piece)
-        except Exception as error:
-            self._told(what, Answer(UNKNOWN, f"{type(error).__name__}: {error}"), started)
-            return
-        self._told(what, found, started)
+        outer, inner = self.trials.segments(piece)[:2]
+        choice = Choice(outer.labels[-1], inner.labels[0], piece.number)
+        found = self._ask(f"{self._name(piece.number)}the outputs before and after aot", choice)
         if found.verdict == BAD and found.report is not None:
             yield Guilt("aot", found.report)
 
@@ -241,50 +213,37 @@ class Inquiry:
 
     def _in_code(self, piece: Piece) -> Iterator[Guilt]:
         """The last FX graph against what the generated code returns, then the call around it."""
-        started = time.perf_counter()
-        what = f"{self._name(piece)}the last graph against the generated code"
-        self._say(what)
-        try:
-            reference = Reference.of(piece.snapshots[-1].gm, piece.inner_inputs or ())
-        except Exception as error:  # the graph cannot be run in exact arithmetic
-            self._told(what, Answer(UNKNOWN, f"{type(error).__name__}: {error}"), started)
+        name = self._name(piece.number)
+        found = self._ask(f"{name}the last graph against the generated code", Choice("", CODE, piece.number))
+        if found.verdict == BAD and found.report is not None:
+            yield self._code_guilt(piece, found.report)
             return
-        found = code.judge(reference, piece.inner_outputs or (), "the generated code")
-        self._told(what, found, started)
-        if found.verdict == BAD:
-            yield self._code_guilt(piece, reference, found)
+        if found.report is None:
             return
-        self.reports += [found.report] if found.report is not None else []
-        yield from self._at_runtime(piece)
+        self.reports.append(found.report)
+        found = self._ask(f"{name}what the compiled graph returns to its caller", Choice("", RUNTIME, piece.number))
+        if found.verdict == BAD and found.report is not None:
+            yield Guilt("runtime", found.report)
 
-    def _code_guilt(self, piece: Piece, reference: Reference, found: Answer) -> Guilt:
-        report = found.report
-        assert report is not None
-        search_ = code.Lowerings(self.recorded, piece, reference, self._told, self._say)
-        place = search_.culprit()
-        self.notes += search_.mended_by()
-        report = code.located(report, reference.gm, place)
+    def _code_guilt(self, piece: Piece, report: Report) -> Guilt:
+        """Find the operation with whose lowering the code becomes wrong, and the switch that mends it."""
+        names, number = self.recorded.recorder.lowerings.get(piece.number, []), piece.number
+
+        def lowered(count: int) -> str:
+            what = f"the generated code with the first {count} of {len(names)} operations lowered"
+            return self._ask(what, Choice("", CODE, number, lowered=count)).verdict
+
+        place = None
+        if names and lowered(0) == GOOD:
+            _, high = search.first_bad(0, len(names), lowered)
+            place = names[high - 1]
+        for words, patch in code.SWITCHES:
+            if self._ask(f"the generated code {words}", Choice("", CODE, number, config=patch)).verdict == GOOD:
+                self.notes.append(f"the generated code is right {words} (torch._inductor.config: {patch})")
+        report = code.located(report, self.trials.reference(piece, -1).gm, place)
         stage = "eager" if report.first is not None and report.first.better == "after" else "codegen"
         match = f"{report.first.op} at {place}" if place and report.first is not None else None
         return Guilt(stage, report, match, (match,) if match else ())
-
-    def _at_runtime(self, piece: Piece) -> Iterator[Guilt]:
-        started = time.perf_counter()
-        what = f"{self._name(piece)}what the compiled graph returns to its caller"
-        self._say(what)
-        try:
-            reference = Reference.of(piece.snapshots[0].gm, piece.inputs or ())
-        except Exception as error:
-            self._told(what, Answer(UNKNOWN, f"{type(error).__name__}: {error}"), started)
-            return
-        for when in ("", ", called again"):
-            if when:
-                self.recorded.run(keep=True)
-            found = code.judge(reference, piece.outputs or (), f"the compiled graph{when}")
-            self._told(f"{what}{when}", found, started)
-            if found.verdict == BAD and found.report is not None:
-                yield Guilt("runtime", found.report)
-                return
 
     # --- words -------------------------------------------------------------------------------------------------------
 
@@ -298,15 +257,18 @@ class Inquiry:
         shown = max(graphs, key=lambda report: VERDICTS.index(report.verdict)) if graphs else worst
         return dataclasses.replace(shown, verdict=worst.verdict, notes=notes)
 
-    def _name(self, piece: Piece) -> str:
-        return f"graph {piece.number}: " if len(self.recorded.pieces) > 1 else ""
+    def _name(self, graph: int) -> str:
+        return f"graph {graph}: " if len(self.recorded.pieces) > 1 else ""
 
-    def _told(
-        self, what: str, answer: Answer, started: float, *, check: str = "diff", first: int | None = None
-    ) -> None:
-        seconds, command = time.perf_counter() - started, reproduced(self.command, check, first)
-        self.steps.append(BisectStep(what, (), answer.verdict, answer.reason, seconds, command=command))
-
-    def _say(self, what: str) -> None:
+    def _ask(self, what: str, choice: Choice) -> Answer:
+        """Make a trial and tell of it; one that was made before is not told again."""
+        if self.trials.is_known(choice):
+            return self.trials.ask(choice)
         if self.progress is not None:
             self.progress(len(self.steps), len(self.steps) + 4, what)
+        started = time.perf_counter()
+        answer = self.trials.ask(choice)
+        seconds = time.perf_counter() - started
+        command = choice.command(self.command)
+        self.steps.append(BisectStep(what, (), answer.verdict, answer.reason, seconds, command=command))
+        return answer

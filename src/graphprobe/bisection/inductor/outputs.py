@@ -24,6 +24,7 @@ from torch.fx import GraphModule, Node
 
 from graphprobe import inputs as binding
 from graphprobe import nodes
+from graphprobe.bisection.inductor.noise import narrows, shaken
 from graphprobe.execute import call
 from graphprobe.judge import precision
 from graphprobe.judge.same import rms, slices
@@ -114,6 +115,9 @@ def compared(
     """Compare `y` with `x`, given their exact value `t` and what rounding-sized noise makes of `x`."""
     if x.shape != y.shape:
         return Compared(path, "structural", note=f"shape {tuple(y.shape)} in place of {tuple(x.shape)}")
+    if x.dtype != y.dtype and not (x.is_floating_point() and y.is_floating_point()):
+        note = f"{nodes.dtype_name(y.dtype)} in place of {nodes.dtype_name(x.dtype)}"
+        return Compared(path, "structural", note=note, row=_row(path, x, y))
     row = _row(path, x, y)
     if row.identical:
         return Compared(path, "identical", row=row, error=0.0)
@@ -200,8 +204,8 @@ def _run(one: Program, bound: dict[str, Any], noise: torch.Generator | None) -> 
                 env[node] = one.attribute(node)
             elif node.op == "call_function":
                 env[node] = call(one, node, env)
-                if noise is not None and _rounds(node):
-                    env[node] = pytree.tree_map(lambda value: _shaken(value, noise), env[node])
+                if noise is not None and (_rounds(node) or _narrows(node, env)):
+                    env[node] = pytree.tree_map(lambda value: shaken(value, noise), env[node])
     return env
 
 
@@ -209,12 +213,8 @@ def _rounds(node: Node) -> bool:
     return nodes.schema_name(node) not in exact.UNROUNDED and nodes.makes_values(node)
 
 
-def _shaken(value: Any, noise: torch.Generator) -> Any:
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.dtype.itemsize < 2:
-        return value
-    unit = torch.finfo(value.dtype).eps / 2
-    draw = torch.rand(value.shape, generator=noise, dtype=torch.float64).to(value.device)
-    return (value.double() * (1 + unit * (2 * draw - 1))).to(value.dtype)
+def _narrows(node: Node, env: dict[Node, Any]) -> bool:
+    return narrows(env.get((node.all_input_nodes or [node])[0]), env.get(node))
 
 
 def _exactly(one: Program, bound: dict[str, Any], native: dict[Node, Any]) -> dict[Node, Any]:

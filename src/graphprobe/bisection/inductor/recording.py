@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch.fx import GraphModule, Node
 from graphprobe import nodes, observe, provenance, torch_private
 from graphprobe.bisection.inductor import hooks, snapshots
 from graphprobe.bisection.inductor.snapshots import Adapter, Hit, Piece, Snapshot
-from graphprobe.capturing import quiet
+from graphprobe.capturing import quiet, register_caches
 
 OTHER = "(between the passes)"
+Seen = dict[str, Any]  # what a caller sees of a call: by path, outputs, arguments and buffers after it
 #: Inductor's switches for a compilation that is looked at: nothing may come from a cache.
 CONFIG = {"fx_graph_cache": False, "fx_graph_remote_cache": False, "compile_threads": 1}
 
@@ -51,6 +53,7 @@ class Recorder:
     lowerings: dict[int, list[str]] = field(default_factory=dict)  # piece -> nodes whose lowering was asked for
     where: tuple[str, str] = ("dynamo", "")
     keep: bool = False  # note inputs and outputs of the next call
+    closed: bool = False  # all pieces are there
     _top: GraphModule | None = None
     _signature: int = 0
     _depth: int = 0
@@ -60,11 +63,14 @@ class Recorder:
     _met: Counter[tuple[str, str]] = field(default_factory=Counter)
     _started: float = 0.0
     _outer_args: list[Any] = field(default_factory=list)
+    _counts: Counter[str] = field(default_factory=Counter)
 
     # --- torch.compile's side ----------------------------------------------------------------------------------------
 
     def __call__(self, gm: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         """Compile one Dynamo graph."""
+        if self.closed:
+            return self._late(gm, example_inputs)
         provenance.stamp(gm)
         piece = Piece(len(self.pieces))
         self.pieces.append(piece)
@@ -76,6 +82,12 @@ class Recorder:
         with hooks.listening(self):
             compiled = compile_fx(gm, example_inputs, inner_compile=self._inner(piece, held))
         return self._outer(piece, compiled)
+
+    def _late(self, gm: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        """Compile what Dynamo traces again in a later call, where a number is another: it is no piece of its own."""
+        traced = copy.deepcopy(gm)
+        compiled = torch_private.fetch("compile_fx")(gm, example_inputs)
+        return lambda *args: traced(*args) if self.places else compiled(*args)
 
     def _outer(self, piece: Piece, compiled: Any) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
@@ -139,6 +151,7 @@ class Recorder:
         stage = stage or self.where[0]
         self._take("pre_grad" if stage == "dynamo" else stage, OTHER, top)
         self.where, self._started = (stage, name), time.perf_counter()
+        self._counts = counted()
         self._watch = ExitStack()
         self._observation = self._watch.enter_context(observe.watch(top, f"{stage}: {name}"))
 
@@ -150,7 +163,7 @@ class Recorder:
             return
         self._watch.close()
         stage = stage or self.where[0]
-        self._take(stage, name, top, self._observation)
+        self._take(stage, name, top, self._observation, tuple(counted() - self._counts))
         self._met[stage, name] += 1
         self.where = (stage, OTHER)
 
@@ -181,7 +194,14 @@ class Recorder:
         names.append(node)
         return self.plan.lowered is not None and not self.plan.lowered(number, len(names) - 1)
 
-    def _take(self, stage: str, name: str, gm: GraphModule, seen: observe.Observation | None = None) -> None:
+    def _take(
+        self,
+        stage: str,
+        name: str,
+        gm: GraphModule,
+        seen: observe.Observation | None = None,
+        counts: tuple[str, ...] = (),
+    ) -> None:
         """Keep a copy of the graph if it has changed."""
         hits, self._hits = tuple(self._hits), []
         signature = snapshots.signature_of(gm)
@@ -200,8 +220,15 @@ class Recorder:
             hits,
             time.perf_counter() - self._started if name not in ("", OTHER) else 0.0,
             self._met[stage, name],
+            counts,
         )
         self.pieces[-1].snapshots.append(taken)
+
+
+def counted() -> Counter[str]:
+    """Return how often each rewrite within Inductor's passes says that it has done something."""
+    counts = torch_private.fetch("counters")["inductor"]
+    return Counter({name: n for name, n in counts.items() if not name.startswith("pattern_matcher_")})
 
 
 def is_random(node: Node) -> bool:
@@ -268,6 +295,25 @@ def _clone(value: Any) -> Any:
     return torch.empty_strided(plain.shape, plain.stride(), dtype=plain.dtype, device=plain.device).copy_(plain)
 
 
+def outputs_of(seen: Seen) -> list[Any]:
+    """Return the leaves of what was returned, without what was written."""
+    return [value for path, value in seen.items() if path.startswith("output")]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _own(leaf: Any) -> Any:
+    """Return a copy that a call may change: a tensor, or an object such as a cache that is no pytree."""
+    if isinstance(leaf, torch.Tensor):
+        return _clone(leaf)
+    try:
+        return copy.deepcopy(leaf)
+    except Exception:  # a handle of something outside: calls share it
+        return leaf
+
+
 # --- a recorded model ------------------------------------------------------------------------------------------------
 
 
@@ -289,36 +335,65 @@ class Recording:
 
     def eager(self) -> list[Any]:
         """Return the leaves of what the model returns without the compiler."""
-        return self._leaves(self.model)
+        return outputs_of(self.observed(self.model))
 
     def run(self, places: dict[int, int] | None = None, *, keep: bool = False) -> list[Any]:
         """Return the leaves of what the model returns with pieces standing at `places`, the others compiled.
 
         With `keep` the pieces note their inputs and outputs.
         """
-        self.recorder.places, self.recorder.keep = dict(places or {}), keep
+        self.recorder.keep = keep
         try:
-            return self._leaves(self.compiled)
+            return outputs_of(self.observed(self.compiled, places))
         finally:
-            self.recorder.places, self.recorder.keep = {}, False
+            self.recorder.keep = False
+
+    def observed(self, function: Callable[..., Any], places: dict[int, int] | None = None) -> Seen:
+        """Return what a call of the model, or of the compiled model with pieces at `places`, lets its caller see."""
+        standing = self.standing(places) if places else nullcontext()
+        try:
+            with standing, torch.no_grad(), torch.random.fork_rng(devices=[]), quiet():
+                self.restore()
+                torch.manual_seed(0)
+                return self.seen(function, self.model, *self.inputs(_same))
+        finally:
             self.restore()
+
+    @contextmanager
+    def standing(self, places: dict[int, int]) -> Iterator[None]:
+        """Let pieces stand at these places, the others as code, inside the block."""
+        was, self.recorder.places = self.recorder.places, dict(places)
+        try:
+            yield
+        finally:
+            self.recorder.places = was
+
+    def inputs(self, change: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the inputs anew, each leaf a copy that went through `change`."""
+        return pytree.tree_map(lambda leaf: change(_own(leaf)), (self.args, self.kwargs))  # type: ignore[no-any-return]
+
+    def seen(
+        self, function: Callable[..., Any], model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Seen:
+        """Call a function: what it returned, and what then stands in its arguments and in the buffers of `model`."""
+        result = function(*args, **kwargs)
+        found = {f"output [{i}]": _clone(leaf) for i, leaf in enumerate(pytree.tree_leaves(result))}
+        for i, leaf in enumerate(pytree.tree_leaves((args, kwargs))):
+            if isinstance(leaf, torch.Tensor):
+                found[f"argument [{i}] after the call"] = _clone(leaf)
+        found.update({f"buffer {name} after the call": _clone(value) for name, value in model.named_buffers()})
+        return found
 
     def restore(self) -> None:
         """Put the model's weights and buffers back to what they were."""
         with torch.no_grad():
             for name, value in self._tensors():
-                value.copy_(self.state[name])
+                if name in self.state:
+                    value.copy_(self.state[name])
 
     def as_fx(self) -> dict[int, int]:
         """Return the places at which every piece runs as Dynamo has traced it."""
         return {piece.number: 0 for piece in self.pieces}
-
-    def _leaves(self, function: Callable[..., Any]) -> list[Any]:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), quiet():
-            self.restore()
-            torch.manual_seed(0)
-            args, kwargs = pytree.tree_map(_clone, (self.args, self.kwargs))
-            return list(cloned(pytree.tree_leaves(function(*args, **kwargs))))
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self.model.named_buffers()
@@ -330,6 +405,7 @@ def record(
 ) -> Recording:
     """Compile a model without gradients and run it once. Raises Interrupted where the compiler fails."""
     plan = plan or Plan()
+    register_caches()
     torch.compiler.reset()
     recorder = Recorder(plan)
     recording = Recording(model, torch.compile(model, backend=recorder), recorder, args, kwargs)
@@ -339,6 +415,7 @@ def record(
             recording.run(keep=True)
         except Exception as error:
             raise Interrupted(*recorder.where, error) from error
+    recorder.closed = True
     return recording
 
 

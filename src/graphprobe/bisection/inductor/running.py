@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from graphprobe.bisection.inductor import code, recording
-from graphprobe.bisection.inductor.inquiry import Segment, segments_of
-from graphprobe.bisection.inductor.outputs import Reference
+from graphprobe.bisection.choice import CODE, Choice
+from graphprobe.bisection.inductor import recording
+from graphprobe.bisection.inductor.segments import Segment
 from graphprobe.bisection.inductor.snapshots import Piece, Snapshot
-from graphprobe.bisection.oracle import Answer, compare
-from graphprobe.bisection.search import UNKNOWN
+from graphprobe.bisection.inductor.trials import Trials
+from graphprobe.bisection.oracle import Answer
+from graphprobe.bisection.search import GOOD, UNKNOWN
 from graphprobe.records import VERDICTS, Report, RunReport, RunStep
 
 Write = Callable[[GraphModule, str, str, RunStep | None], str]
@@ -28,39 +29,54 @@ def run(
     *,
     names: Sequence[str],
     options: dict[str, Any],
+    choice: Choice | None = None,
     write: Write | None = None,
 ) -> RunReport:
     """Compile a model and return one step for each pass that changed a graph, the generated code last.
 
     `names` are the checks asked for: "diff" compares each graph with the one before it and the code with the last
-    graph, "total" the first graph with the last and the code. `write` dumps a graph and returns the dump's name.
+    graph, "total" the first graph with the last and the code. With a `choice` of two points only these are compared.
+    `write` dumps a graph and returns the dump's name. Raises PipelineError for a choice that the compilation has not.
     """
     started = time.perf_counter()
+    choice = choice or Choice()
     try:
         recorded = recording.record(model, args, kwargs)
-        steps = [step for piece in recorded.pieces for step in _steps(piece, names, options, write)]
-        total = _total(recorded.pieces, options) if "total" in names else None
+        trials = Trials(recorded, options)
         last = recorded.pieces[-1].snapshots[-1].gm if recorded.pieces else None
+        if choice.is_all:
+            steps = [step for piece in recorded.pieces for step in _steps(trials, piece, names, write)]
+            total = _total(trials) if "total" in names else None
+        else:
+            total = _chosen(trials, choice)
+            steps = [RunStep(choice.after or CODE, f"{choice.before} to {choice.after or 'the end'}", "", "applied")]
     except recording.Interrupted as error:
         label = f"{error.stage}: {error.name}" if error.name else error.stage
         steps = [RunStep(error.name or error.stage, label, error.stage, "failed", reason=str(error), error=str(error))]
         total = last = None
     finally:
         torch.compiler.reset()
-    return RunReport("inductor", tuple(steps), total, seconds=time.perf_counter() - started, gm=last)
+    return RunReport(str(choice), tuple(steps), total, seconds=time.perf_counter() - started, gm=last)
 
 
-def _steps(piece: Piece, names: Sequence[str], options: dict[str, Any], write: Write | None) -> list[RunStep]:
+def _chosen(trials: Trials, choice: Choice) -> Report:
+    answer = trials.ask(choice)
+    verdict = {GOOD: "rounding", UNKNOWN: "unknown"}.get(answer.verdict, "semantic")
+    return answer.report or Report(verdict=verdict, notes=(answer.reason,))
+
+
+def _steps(trials: Trials, piece: Piece, names: Sequence[str], write: Write | None) -> list[RunStep]:
     steps = []
-    for segment in segments_of(piece):
+    for segment in trials.segments(piece):
         for place, snapshot in enumerate(segment.snapshots):
-            found = _compared(segment, place, options) if "diff" in names and place else None
+            pair = Choice(segment.labels[place - 1], segment.labels[place], piece.number)
+            found = trials.ask(pair) if "diff" in names and place else None
             step = _step(segment, place, snapshot, found)
             dump = write(segment.graphs[place], snapshot.stage, snapshot.name or "traced", step) if write else ""
             steps.append(dataclasses.replace(step, dump=dump))
     if "diff" in names:
-        found = _code(piece)
-        steps.append(RunStep("generated_code", "codegen", "codegen", "applied", report=found.report))
+        report = _report(trials.ask(Choice("", CODE, piece.number)))
+        steps.append(RunStep("generated_code", "codegen", "codegen", "applied", report=report))
     return steps
 
 
@@ -68,7 +84,7 @@ def _step(segment: Segment, place: int, snapshot: Snapshot, found: Answer | None
     before = segment.graphs[max(place - 1, 0)]
     return RunStep(
         name=snapshot.name or snapshot.stage,
-        transform=snapshot.label,
+        transform=segment.labels[place],
         stage=snapshot.stage,
         status="applied",
         matches=tuple(str(hit) for hit in snapshot.hits),
@@ -83,27 +99,15 @@ def _step(segment: Segment, place: int, snapshot: Snapshot, found: Answer | None
     )
 
 
-def _compared(segment: Segment, place: int, options: dict[str, Any]) -> Answer:
-    before, after = segment.graphs[place - 1], segment.graphs[place]
-    return compare(before, after, segment.inputs, {}, segment.snapshots[place].replacements, options)
+def _report(answer: Answer) -> Report:
+    return answer.report or Report(verdict="unknown", notes=(f"it cannot be judged: {answer.reason}",))
 
 
-def _code(piece: Piece) -> Answer:
-    try:
-        reference = Reference.of(piece.snapshots[-1].gm, piece.inner_inputs or ())
-        return code.judge(reference, piece.inner_outputs or (), "the generated code")
-    except Exception as error:  # the graph cannot be run in exact arithmetic
-        reason = f"the generated code cannot be judged: {type(error).__name__}: {error}"
-        return Answer(UNKNOWN, reason, report=Report(verdict="unknown", notes=(reason,)))
-
-
-def _total(pieces: Sequence[Piece], options: dict[str, Any]) -> Report | None:
+def _total(trials: Trials) -> Report | None:
     """Return the gravest report of any piece: its first graph against its last, and that against the code."""
-    answers = []
-    for piece in pieces:
-        for segment in segments_of(piece):
-            events = tuple(e for snapshot in segment.snapshots for e in snapshot.replacements)
-            answers.append(compare(segment.graphs[0], segment.graphs[-1], segment.inputs, {}, events, options))
-        answers.append(_code(piece))
-    reports = [answer.report for answer in answers if answer.report is not None]
+    reports = []
+    for piece in trials.recorded.pieces:
+        ends = [(segment.labels[0], segment.labels[-1]) for segment in trials.segments(piece)]
+        reports += [_report(trials.ask(Choice(before, after, piece.number))) for before, after in ends]
+        reports.append(_report(trials.ask(Choice("", CODE, piece.number))))
     return max(reports, key=lambda report: VERDICTS.index(report.verdict), default=None)

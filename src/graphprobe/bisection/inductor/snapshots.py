@@ -47,6 +47,7 @@ class Snapshot:
     hits: tuple[Hit, ...] = ()
     seconds: float = 0.0
     number: int = 0  # how many passes of this stage and name there were before it
+    counted: tuple[str, ...] = ()  # the rewrites within it that say that they have done something
 
     @property
     def label(self) -> str:
