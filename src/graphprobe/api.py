@@ -121,7 +121,7 @@ def _diff(
     started = time.perf_counter()
     stream = streaming.stream_to(options.device, options.memory)
     other = other or _stored_apart(before, after, args, kwargs)
-    (gm_before, gm_after), args, kwargs = _graphs((before, after), args, kwargs, stream is not None, other)
+    (gm_before, gm_after), args, kwargs = _graphs((before, after), args, kwargs, mapped=stream is not None, other=other)
     valid = options.valid
     if stream is not None:
         valid = None if valid is None else valid.to(stream.device)

@@ -17,7 +17,8 @@ from torch.fx import GraphModule, Node
 from graphprobe import nodes, observe, provenance, torch_private
 from graphprobe.bisection.inductor import hooks, snapshots
 from graphprobe.bisection.inductor.snapshots import Adapter, Hit, Piece, Snapshot
-from graphprobe.capturing import quiet, register_caches
+from graphprobe.caches import register_caches
+from graphprobe.capturing import quiet
 
 OTHER = "(between the passes)"
 Seen = dict[str, Any]  # what a caller sees of a call: by path, outputs, arguments and buffers after it
