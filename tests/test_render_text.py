@@ -142,7 +142,7 @@ def test_every_verdict_without_findings_has_a_sentence(verdict: str) -> None:
 
 
 def test_unknown_says_how_much_was_judged_and_how_much_was_asked_for() -> None:
-    text = render.text(Report("unknown", coverage=Coverage(resolution=0.41), min_coverage=0.9))
+    text = render.text(Report("unknown", coverage=Coverage(compared=9, resolution=0.41), min_coverage=0.9))
     assert "41.0 %" in text.splitlines()[0] and "90.0 %" in text.splitlines()[0]
     assert "below the 90.0 %" in text
 
