@@ -29,7 +29,7 @@ import torch
 
 from corpus import growing, rewrites, text_models
 from corpus.truth import Score, score, truth
-from graphprobe import align, api, inputs
+from graphprobe import align, binding, inputs
 from graphprobe.program import copied, program
 
 RUNS = ("events", "ids", "values")  # levels at which the graphs are run
@@ -47,7 +47,7 @@ def measured(name: str, kind: str, pair, true, level: str, bug: int | None) -> S
     left, right = program(pair.before, pair.args, pair.kwargs), copied(program(bare, pair.args, pair.kwargs))
     bound = inputs.bind(pair.before, pair.args, pair.kwargs, "before")
     for one in (left, right):
-        api.concretise(one, bound)
+        binding.concretise(one, bound)
     found = align.align(left, right, events, bound if level in RUNS else None)
     one = score(true, left, right, found, mutant, renamed)
     one.said += [f"(bug: {mutant.change} at {', '.join(mutant.nodes)})"] if mutant else []
