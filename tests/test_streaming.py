@@ -18,7 +18,7 @@ from graphprobe.fxfile import mapping
 from graphprobe.streaming import Stream, key_of
 from graphprobe.taps.probe import Probe
 
-LAYERS, WIDTH = 6, 192
+LAYERS, WIDTH = 4, 192
 LAYER = WIDTH * WIDTH * 4
 
 
@@ -130,13 +130,13 @@ def test_a_run_that_breaks_off_spoils_nothing(path):
 def test_a_streamed_diff_says_what_a_resident_one_says(path, exact, tmp_path):
     changed = graphprobe.load(path)
     with torch.no_grad():
-        dict(changed.named_parameters())["blocks.3.up.weight"][3, 7] += 0.5
+        dict(changed.named_parameters())["blocks.2.up.weight"][3, 7] += 0.5
     after = tmp_path / "after.fx"
     graphprobe.save(changed, after, args=(IDS,))
     resident = graphprobe.diff(path, after, exact=exact)
     streamed = graphprobe.diff(path, after, exact=exact, memory="stream", device="cpu")
     assert resident.verdict == streamed.verdict == "semantic"
-    assert streamed.first.module_path == "blocks.3.up"
+    assert streamed.first.module_path == "blocks.2.up"
     assert resident.findings == streamed.findings
     assert graphprobe.diff(path, path, exact=exact, memory="stream", device="cpu").verdict == "identical"
 
@@ -238,12 +238,12 @@ def test_a_gpu_computes_the_same_with_weights_that_come(path, stage, monkeypatch
 def test_a_gpu_finds_the_same_with_weights_that_come(path, exact, tmp_path):
     changed = graphprobe.load(path)
     with torch.no_grad():
-        dict(changed.named_parameters())["blocks.3.up.weight"][3, 7] += 0.5
+        dict(changed.named_parameters())["blocks.2.up.weight"][3, 7] += 0.5
     graphprobe.save(changed, tmp_path / "after.fx", args=(IDS,))
     resident = graphprobe.diff(path, tmp_path / "after.fx", exact=exact, device="cuda")
     streamed = graphprobe.diff(path, tmp_path / "after.fx", exact=exact, device="cuda", memory="stream")
     assert resident.verdict == streamed.verdict == "semantic"
-    assert streamed.first.module_path == "blocks.3.up"
+    assert streamed.first.module_path == "blocks.2.up"
     model = tower().cuda()  # one side on the device, the other in its file
     assert graphprobe.diff(model, path, (IDS.cuda(),), device="cuda", memory="stream").verdict == "identical"
 
