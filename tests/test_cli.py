@@ -18,6 +18,7 @@ import torch
 import graphprobe
 from graphprobe import cli
 from graphprobe.cli import output
+from graphprobe.errors import RenderError
 from graphprobe.records import Report
 
 MODELS = """
@@ -45,6 +46,25 @@ def without_inputs():
 
 def text():
     return "no model"
+
+class Branches(torch.nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+
+def branches():
+    return Branches(), (torch.ones(3),)
+
+def integers():
+    return make()[0], (torch.ones(3, 8, dtype=torch.int64),)
+
+def exported():
+    return torch.export.export(*make())
+
+def bare():
+    return torch.fx.symbolic_trace(make()[0])
+
+def nothing():
+    return torch.nn.Identity(), (torch.ones(3),)
 
 def breaks():
     raise ZeroDivisionError("in the user's own code")
@@ -117,6 +137,25 @@ TROUBLE = {
     "object for list": (["capture", "cli_models:net", "-o", "x.fx", "--args", "{}"], "must be a JSON list"),
     "bad dynamic": (["capture", "cli_models:make", "-o", "x.fx", "--dynamic", "x"], "NAME:DIM"),
     "other dynamic": (["capture", "cli_models:make", "-o", "x.fx", "--dynamic", "xs:0"], "did you mean 'x'"),
+    "dynamic beyond": (
+        ["capture", "cli_models:make", "-o", "x.fx", "--dynamic", "x:2"],
+        "x:2: the input has the shape",
+    ),
+    "a branch": (["capture", "cli_models:branches", "-o", "x.fx"], "where: Branches.forward (cli_models.py:"),
+    "no module to import": (["diff", "before.fx", "after.fx", "--import", "cli_model"], "no module 'cli_model'"),
+    "no file to write": (["diff", "before.fx", "after.fx", "-o", "no/x.json"], "no directory no"),
+    "no picture to write": (["diff", "before.fx", "after.fx", "--png", "x.gif"], "name it .png, .svg, .dot"),
+    "a directory to write": (["diff", "before.fx", "after.fx", "--html", "."], "it is a directory"),
+    "no rule": (["diff", "before.fx", "same.fx", "--accept", "semantic"], "NODE:KIND:BOUND"),
+    "no kind": (["diff", "before.fx", "same.fx", "--accept", "a:wrong:1"], "'wrong' is no kind"),
+    "no bound": (["diff", "before.fx", "same.fx", "--accept", "a:semantic:nan"], "the bound nan"),
+    "no values": (["diff", "before.fx", "after.fx", "--device", "meta"], "has shapes, but no values"),
+    "no such input": (["diff", "before.fx", "after.fx", "--inputs", "more.json"], "neither graph takes the input 'y'"),
+    "misspelt": (["tap", "before.fx", "--inputs", "more.json"], "not 'y'"),
+    "twice": (["tap", "before.fx", "--inputs", "twice.json"], "was given twice"),
+    "no inputs in it": (["diff", "before.fx", "after.fx", "--inputs", "none.json"], "none.json holds no inputs"),
+    "wrong dtype": (["tap", "before.fx", "--inputs", "integers.json"], "has dtype int64, but the graph was captured"),
+    "wrong structure": (["tap", "before.fx", "--inputs", "nested.json"], "cannot be run"),
     "wrong shape": (["diff", "before.fx", "after.fx", "--inputs", "wide.json"], "has shape (3, 9)"),
     "unreadable inputs": (["diff", "before.fx", "after.fx", "--inputs", "cli_models.py"], "not from .py"),
     "broken inputs": (["diff", "before.fx", "after.fx", "--inputs", "broken.pt"], "broken.pt cannot be read"),
@@ -133,6 +172,12 @@ TROUBLE = {
 @pytest.mark.parametrize("case", TROUBLE)
 def test_trouble_is_one_sentence_and_status_2(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("wide.json").write_text(json.dumps([[[0.0] * 9] * 3]))
+    rows = [[1] * 8] * 3
+    Path("more.json").write_text(json.dumps({"x": [[0.0] * 8] * 3, "y": [1.0]}))
+    Path("twice.json").write_text(json.dumps({"args": [[[0.0] * 8] * 3], "kwargs": {"x": [[0.0] * 8] * 3}}))
+    Path("none.json").write_text("[]")
+    Path("integers.json").write_text(json.dumps([rows]))
+    Path("nested.json").write_text(json.dumps([{"y": rows}]))
     Path("broken.pt").write_bytes(b"not a pickle")
     arguments, words = TROUBLE[case]
     assert cli.main(arguments) == 2
@@ -142,6 +187,56 @@ def test_trouble_is_one_sentence_and_status_2(case: str, capsys: pytest.CaptureF
     assert words in printed.err
     assert "Traceback" not in printed.err
     assert not list(Path().glob("x.*")) and not list(Path().glob(".*partial*"))
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("integers", "must have the same dtype"),
+        ("bare", "no inputs were given"),
+        ("nothing", "nothing was compared"),
+    ],
+)
+def test_graphs_that_cannot_be_compared(factory: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["capture", f"cli_models:{factory}", "-o", "odd.fx"]) == 0
+    assert cli.main(["diff", "odd.fx", "odd.fx"]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.out + printed.err and "Traceback" not in printed.err
+
+
+def test_an_exported_program_brings_its_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["capture", "cli_models:exported", "-o", "exported.fx"]) == 0
+    assert cli.main(["diff", "exported.fx", "before.fx"]) == 0
+    program = torch.export.export(torch.nn.Linear(3, 2), (torch.ones(4, 3),))
+    assert graphprobe.diff(program, program).verdict == "identical"
+
+
+def test_what_is_printed_survives_a_picture_that_cannot_be_drawn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RenderError("no layout engine")
+
+    monkeypatch.setattr(Report, "render", fail)
+    assert cli.main(["diff", "before.fx", "after.fx", "--png", "x.png"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.startswith("semantic") and "no layout engine" in printed.err
+
+
+def test_a_dimension_that_the_model_fixes_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["capture", "cli_models:make", "-o", "fixed.fx", "--dynamic", "x:0", "--dynamic", "x:1"]) == 0
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_pairs_need_neither_weights_nor_inputs_where_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["capture", "cli_models:make", "-o", "light.fx", "--weights", "none"]
+    assert cli.main(arguments) == 0
+    assert cli.main(["capture", "cli_models:bare", "-o", "bare.fx"]) == 0
+    assert cli.main(["align", "light.fx", "light.fx", "--no-run"]) == 0
+    assert cli.main(["align", "bare.fx", "bare.fx", "--no-run"]) == 0
+    assert cli.main(["align", "light.fx", "light.fx"]) == 2
+    assert cli.main(["diff", "light.fx", "light.fx"]) == 2
+    assert capsys.readouterr().err.count("without the values of 4 weights") == 2
 
 
 def test_an_error_in_the_users_code_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,16 @@ UNDEFINED = {
     "aten::empty_permuted",
 }  # fmt: skip
 _COPY_SUFFIX = ("_copy",)  # view_copy, permute_copy, ...: views written out
-_CHECKS = ("_assert", "sym_constrain", "_functional_assert", "_guards_fn", "_print", "_async_assert", "_functional_sym")
+_CHECKS = (
+    "_assert",
+    "sym_constrain",
+    "_functional_assert",
+    "_guards_fn",
+    "_print",
+    "_async_assert",
+    "_functional_sym",
+    "_log_api",
+)
 
 
 def val(node: Node) -> Any:

@@ -104,7 +104,7 @@ def _specialised(gm: GraphModule, wanted: list[str]) -> list[str]:
     for item in wanted:
         name, _, dim = item.rpartition(":")
         shape = nodes.shape(paths[name]) if name in paths else None
-        if shape is not None and isinstance(shape[int(dim)], int):
+        if shape is not None and str(shape[int(dim)]).isdecimal():
             fixed.append(item)
     return fixed
 

@@ -38,9 +38,10 @@ _TORCH = _words(
     "_sym_sqrt _sym_tan _sym_tanh _assert sym_constrain_range sym_constrain_range_for_size sym_float "
     "sym_fresh_size sym_int sym_ite sym_max sym_min sym_not sym_sqrt sym_sum"
 )
-#: What exported graphs call to enter and leave a mode (gradients, autocast, vmap): private to torch (seen in 2.13).
+#: What exported graphs call to enter and leave a mode (gradients, autocast, vmap), and Dynamo's graphs to count
+#: modules: private to torch (seen in 2.13).
 _SCOPES = {
-    "torch._C": ["_set_grad_enabled"],
+    "torch._C": ["_set_grad_enabled", "_log_api_usage_once"],
     "torch.amp.autocast_mode": ["_enter_autocast", "_exit_autocast"],
     "torch._functorch.predispatch": _words(
         "_add_batch_dim _remove_batch_dim _vmap_decrement_nesting _vmap_increment_nesting lazy_load_decompositions"

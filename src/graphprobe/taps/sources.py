@@ -118,7 +118,8 @@ class GraphSource:
             reason = metadata.misfit(self._graph(), args, kwargs)
             if not reason:
                 raise
-            raise InputError(f"{reason}, and it cannot be run: {type(error).__name__}: {error}") from error
+            said = (str(error).splitlines() or [""])[0]
+            raise InputError(f"{reason}, and it cannot be run: {type(error).__name__}: {said}") from error
 
     def _graph(self) -> GraphModule:
         if isinstance(self._model, GraphModule):
