@@ -95,7 +95,8 @@ class Pt2e:
         """Quantise a graph. Raises PipelineError where torchao is not there."""
         pt2e = _torchao("torchao.quantization.pt2e.quantize_pt2e")
         quantizer = load(self.quantizer)() if self.quantizer else _x86()
-        annotate, matches = quantizer.annotate, []
+        annotate = quantizer.annotate
+        matches: list[str] = []
 
         def limited(model: GraphModule) -> GraphModule:
             annotated = annotate(model)

@@ -26,11 +26,11 @@ def narrows(source: Any, value: Any) -> bool:
     return len(both) == 2 and both[1].dtype.itemsize < both[0].dtype.itemsize
 
 
-class Shaking(TorchDispatchMode):
+class Shaking(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Shakes every floating result of an operator that rounds while a model runs eagerly."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.noise = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
