@@ -17,6 +17,7 @@ from graphprobe.dumps.conformance import conformance
 from graphprobe.dumps.reading import read
 from graphprobe.errors import DumpError
 from graphprobe.foreign import autodeploy
+from graphprobe.foreign.autodeploy import Dump, Line, Section
 from graphprobe.pipeline import Pipeline
 from transform_tools import captured
 
@@ -274,6 +275,38 @@ def test_a_transform_that_left_the_graph_alone_is_not_found_in_foreign_dumps(mad
         "eager_attention_to_sdpa": "not found",
         "fuse_rmsnorm": "applied",
     }
+
+
+def test_what_the_text_does_not_show_is_told_by_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def other_scale(gm: GraphModule) -> None:
+        for node in gm.graph.nodes:
+            if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+                node.update_kwarg("scale", 0.5)
+
+    gm, args, kwargs = captured("llama")
+    folder = tmp_path / "d"
+    graphprobe.run(gm, args, kwargs, pipeline=["eager_attention_to_sdpa", other_scale], dump_dir=folder)
+    assert answers(folder, "transforms: {other_scale: {}}") == {"other_scale": "applied"}
+    assert cli.main(["dumps", str(folder)]) == 0
+    assert "does not show" in capsys.readouterr().out
+
+
+def test_a_fusion_of_autodeploy_is_known_by_autodeploys_operators(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    x = "2x8 : torch.bfloat16"
+    for number, (name, target) in enumerate(
+        [
+            ("match_rmsnorm_pattern", "auto_deploy.torch_rmsnorm.default"),
+            ("fuse_rmsnorm", "auto_deploy.flashinfer_rms_norm.default"),
+        ],
+        1,
+    ):
+        line = Line("norm", target, (f"%x : {x}", "%w : 8 : torch.bfloat16", "1e-05"), "2x8", "torch.bfloat16")
+        root = Section("(root)", (Line("x", "", (), "2x8", "torch.bfloat16"), line, Line("", "output", ("%norm",))))
+        text = autodeploy.text(Dump(name, "post_load_fusion", (root,)))
+        (folder / f"{number:03d}_post_load_fusion_{name}.txt").write_text(text)
+    assert answers(folder, "transforms: {fuse_rmsnorm: {stage: post_load_fusion}}") == {"fuse_rmsnorm": "applied"}
 
 
 # --- command line ----------------------------------------------------------------------------------------------------

@@ -168,8 +168,16 @@ def test_yaml_files_are_merged_deeply_from_left_to_right(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "silent", ["transforms: {options: }", "transforms: {}", "transforms:", "# transforms: {x: {}}"]
+)
+def test_a_file_that_says_nothing_takes_nothing_back(tmp_path: Path, silent: str) -> None:
+    assert yaml(tmp_path, "transforms: {options: {count: 2}}", silent).transforms == (Options(count=2),)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("transforms:", "no mapping 'transforms'"),
         ("transform: {options: {}}", "unknown key 'transform'; did you mean 'transforms'"),
         ("transforms: {options: {enable: false}}", "no option 'enable'; did you mean 'enabled'"),
         ("transforms: {options: 3}", "must be a mapping"),

@@ -39,8 +39,8 @@ def rewrite(
     """Match around one candidate after the other and replace what matches; `fuse` returns what stands for the old.
 
     A match bears the module path of the first of these. Where something is written in place, amid the match, into what
-    it reads, there is none: it would be read at another moment. Without candidates the reason is `nothing`, without matches it is
-    the reason that most of the candidates have.
+    it reads, there is none: it would be read at another moment. Without candidates the reason is `nothing`, without
+    matches it is the reason that most of the candidates have.
     """
     misses: list[NotApplied] = []
     made: list[list[Node]] = []

@@ -112,6 +112,9 @@ def _details(dumps: Dumps, entry: Entry, change: Change) -> str:
     if change.lost:
         lines += wrap(f"without metadata: {', '.join(change.lost)}", "  ")
     step = dumps.step(entry)
+    if step is not None and step.rewritten and not change:
+        what = f"rewrote what the text form does not show (keyword arguments, weights): {', '.join(step.rewritten)}"
+        lines += wrap(what, "  ")
     if step is not None and step.reason:
         lines += wrap(came(step), "  ")
     return "\n".join(["", f"{entry.number} {entry.transform}", *lines, ""]) if lines else ""

@@ -81,12 +81,16 @@ def _judged(
     noted = f": {step.reason}" if step is not None and step.reason else ""
     if not enabled:
         return _disabled(dumps, name, change, makes)
-    if step is not None and step.status in ("failed", "skipped"):
+    if step is not None and (step.status == "failed" or (step.status == "skipped" and step.error)):
         return "failed", f"{step.status}{noted}"
+    if step is not None and step.status == "skipped":
+        return "not found", f"skipped{noted}"
     if step is not None and step.status == "disabled":
         return "in conflict", "configured to run, but it was disabled in the run"
     if entry is None:
         return "not found", "there is no dump of it: it did not run, or it raised"
+    if not change and step is not None and step.status == "applied":
+        return "applied", "it changed what the text form does not show: keyword arguments, or the values of weights"
     if not change:
         return "not found", f"it left the graph as it was{noted}"
     return _made(dumps, name, entry, change, makes)
@@ -94,7 +98,7 @@ def _judged(
 
 def _disabled(dumps: Dumps, name: str, change: comparing.Change, makes: Mapping[str, str]) -> tuple[str, str]:
     if change:
-        return "in conflict", f"disabled, but the graph changed: {signed(change.operators) or 'nodes were rewritten'}"
+        return "in conflict", "disabled, but the graph changed where it would have run"
     others = [pattern for other, pattern in makes.items() if other != name]
     first, last = comparing.operators(dumps.entries[0]), comparing.operators(dumps.entries[-1])
     for operator, number in last.items():
@@ -127,11 +131,10 @@ def _makes(name: str) -> str:
     from graphprobe.pipeline.registry import installed
 
     point = installed().get(name)
-    if point is not None:
-        declared = getattr(point.load(), "makes", ())
-        if declared:
-            return "|".join(re.escape(operator) for operator in declared)
-    return AUTODEPLOY.get(name, "")
+    declared = getattr(point.load(), "makes", ()) if point is not None else ()
+    # a name may be that of a transform of each: both have a fuse_rmsnorm
+    patterns = [*(re.escape(operator) for operator in declared), *([AUTODEPLOY[name]] if name in AUTODEPLOY else [])]
+    return "|".join(patterns)
 
 
 def signed(operators: Mapping[str, int]) -> str:

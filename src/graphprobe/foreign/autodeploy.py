@@ -53,9 +53,9 @@ class Line:
     @property
     def lacks_val(self) -> bool:
         """Whether the node has no metadata, or None where its operator has a result."""
-        if self.target == "output":
+        if self.target == "output" or self.returns_nothing:
             return False
-        return self.dtype in MISSING or (self.dtype == "NoneType" and bool(self.target) and not self.returns_nothing)
+        return self.dtype in MISSING or (self.dtype == "NoneType" and bool(self.target))
 
     @property
     def returns_nothing(self) -> bool:

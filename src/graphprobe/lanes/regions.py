@@ -144,10 +144,15 @@ class Regions:
         return False
 
     def _behind(self, reader: _Cone, other: _Cone) -> list[Node]:
-        """Return the cuts of `other` right below an input of the graph that `reader` reads and `other` does not."""
+        """Return the cuts of `other` right below an input of the graph that `reader` reads and `other` does not.
+
+        A cut that is a guess stays: that it may be wrong is found out by withdrawing it.
+        """
+        claims = self._cuts_after if reader.program is self.before else self._cuts_before
         same = self._same_input if reader.program is self.before else self._input_of_after
         lone = {same[p] for p in reader.inputs if p in same and same[p] not in other.inputs}
-        return [n for n in other.inputs if n.op != "placeholder" and not lone.isdisjoint(_above(n))] if lone else []
+        sure = [n for n in other.inputs if n in claims and all(c.certain for c in claims[n])] if lone else []
+        return [n for n in sure if n.op != "placeholder" and not lone.isdisjoint(_above(n))]
 
     def _region(self, claim: Claim, left: _Cone, right: _Cone) -> Region:
         frontier = []

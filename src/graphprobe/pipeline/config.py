@@ -45,8 +45,6 @@ def dump(transforms: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _keys(name: Any, keys: Any, where: str) -> dict[str, Any]:
-    if keys is None:
-        return {}
     if not isinstance(keys, dict):
         raise PipelineError(f"{where}: transforms.{name} is {keys!r}; it must be a mapping such as {{enabled: true}}")
     return {str(key): value for key, value in keys.items()}
@@ -71,7 +69,17 @@ def _read(path: Path_) -> dict[str, Any]:
                 f"{os.fspath(path)}: unknown key {key!r}{nearest(str(key), ['transforms'])}; "
                 "the only key of a pipeline file is 'transforms'"
             )
-    return data
+    transforms = data.get("transforms", {})
+    if transforms is None:  # nothing said, as by a file whose lines are commented out: nothing to be merged over others
+        return {}
+    return {"transforms": _said(transforms)}
+
+
+def _said(transforms: Any) -> Any:
+    """Return the mapping with {} where a transform is only named, which says nothing against what is said of it."""
+    if not isinstance(transforms, dict):
+        return transforms
+    return {name: {} if keys is None else keys for name, keys in transforms.items()}
 
 
 def _yaml() -> Any:
