@@ -96,7 +96,12 @@ def process(*arguments: str, **options: object) -> subprocess.Popen[str]:
     """Start graphprobe as a process of its own."""
     pipe = subprocess.PIPE
     command = [sys.executable, "-m", "graphprobe", *arguments]
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options)  # type: ignore[call-overload]
+    # a shell starts its background jobs deaf to Ctrl-C, and what they start inherits that
+    known = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options)  # type: ignore[call-overload]
+    finally:
+        signal.signal(signal.SIGINT, known)
 
 
 # --- exit status and what is printed ---------------------------------------------------------------------------------
