@@ -18,7 +18,7 @@ from graphprobe.records import GraphView, Lint, NodeView, OutputRow, Report, Run
 from graphprobe.render.page import clean_svg
 from render_samples import llama, wrong_scale
 
-HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&"
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&\u00fc" + 500 * "x"
 
 
 class Reader(HTMLParser):
@@ -285,6 +285,8 @@ def test_in_a_browser_hostile_names_run_nothing(browser: Browser, tmp_path: Path
     assert browser.log() == []
     assert "owned" not in str(browser.run("return document.title")).split("'")[0]
     assert browser.run("return document.querySelectorAll('img').length") == 0
+    # names of any length break or are cut, and never make the page wider than the window
+    assert browser.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
 @needs_browser

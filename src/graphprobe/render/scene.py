@@ -12,6 +12,7 @@ from graphprobe.errors import RenderError
 
 FONT = "Helvetica"  # one name: engines measure text with the metrics of that very font
 _TOOLTIP = 2000  # characters; older engines read no string of 16 KiB and more
+_WIDEST = 72  # characters of any line in a picture; names may be of any length
 _KEYS = 6  # entries in a row of the legend
 _SIZES = {"title": 12, "plain": 10, "small": 9}
 
@@ -197,16 +198,21 @@ def _label(lines: Sequence[Line]) -> str:
     return "<" + '<BR ALIGN="CENTER"/>'.join(_font(line) for line in lines if line.text) + ">" if lines else ""
 
 
-def _font(line: Line) -> str:
-    text = html.escape(plain(line.text), quote=False)
+def _font(line: Line, width: int = _WIDEST) -> str:
+    text = html.escape(_shortened(plain(line.text), width), quote=False)
     if line.look == "title":
         text = f"<B>{text}</B>"
     colour = f' COLOR="{line.colour}"' if line.colour else ""
     return f'<FONT POINT-SIZE="{_SIZES[line.look]}"{colour}>{text}</FONT>'
 
 
+def _shortened(text: str, width: int = _WIDEST) -> str:
+    """Shorten a line in its middle: both its beginning and its end tell something."""
+    return text if len(text) <= width else f"{text[: width // 2 - 1]}\u2026{text[-(width // 2) :]}"
+
+
 def _heading(scene: Scene) -> str:
-    rows = [f'<TR><TD ALIGN="LEFT">{_font(line)}</TD></TR>' for line in scene.title if line.text]
+    rows = [f'<TR><TD ALIGN="LEFT">{_font(line, 2 * _WIDEST)}</TD></TR>' for line in scene.title if line.text]
     if scene.legend:
         inner = "".join(_legend_row(scene.legend[i : i + _KEYS]) for i in range(0, len(scene.legend), _KEYS))
         rows.append(f'<TR><TD ALIGN="LEFT"><TABLE BORDER="0" CELLBORDER="0" CELLSPACING="3">{inner}</TABLE></TD></TR>')

@@ -42,10 +42,10 @@
     if (NUMBERS.has(column)) return make("td", { class: "num" }, errorText(region[column]));
     if (column === "after") {
       const link = make("button", { type: "button", class: "link", onclick: () => choose(region.after, "table") }, region.after);
-      return make("td", { class: "name" }, link);
+      return make("td", { class: "name", title: region.after }, link);
     }
     // long paths break behind their dots, names of operations not at all
-    if (column === "before") return make("td", { class: "name" }, make("code", {}, region[column]));
+    if (column === "before") return make("td", { class: "name", title: region.before }, make("code", {}, region[column]));
     const words = String(region[column]).split(/(?<=[._])/);
     return make("td", {}, make("code", {}, ...words.flatMap((word) => [word, make("wbr")])));
   }
