@@ -12,10 +12,11 @@ import pytest
 from graphprobe import render
 from graphprobe.errors import RenderError
 from graphprobe.records import GraphView
+from graphprobe.render.kernels import kernel_kind, operator_kind, pair_by_name
 from graphprobe.render.trace import kernels_by_node, read_trace, short_kernel
 from render_reading import Picture
 from render_samples import llama
-from render_traces import GEMM, chrome, nsys
+from render_traces import GEMM, chrome, nsys, write_recorded
 
 
 @pytest.fixture(params=["json", "json.gz", "sqlite"])
@@ -58,6 +59,57 @@ def test_a_guess_goes_on_past_operations_that_only_one_side_knows(tmp_path: Path
     (tmp_path / "t.json").write_text(json.dumps({"traceEvents": kept}))
     found, exact = kernels_by_node(read_trace(tmp_path / "t.json"), graph)
     assert not exact and {"scores_0", "mixed_1", "logits", "embedding"} <= set(found) and "softmax_1" not in found
+
+
+@pytest.mark.parametrize("suffix", [".json", ".sqlite"])
+def test_kernels_of_a_cuda_graph_are_guessed_by_their_names(tmp_path: Path, suffix: str) -> None:
+    """No host operation is in such a trace: products, norms and the like find their operations in order."""
+    graph = llama(6)
+    path = tmp_path / f"trace{suffix}"
+    write_recorded(graph, path)
+    found, exact = kernels_by_node(read_trace(path), graph)
+    assert not exact
+    calls = [node for node in graph.nodes if node.op == "call_function" and not node.is_view]
+    right = {node.name: 100.0 + number for number, node in enumerate(calls)}  # microseconds in the last replay
+    assert {name: round(kernels[0].micros, 3) for name, kernels in found.items()} == right
+    overlay = render.overlay_trace(path, graph)
+    assert "a guess" in overlay.title and all(text.startswith("guess: ") for text in overlay.lines["scores_1"])
+
+
+def test_kernels_that_have_no_operation_and_fused_ones_do_not_shift_the_rest() -> None:
+    graph = llama(6)
+    linear, product = "nvjet_sm90_tst_64x8", "cutlass_80_tensorop_s16816gemm"
+    wanted = [n for n in graph.nodes if operator_kind(n) in ("product", "softmax")]
+    kernels = []
+    for node in wanted:
+        kernels += ["void splitKreduce_kernel<32>(float*)"] if kernels and kernels[-1] == linear else []
+        kernels.append(
+            "softmax_warp_forward" if "softmax" in node.target else linear if "linear" in node.target else product
+        )
+        kernels.append("triton_poi_fused_add_mul_3")  # many elementwise operations in one kernel
+    found = pair_by_name(kernels, graph)
+    assert {node.name for node in wanted} <= set(found)
+    for node in wanted:
+        assert kernel_kind(kernels[found[node.name][0]]) == operator_kind(node)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("ncclDevKernel_AllReduce_Sum_bf16_RING_LL", "collective"),
+        ("fmhaSm90Kernel_QkvE4m3OBfloat16H64_PagedKv", "attention"),
+        ("void flashinfer::norm::FusedAddRMSNormKernel<8>", "norm"),
+        ("void moe_align_block_size_kernel<int>", "routing"),
+        ("_rope_fwd_kernel", "rotary"),
+        ("void cunn_SoftMaxForward<8, float>", "softmax"),
+        ("ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x4_tn", "product"),
+        ("void act_and_mul_kernel<silu>", "activation"),
+        ("void per_token_quant_fp8", "quantisation"),
+        ("triton_poi_fused_add_0", "elementwise"),
+    ],
+)
+def test_names_of_kernels_tell_what_they_do(kernel: str, kind: str) -> None:
+    assert kernel_kind(kernel) == kind
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,11 @@ def _words(wiring: Wiring, group: Group, asked: str) -> list[Line]:
     folded = [*labels.weight_lines(wiring, name), labels.detail_line(wiring, name)]
     weights = [Line(text, "plain", "#444444") for text in folded]
     text = "outputs" if last.op == "output" else labels.title(wiring, name)
-    named = [Line(labels.clip(name, 40), "small", "#555555")] if last.op in CALLS and (asked == name or not last.is_view) else []
+    named = (
+        [Line(labels.clip(name, 40), "small", "#555555")]
+        if last.op in CALLS and (asked == name or not last.is_view)
+        else []
+    )
     return [Line(text, "title"), *named, *weights, Line(labels.shape_line(last))]
 
 

@@ -2,7 +2,8 @@
 
 Reads the JSON of torch's profiler (plain or gzip) and the sqlite that `nsys export --type sqlite` makes. A range called
 ``graphprobe:NODE`` around an operation makes the mapping exact; without such ranges operations are paired with the
-trace's own (``aten::linear``) by order and name, and every line says that it is a guess.
+trace's own (``aten::linear``) by order and name, without those (a CUDA graph) with the kernels themselves, and every
+line says that it is a guess.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from typing import Any
 from graphprobe.errors import RenderError
 from graphprobe.records import GraphView, NodeView
 from graphprobe.render.boxes import Overlay
+from graphprobe.render.kernels import pair_by_name
 from graphprobe.render.labels import clip
 from graphprobe.render.numbers import count
 from graphprobe.render.wiring import CALLS
@@ -39,6 +42,7 @@ class Launch:
     micros: float
     start: float
     ranges: tuple[tuple[str, float], ...]  # (name, start) of every host range around the launch, outermost first
+    call: Any = None  # the host's call: one launches all kernels of a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def overlay_trace(path: str | os.PathLike[str], graph: GraphView) -> Overlay:
         rest = kernels[_LISTED:]
         lines[name] = [*words, f"and {len(rest)} more, {_sum(rest):.1f} \u00b5s"] if rest else words
     placed = sum(len(kernels) for kernels in found.values())
-    how = "by the ranges around the operations" if exact else "a guess, by order and name"
+    how = "by the ranges around the operations" if exact else f"of {len(trace.launches):,}: a guess, by order and name"
     title = f"GPU kernels of {Path(path).name}: {count(placed, 'launch', 'launches')} of its last run, {how}"
     return Overlay(lines, title=title, micros={name: _sum(kernels) for name, kernels in found.items()})
 
@@ -88,7 +92,23 @@ def kernels_by_node(trace: Trace, graph: GraphView) -> tuple[dict[str, list[Laun
             exact.setdefault(named[-1][0], {}).setdefault(named[-1][1], []).append(launch)
     if exact:
         return {name: runs[max(runs)] for name, runs in exact.items()}, True
-    return _guess(trace, graph), False
+    return _guess(trace, graph) or _by_name(trace, graph), False
+
+
+def _by_name(trace: Trace, graph: GraphView) -> dict[str, list[Launch]]:
+    """Pair operations with kernels of a run in which no host operation tells: one that was a CUDA graph."""
+    launches = trace.launches
+    replays = Counter(launch.call for launch in launches if launch.call is not None)
+    if replays and max(replays.values()) > 1:
+        # a replay launches many kernels at once; of the graphs the largest is the model, of its replays the last one
+        last = max(replays, key=lambda call: (replays[call], _start(launches, call)))
+        launches = tuple(launch for launch in launches if launch.call == last)
+    paired = pair_by_name([launch.kernel for launch in launches], graph)
+    return {name: [launches[place] for place in places] for name, places in paired.items()}
+
+
+def _start(launches: Iterable[Launch], call: Any) -> float:
+    return next(launch.start for launch in launches if launch.call == call)
 
 
 def read_trace(path: str | os.PathLike[str]) -> Trace:
@@ -135,19 +155,26 @@ def _from_events(events: list[Any]) -> Trace:
             calls[event.get("args", {}).get("correlation")] = (start, thread)
     kernels = [e for e in spans if str(e.get("cat", "")).lower() == "kernel"]
     found = [
-        Launch(str(event.get("name")), float(event.get("dur", 0)), float(event["ts"]), around)
-        for event, around in _around(kernels, calls, ranges, lambda e: e.get("args", {}).get("correlation"))
+        Launch(str(event.get("name")), float(event.get("dur", 0)), float(event["ts"]), around, _correlation(event))
+        for event, around in _around(kernels, calls, ranges, _correlation)
     ]
     return _trace(found, ranges)
+
+
+def _correlation(event: dict[str, Any]) -> Any:
+    return event.get("args", {}).get("correlation")
 
 
 def _from_sqlite(file: Path) -> Trace:
     with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as base:
         words = dict(base.execute("SELECT id, value FROM StringIds"))
-        rows = base.execute("SELECT correlationId, start, globalTid FROM CUPTI_ACTIVITY_KIND_RUNTIME")
-        calls = {correlation: (start / 1e3, thread) for correlation, start, thread in rows}
+        tables = {name for (name,) in base.execute("SELECT name FROM sqlite_master")}
+        calls = {}
+        if "CUPTI_ACTIVITY_KIND_RUNTIME" in tables:
+            rows = base.execute("SELECT correlationId, start, globalTid FROM CUPTI_ACTIVITY_KIND_RUNTIME")
+            calls = {correlation: (start / 1e3, thread) for correlation, start, thread in rows}
         ranges = []
-        if base.execute("SELECT 1 FROM sqlite_master WHERE name = 'NVTX_EVENTS'").fetchone():
+        if "NVTX_EVENTS" in tables:
             rows = base.execute("SELECT text, textId, start, end, globalTid FROM NVTX_EVENTS WHERE end IS NOT NULL")
             for text, key, start, end, thread in rows:
                 # emit_nvtx writes 'aten::linear, seq = 3, op_id = 9'
@@ -155,7 +182,7 @@ def _from_sqlite(file: Path) -> Trace:
                 ranges.append(_Range(name, start / 1e3, end / 1e3, thread))
         query = "SELECT correlationId, demangledName, start, end FROM CUPTI_ACTIVITY_KIND_KERNEL"
         found = [
-            Launch(str(words.get(row[1], row[1])), (row[3] - row[2]) / 1e3, row[2] / 1e3, around)
+            Launch(str(words.get(row[1], row[1])), (row[3] - row[2]) / 1e3, row[2] / 1e3, around, row[0])
             for row, around in _around(base.execute(query).fetchall(), calls, ranges, lambda r: r[0])
         ]
     return _trace(found, ranges)
