@@ -129,7 +129,7 @@ def expected(found: Case) -> dict[Column, float]:
     nothing = torch.zeros(before.shape, dtype=torch.bool, device=before.device) if moved is None else moved
 
     def pair(left: Tensor, right: Tensor, lane: str = "forced") -> tuple[Tensor, Tensor, float]:
-        bounds = measure.sentinel_bounds(before.dtype, found[lane].dtype)
+        bounds = measure.sentinel_bounds(before.dtype, found["before" if lane == "before" else "forced"].dtype)
         work = torch.float64 if found["before"] is not left else measure.work_dtype(left, right)
         x, y = left.to(work).masked_fill(nothing, 0), right.to(work).masked_fill(nothing, 0)
         masked = (x.abs() >= bounds[0]) & (y.abs() >= bounds[1]) & (x.sign() == y.sign())
@@ -172,10 +172,11 @@ def measured(found: Case, row: int, split: bool = False) -> list[float]:
     slots = torch.full((row + 2, measure.WIDTH), 7.0, dtype=torch.float64, device=before.device)
     slots[row] = 0
     partials = launching.new_partials(before.device)
+    bounds = measure.sentinel_bounds(before.dtype, found["forced"].dtype)
     lanes = [(found["free"], None), (None, found["forced"])] if split else [(found["free"], found["forced"])]
     for free, forced in lanes:
-        assert launching.compare_native(partials, row, before, free, forced, moved)
-    exact = (before, found["forced"], found["exact_before"], found["exact_after"], moved)
+        assert launching.compare_native(partials, row, before, free, forced, moved, bounds)
+    exact = (before, found["forced"], found["exact_before"], found["exact_after"], moved, bounds)
     assert launching.compare_exact(partials, row, *exact)
     launching.join(slots, partials, row, 1)
     launching.join(slots, partials, row, 1)  # what was read is not read again
@@ -253,7 +254,7 @@ def test_the_plain_path_measures_the_same() -> None:
         none = slots.new_empty(0)
         before, moved = found["before"], found["moved"]
         measure.native(slots, none, 0, before, found["free"], found["forced"], moved)
-        measure.exact(slots, none, 0, before, found["forced"], found["exact_before"], found["exact_after"], moved)
+        measure.exact(slots, none, 0, before, found["forced"], found["exact_before"], found["exact_after"], moved, bounds)
         got, wanted = slots[0].tolist(), expected(found)
         for top, bottom in RATIOS:
             assert _ratio(got, top, bottom) == pytest.approx(_ratio(wanted, top, bottom), rel=1e-6, nan_ok=True), name

@@ -189,7 +189,11 @@ def redraw(bound: Inputs, padded: torch.Tensor) -> Inputs:
             fresh = torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
             out[path] = torch.where(where.reshape(*where.shape, *(1,) * (value.dim() - 2)), fresh, value)
         elif value.dim() == 2 and value.dtype != torch.bool:
-            known = value[~where].cpu()
-            pick = torch.randint(0, known.numel(), value.shape, generator=generator)
+            known = torch.unique(value.cpu())
+            if known.numel() < 2:
+                continue
+            # another one than stands there: what happens to be drawn again would look as if somebody cared about it
+            step = torch.randint(1, known.numel(), value.shape, generator=generator)
+            pick = (torch.searchsorted(known, value.cpu()) + step) % known.numel()
             out[path] = torch.where(where, known[pick].to(value.device), value)
     return out

@@ -158,6 +158,21 @@ def _may_be_tensor(node: Node) -> bool:
     return "val" not in node.meta or isinstance(node.meta["val"], torch.Tensor)
 
 
+def narrowest_dtype(node: Node) -> torch.dtype:
+    """Return the dtype with the smallest largest number that a node's value was cast to on its way; as far as known."""
+    found = torch.float64
+    while True:
+        value = tensor_val(node)
+        if value is not None:
+            if not value.dtype.is_floating_point:
+                return value.dtype if found is torch.float64 else found
+            found = min(found, value.dtype, key=lambda dtype: torch.finfo(dtype).max)
+        name = schema_name(node)
+        if not (is_view(node) or name in _CASTS or name == "prims::convert_element_type") or not node.all_input_nodes:
+            return found
+        node = node.all_input_nodes[0]
+
+
 def is_undefined(node: Node) -> bool:
     """Whether the node's result is memory nobody has written yet."""
     return schema_name(node) in UNDEFINED

@@ -72,15 +72,18 @@ class Cures:
             b, f = self.reference[claim.before], values[claim.after]
             if not isinstance(b, torch.Tensor) or b.shape != f.shape:
                 continue
-            total += relative_error(b, f, self.replay.mask(claim.before, claim.after)) ** 2
+            bounds = measure.sentinel_bounds(claim.before, claim.after)
+            total += relative_error(b, f, self.replay.mask(claim.before, claim.after), bounds) ** 2
         return math.sqrt(total)
 
 
-def relative_error(b: torch.Tensor, f: torch.Tensor, moved: torch.Tensor | None = None) -> float:
+def relative_error(
+    b: torch.Tensor, f: torch.Tensor, moved: torch.Tensor | None, bounds: measure.Bounds
+) -> float:
     """Return ||f - b|| / ||b|| over the elements that count; infinite where the classes of elements differ."""
     work = measure.work_dtype(b, f)
     x, y = measure.keep(moved, measure.real(b).to(work), measure.real(f).to(work))
-    difference, kept, wrong = measure.compared(x, y, measure.sentinel_bounds(b.dtype, f.dtype))
+    difference, kept, wrong = measure.compared(x, y, bounds)
     if wrong is not None and bool(wrong.any()):
         return float("inf")
     top, bottom = float(measure.squares(difference)), float(measure.squares(kept))

@@ -38,7 +38,7 @@ def ratio(
     region = measured.region
     truth = replay.exact("before", region)
     moved = replay.mask(region.claim.before, region.claim.after)
-    bounds = measure.sentinel_bounds(*(getattr(region.claim, s).meta["val"].dtype for s in ("before", "after")))
+    bounds = measure.sentinel_bounds(region.claim.before, region.claim.after)
 
     def distance(value: torch.Tensor) -> float:
         x, y = measure.keep(moved, measure.real(truth).double(), measure.real(value).double())

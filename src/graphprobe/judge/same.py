@@ -127,8 +127,7 @@ def difference(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (other - truth, truth, where the class differs); don't-care elements and equal classes are zero."""
     moved = replay.mask(region.claim.before, region.claim.after)
-    known = [nodes.tensor_val(n) for n in (region.claim.before, region.claim.after)]
-    bounds = measure.sentinel_bounds(*(truth.dtype if v is None else v.dtype for v in known))
+    bounds = measure.sentinel_bounds(region.claim.before, region.claim.after)
     x, y = measure.keep(moved, measure.real(truth).double(), measure.real(other).double())
     change, kept, wrong = measure.compared(x, y, bounds)
     return change, kept, torch.zeros_like(x, dtype=torch.bool) if wrong is None else wrong

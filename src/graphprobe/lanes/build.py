@@ -159,7 +159,7 @@ class _Builder:
             return value
         key = (value, mine.dtype)
         if key not in self.cast:
-            self.cast[key] = self.graph.call_function(torch.ops.aten.to.dtype, (value, mine.dtype))
+            self.cast[key] = self.graph.call_function(measure.taken, (value, mine.dtype))
         return self.cast[key]
 
     # --- native lanes -------------------------------------------------------------------------------------------
@@ -211,21 +211,21 @@ class _Builder:
         b, f = self._native("before", "before", x), self._native("free", "after", y)
         if not _comparable(x, y):
             return
-        moved = self._moved(x, y)
+        moved, bounds = self._moved(x, y), measure.sentinel_bounds(x, y)
         if _is_large(x):  # the free lane's value can go before the forced lane makes one
-            self._call(measure.native, row, b, f, None, moved)
+            self._call(measure.native, row, b, f, None, moved, bounds)
             forced = self._forced(region)
-            self._call(measure.native, row, b, None, forced[y], moved)
+            self._call(measure.native, row, b, None, forced[y], moved, bounds)
         else:
             forced = self._forced(region)
-            self._call(measure.native, row, b, f, forced[y], moved)
+            self._call(measure.native, row, b, f, forced[y], moved, bounds)
         if region in self.plan.exact_regions:
             self.weights = {}
             xb = self._exact("before", region, {})
             xa = self._exact("after", region, forced)
-            self._call(measure.exact, row, b, forced[y], xb, xa, moved)
+            self._call(measure.exact, row, b, forced[y], xb, xa, moved, bounds)
 
-    def _call(self, function: Callable[..., None], row: int, *values: Node | None) -> None:
+    def _call(self, function: Callable[..., None], row: int, *values: Node | None | measure.Bounds) -> None:
         self.graph.call_function(function, (self.slots, self.partials, row, *values))
 
     def _moved(self, x: Node, y: Node) -> Node | None:

@@ -13,6 +13,9 @@ from enum import IntEnum
 from typing import Any
 
 import torch
+from torch.fx import Node
+
+from graphprobe import nodes
 
 Tensor = torch.Tensor
 Bounds = tuple[float, float]  # from which magnitude on x and y are mask values
@@ -62,12 +65,26 @@ def sentinel_bound(dtype: torch.dtype) -> float:
     return share * torch.finfo(dtype).max
 
 
-def sentinel_bounds(x: torch.dtype, y: torch.dtype) -> Bounds:
+def sentinel_bounds(x: torch.dtype | Node, y: torch.dtype | Node) -> Bounds:
     """Return the bounds of both sides of a comparison: a mask lowered to float16 is -65504, and that of float32 -3e38.
 
-    Each side is measured by its own type: float16's bound says nothing of a float32 activation of 70,000.
+    Each side is measured by its own type: float16's bound says nothing of a float32 activation of 70,000. That of a
+    node is the narrowest that its value was cast to on its way.
     """
-    return sentinel_bound(x), sentinel_bound(y)
+    narrow = [nodes.narrowest_dtype(side) if isinstance(side, Node) else side for side in (x, y)]
+    return sentinel_bound(narrow[0]), sentinel_bound(narrow[1])
+
+
+def taken(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast before's value to what `after` takes; a mask value becomes that type's own, where a cast would overflow."""
+    out = x.to(dtype)
+    if not x.dtype.is_floating_point or not dtype.is_floating_point or dtype.itemsize < 2:
+        return out
+    largest = torch.finfo(dtype).max
+    if largest >= torch.finfo(x.dtype).max or (not x.is_cuda and not bool(torch.isinf(out).any())):
+        return out
+    masks = torch.isinf(out) & torch.isfinite(x) & (x.abs() >= sentinel_bound(x.dtype))
+    return torch.where(masks, torch.copysign(torch.full_like(out, largest), out), out)
 
 
 def compared(x: Tensor, y: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -157,18 +174,19 @@ def native(
     b: Tensor,
     f: Tensor | None,
     r: Tensor | None,
-    moved: Tensor | None = None,
+    moved: Tensor | None,
+    bounds: Bounds,
 ) -> None:
     """Measure the free and the forced lane against before; a lane that is None may be measured by another call."""
-    if partials.numel() and _kernels().compare_native(partials, row, b, f, r, moved):
+    if partials.numel() and _kernels().compare_native(partials, row, b, f, r, moved, bounds):
         return
     out = slots[row]
     out[Column.NATIVE_DONE] = 1
     out[Column.COUNT] = b.numel()
     if moved is not None:
         out[Column.LEFT_OUT] = moved.sum()
-    equal_f = _pair(out, b, f, moved, (Column.FREE, Column.FREE_CLASS, Column.FREE_EQUAL), Column.FREE_MAX)
-    equal_r = _pair(out, b, r, moved, (Column.FORCED, Column.FORCED_CLASS, Column.FORCED_EQUAL), None)
+    equal_f = _pair(out, b, f, moved, bounds, (Column.FREE, Column.FREE_CLASS, Column.FREE_EQUAL), Column.FREE_MAX)
+    equal_r = _pair(out, b, r, moved, bounds, (Column.FORCED, Column.FORCED_CLASS, Column.FORCED_EQUAL), None)
     if not (equal_f and equal_r) and r is not None and (b.is_cuda or out[Column.FORCED_CLASS] > 0):
         out[Column.BEFORE_NONFINITE] = _nonfinite(b, moved)
         out[Column.FORCED_NONFINITE] = _nonfinite(r, moved)
@@ -179,6 +197,7 @@ def _pair(
     b: Tensor,
     y: Tensor | None,
     moved: Tensor | None,
+    bounds: Bounds,
     columns: tuple[int, ...],
     top: int | None,
 ) -> bool:
@@ -192,7 +211,7 @@ def _pair(
         out[equal] = (b == y).all() if not b.dtype.is_floating_point else ((b == y) | (b.isnan() & y.isnan())).all()
     work = work_dtype(b, y)
     left, right = keep(moved, real(b).to(work), real(y).to(work))
-    difference, kept, wrong = compared(left, right, sentinel_bounds(b.dtype, y.dtype))
+    difference, kept, wrong = compared(left, right, bounds)
     out[Column.BEFORE] = squares(kept)
     out[squared] = squares(difference)
     out[wrong_class] = count(wrong)
@@ -220,22 +239,23 @@ def exact(
     r: Tensor | None,
     xb: Tensor,
     xa: Tensor,
-    moved: Tensor | None = None,
+    moved: Tensor | None,
+    bounds: Bounds,
 ) -> None:
     """Measure the two exact lanes against each other, and both native lanes against the exact before."""
-    if partials.numel() and _kernels().compare_exact(partials, row, b, r, xb, xa, moved):
+    if partials.numel() and _kernels().compare_exact(partials, row, b, r, xb, xa, moved, bounds):
         return
     out = slots[row]
     out[Column.EXACT_DONE] = 1
     if xa.shape != xb.shape:
         out[Column.EXACT_CLASS] = max(xb.numel(), 1)
         return
-    mine, both = sentinel_bounds(b.dtype, b.dtype), sentinel_bounds(b.dtype, b.dtype if r is None else r.dtype)
+    mine = bounds[0], bounds[0]
     truth, other = keep(moved, real(xb).double(), real(xa).double())
     if not b.is_cuda and torch.equal(truth, other):
         kept = compared(truth, truth, mine)[1]
     else:
-        difference, kept, wrong = compared(truth, other, both)
+        difference, kept, wrong = compared(truth, other, bounds)
         out[Column.EXACT] = squares(difference)
         out[Column.EXACT_CLASS] = count(wrong)
         if difference.numel():
@@ -245,7 +265,7 @@ def exact(
     out[Column.BEFORE_ERROR] = _error(truth, b, moved, mine)
     if r is not None and r.shape == b.shape:
         equal = not b.is_cuda and r.dtype == b.dtype and torch.equal(r, b)
-        out[Column.FORCED_ERROR] = out[Column.BEFORE_ERROR] if equal else _error(truth, r, moved, both)
+        out[Column.FORCED_ERROR] = out[Column.BEFORE_ERROR] if equal else _error(truth, r, moved, bounds)
 
 
 def _error(truth: Tensor, value: Tensor, moved: Tensor | None, bounds: Bounds) -> Tensor:

@@ -224,7 +224,7 @@ def _as_taken(value: Any, leaf: Node) -> Any:
     """Cast before's value to the dtype of the node of after that stands in its place."""
     taken = nodes.tensor_val(leaf)
     if isinstance(value, torch.Tensor) and taken is not None and taken.dtype != value.dtype:
-        return value.to(taken.dtype)
+        return measure.taken(value, taken.dtype)
     return value
 
 

@@ -174,7 +174,7 @@ def _epsilon(look: Look, c: Tensor) -> str | None:
             system = torch.stack([target, -torch.ones_like(target)], 1)
             wanted = v - target * v
             scale = float(wanted.abs().amax())
-            if scale == 0:
+            if scale == 0 or not bool(torch.isfinite(system).all() & torch.isfinite(wanted).all()):
                 continue
             found = torch.linalg.lstsq(system, wanted[:, None], driver="gelsd").solution.flatten()
             e, e_after = (float(t) for t in found)

@@ -99,7 +99,7 @@ def _numbers(y: Node, wanted: Tensor, held: Tensor) -> str | None:
                 first = int(rows.nonzero()[0])
                 place = f"{dimension(wanted, dim)} of {y.target}"
                 return f"looks like wrong rows of a weight: {count} along {place}, first {first}"
-    if wanted.dim() == 2 and wanted.numel() <= _MOST_NUMBERS:
+    if wanted.dim() == 2 and wanted.numel() <= _MOST_NUMBERS and bool(torch.isfinite(change).all()):
         values = torch.linalg.svdvals(change)
         rank = int((values > 0.02 * values[0]).sum())
         if rank <= min(_LARGEST_RANK, min(wanted.shape) // 4):

@@ -51,7 +51,7 @@ def _load(value, at, along, inside, sizes, strides):
 
 @triton.jit
 def _share(
-    xb, xa, b, r, m, rows, width, sizes, xs, ys, bs, rs, ms, BOUND: tl.constexpr, BOUND_R: tl.constexpr,
+    xb, xa, b, r, m, rows, width, sizes, xs, ys, bs, rs, ms, BOUND: tl.constexpr, OTHER: tl.constexpr,
     HAS_R: tl.constexpr, HAS_M: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr, SPAN: tl.constexpr,
     CAREFUL: tl.constexpr,
 ):  # fmt: skip
@@ -85,8 +85,8 @@ def _share(
                 if HAS_M:
                     w = _load(m, at, along, inside, sizes, ms) != 0
                     x, y, p, q = tl.where(w, 0.0, x), tl.where(w, 0.0, y), tl.where(w, 0.0, p), tl.where(w, 0.0, q)
-                e, f = classes(x, p, BOUND, BOUND)[0], classes(x, q, BOUND, BOUND_R)[0]
-                d, x, differs = classes(x, y, BOUND, BOUND_R)
+                e, f = classes(x, p, BOUND, BOUND)[0], classes(x, q, BOUND, OTHER)[0]
+                d, x, differs = classes(x, y, BOUND, OTHER)
                 wrong += tl.sum(differs.to(tl.int32), axis=1)
             else:
                 d, e, f = y - x, p - x, q - x
@@ -128,7 +128,7 @@ def _write(cells, rows, found):
 def compare_exact(
     xb, xa, b, r, m, partials, place, rows, width,
     n1, n2, n3, x0, x1, x2, x3, x4, a0, a1, a2, a3, a4, b0, b1, b2, b3, b4, r0, r1, r2, r3, r4, m0, m1, m2, m3, m4,
-    BOUND: tl.constexpr, BOUND_R: tl.constexpr, HAS_R: tl.constexpr, HAS_M: tl.constexpr, LONG: tl.constexpr,
+    BOUND: tl.constexpr, OTHER: tl.constexpr, HAS_R: tl.constexpr, HAS_M: tl.constexpr, LONG: tl.constexpr,
     ROWS: tl.constexpr, ACROSS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Compare [rows, width]; a unit of work is SPAN rows of ACROSS elements. Every program writes one slot."""
@@ -139,7 +139,7 @@ def compare_exact(
     if not HAS_M:
         found = _share(
             xb, xa, b, r, m, rows, width, sizes, xs, ys, bs, rs, ms,
-            BOUND, BOUND_R, HAS_R, HAS_M, LONG, ROWS, ACROSS, SPAN, False,
+            BOUND, OTHER, HAS_R, HAS_M, LONG, ROWS, ACROSS, SPAN, False,
         )  # fmt: skip
         again = ((found[0] + found[1] + found[2] + found[3] < float("inf")) & (found[6] < BOUND * BOUND)) == 0
         if again == 0:
@@ -147,7 +147,7 @@ def compare_exact(
     if again:
         careful = _share(
             xb, xa, b, r, m, rows, width, sizes, xs, ys, bs, rs, ms,
-            BOUND, BOUND_R, HAS_R, HAS_M, LONG, ROWS, ACROSS, SPAN, True,
+            BOUND, OTHER, HAS_R, HAS_M, LONG, ROWS, ACROSS, SPAN, True,
         )  # fmt: skip
         _write(cells, rows, careful)
 

@@ -7,7 +7,6 @@ import torch
 from graphprobe import launches
 from graphprobe.lanes.fused import common, exact, native
 from graphprobe.lanes.fused.joint import Joint, joint
-from graphprobe.lanes.measure import sentinel_bound
 
 Tensor = torch.Tensor
 
@@ -28,15 +27,16 @@ def new_partials(device: torch.device) -> Tensor:
 
 
 def compare_native(
-    partials: Tensor, row: int, b: Tensor, f: Tensor | None, r: Tensor | None, moved: Tensor | None
-) -> bool:
+    partials: Tensor, row: int, b: Tensor, f: Tensor | None, r: Tensor | None, moved: Tensor | None,
+    bounds: tuple[float, float],
+) -> bool:  # fmt: skip
     """Start measuring the free and the forced lane against before; False where the kernels cannot read a tensor."""
     given = [t for t in (b, f, r, moved) if t is not None]
-    key = ("native", f is None, r is None, moved is None, partials.device.index, *map(launches.kind, given))
+    key = ("native", bounds, f is None, r is None, moved is None, partials.device.index, *map(launches.kind, given))
     known = _LAUNCHES.get(key)
     if known is None:
         walk = joint(tuple(given), inner=False) if _readable(partials, given) else None
-        known = _LAUNCHES.note(key, walk is not None and _native(walk, b, f, r, moved))
+        known = _LAUNCHES.note(key, walk is not None and _native(walk, b, f, r, moved, bounds))
     if known is False:
         return False
     values = [_numbers(b if t is None else t) for t in (b, f, r, moved)]
@@ -45,7 +45,7 @@ def compare_native(
 
 
 def _native(
-    walk: Joint, b: Tensor, f: Tensor | None, r: Tensor | None, moved: Tensor | None
+    walk: Joint, b: Tensor, f: Tensor | None, r: Tensor | None, moved: Tensor | None, bounds: tuple[float, float]
 ) -> tuple[launches.Grid, launches.Launch]:
     lanes = [t.dtype for t in (b, f, r) if t is not None]
     narrow = all(dtype in _NARROW for dtype in lanes)
@@ -53,8 +53,7 @@ def _native(
     grid = (max(1, min(_PROGRAMS, -(-walk.numel // (_ROWS * across)))), 1)
     settled = (walk.numel, *walk.sizes[1:], *walk.spread([t is not None for t in (b, f, r, moved)]))
     constants = dict(
-        BOUND=sentinel_bound(b.dtype), BOUND_F=sentinel_bound((b if f is None else f).dtype),
-        BOUND_R=sentinel_bound((b if r is None else r).dtype),
+        BOUND=bounds[0], OTHER=bounds[1],
         HAS_F=f is not None, HAS_R=r is not None, HAS_M=moved is not None,
         SAME_F=f is not None and f.dtype == b.dtype, SAME_R=r is not None and r.dtype == b.dtype,
         FAST=narrow and moved is None, WIDE=not narrow, DENSE=walk.dense, LONG=walk.is_long,
@@ -64,15 +63,16 @@ def _native(
 
 
 def compare_exact(
-    partials: Tensor, row: int, b: Tensor, r: Tensor | None, xb: Tensor, xa: Tensor, moved: Tensor | None
-) -> bool:
+    partials: Tensor, row: int, b: Tensor, r: Tensor | None, xb: Tensor, xa: Tensor, moved: Tensor | None,
+    bounds: tuple[float, float],
+) -> bool:  # fmt: skip
     """Start measuring the exact lanes; False where the kernels cannot read a tensor."""
     given = [t for t in (xb, xa, b, r, moved) if t is not None]
-    key = ("exact", r is None, moved is None, partials.device.index, *map(launches.kind, given))
+    key = ("exact", bounds, r is None, moved is None, partials.device.index, *map(launches.kind, given))
     known = _LAUNCHES.get(key)
     if known is None:
         walk = joint(tuple(given), inner=True) if _readable(partials, given) else None
-        known = _LAUNCHES.note(key, walk is not None and _exact(walk, b, r, moved))
+        known = _LAUNCHES.note(key, walk is not None and _exact(walk, b, r, moved, bounds))
     if known is False:
         return False
     values = [_numbers(t) for t in (xb, xa, b, b if r is None else r, b if moved is None else moved)]
@@ -80,7 +80,9 @@ def compare_exact(
     return True
 
 
-def _exact(walk: Joint, b: Tensor, r: Tensor | None, moved: Tensor | None) -> tuple[launches.Grid, launches.Launch]:
+def _exact(
+    walk: Joint, b: Tensor, r: Tensor | None, moved: Tensor | None, bounds: tuple[float, float]
+) -> tuple[launches.Grid, launches.Launch]:
     width = walk.sizes[-1]
     rows = walk.numel // width if width else 0
     height = min(_HEIGHT, _power_of_two(rows))
@@ -88,7 +90,7 @@ def _exact(walk: Joint, b: Tensor, r: Tensor | None, moved: Tensor | None) -> tu
     units = -(-width // across) * -(-rows // _SPAN)
     settled = (rows, width, *walk.sizes[1:-1], *walk.spread([True, True, True, r is not None, moved is not None]))
     constants = dict(
-        BOUND=sentinel_bound(b.dtype), BOUND_R=sentinel_bound((b if r is None else r).dtype),
+        BOUND=bounds[0], OTHER=bounds[1],
         HAS_R=r is not None, HAS_M=moved is not None, LONG=walk.is_long, ROWS=height, ACROSS=across, SPAN=_SPAN,
     )  # fmt: skip
     grid = (max(1, min(_EXACT_PROGRAMS, units)), 1)

@@ -125,7 +125,7 @@ def _whole(count):
 def compare_native(
     b, f, r, m, partials, place, count,
     n1, n2, n3, n4, b0, b1, b2, b3, b4, f0, f1, f2, f3, f4, r0, r1, r2, r3, r4, m0, m1, m2, m3, m4,
-    BOUND: tl.constexpr, BOUND_F: tl.constexpr, BOUND_R: tl.constexpr, HAS_F: tl.constexpr, HAS_R: tl.constexpr,
+    BOUND: tl.constexpr, OTHER: tl.constexpr, HAS_F: tl.constexpr, HAS_R: tl.constexpr,
     HAS_M: tl.constexpr, SAME_F: tl.constexpr, SAME_R: tl.constexpr, FAST: tl.constexpr, WIDE: tl.constexpr,
     DENSE: tl.constexpr, LONG: tl.constexpr,
     ROWS: tl.constexpr, ACROSS: tl.constexpr,
@@ -191,9 +191,9 @@ def compare_native(
                 b, f, r, m, tile, count, sizes, bs, fs, rs, ms, HAS_F, HAS_R, HAS_M, DENSE, LONG, True, ROWS, ACROSS
             )
             if HAS_F:
-                first = _careful(first, x, y, w, BOUND, BOUND_F, HAS_M, WIDE)
+                first = _careful(first, x, y, w, BOUND, OTHER, HAS_M, WIDE)
             if HAS_R:
-                second = _careful(second, x, z, w, BOUND, BOUND_R, HAS_M, WIDE)
+                second = _careful(second, x, z, w, BOUND, OTHER, HAS_M, WIDE)
             bad = (tl.abs(x.to(tl.float64)) < float("inf")) == 0
             if HAS_M:
                 bad = bad & (w == 0)
