@@ -107,11 +107,12 @@ def host_costs() -> Row:
     device = torch.device("cuda")
     x, y, z = (torch.randn(16, 64, device=device).to(torch.bfloat16) for _ in range(3))
     stats, (slots, partials) = columns.new_stats(64, device), lanes_measure.buffers(64, device)
+    bounds = lanes_measure.sentinel_bounds(x.dtype, y.dtype)
     runs: dict[str, Callable[[], object]] = {
         "operation": lambda: torch.add(x, y),
         "tap": lambda: operators.TAP(x, stats, 3),
         "tap_of_32": lambda: operators.TAP_SEVERAL([x] * 32, stats, list(range(32))),
-        "comparison": lambda: lanes_measure.native(slots, partials, 3, x, y, z),
+        "comparison": lambda: lanes_measure.native(slots, partials, 3, x, y, z, None, bounds),
         "lift": lambda: exact.lift(x),
     }
     row = {}

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from graphprobe import launches
+from graphprobe.lanes import measure
 from graphprobe.lanes.fused import launching
 from graphprobe.taps import columns, triton_stats
 
@@ -53,6 +54,7 @@ def compare_cuts(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     partials = launching.new_partials(device)
     native = [[drawn(shape, dtype) for _ in range(3)] for _ in range(SETS)]
     exact = [[b, r, b.double(), r.double()] for b, _, r in native]
+    bounds = measure.sentinel_bounds(dtype, dtype)
     three, four = gigabytes(*native[0]), gigabytes(*exact[0])
 
     def one_tap(stats: torch.Tensor) -> float:
@@ -63,12 +65,12 @@ def compare_cuts(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         launching._ROWS, launching._WARPS, launching._PROGRAMS = rows, warps, programs
         triton_stats._LAUNCHES, launching._LAUNCHES = launches.Launches(), launches.Launches()
         tap = one_tap(torch.zeros(SETS, programs, columns.COLUMNS, dtype=torch.float64, device=device))
-        pairs = rate(lambda i: launching.compare_native(partials, i, *native[i], None), three)
+        pairs = rate(lambda i: launching.compare_native(partials, i, *native[i], None, bounds), three)
         print(f"  rows {rows} warps {warps} programs {programs}: statistics {tap}, native {pairs}", flush=True)
     for tile, height, programs in itertools.product((256, 512, 1024), (2, 4, 8), (264, 528, 1024)):
         launching._LAUNCHES = launches.Launches()
         launching._TILE, launching._HEIGHT, launching._EXACT_PROGRAMS = tile, height, programs
-        found = rate(lambda i: launching.compare_exact(partials, i, *exact[i], None), four)
+        found = rate(lambda i: launching.compare_exact(partials, i, *exact[i], None, bounds), four)
         print(f"  tile {tile} height {height} programs {programs}: exact {found}", flush=True)
 
 

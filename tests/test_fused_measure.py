@@ -253,8 +253,11 @@ def test_the_plain_path_measures_the_same() -> None:
         slots = torch.zeros(1, measure.WIDTH, dtype=torch.float64)
         none = slots.new_empty(0)
         before, moved = found["before"], found["moved"]
-        measure.native(slots, none, 0, before, found["free"], found["forced"], moved)
-        measure.exact(slots, none, 0, before, found["forced"], found["exact_before"], found["exact_after"], moved, bounds)
+        bounds = measure.sentinel_bounds(before.dtype, found["forced"].dtype)
+        measure.native(slots, none, 0, before, found["free"], found["forced"], moved, bounds)
+        measure.exact(
+            slots, none, 0, before, found["forced"], found["exact_before"], found["exact_after"], moved, bounds
+        )
         got, wanted = slots[0].tolist(), expected(found)
         for top, bottom in RATIOS:
             assert _ratio(got, top, bottom) == pytest.approx(_ratio(wanted, top, bottom), rel=1e-6, nan_ok=True), name

@@ -103,7 +103,7 @@ def program(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
 
 
 def needs_export(node: Node) -> bool:
-    """Whether lanes cannot run this node as it stands: it mutates, calls a module or method, switches autocast or maps."""
+    """Whether lanes cannot run this node as it stands: it mutates, calls a module or method, maps, or autocasts."""
     if node.op in ("call_module", "call_method"):
         return not nodes.returns_nothing(node)
     if node.op != "call_function":

@@ -77,9 +77,7 @@ class Cures:
         return math.sqrt(total)
 
 
-def relative_error(
-    b: torch.Tensor, f: torch.Tensor, moved: torch.Tensor | None, bounds: measure.Bounds
-) -> float:
+def relative_error(b: torch.Tensor, f: torch.Tensor, moved: torch.Tensor | None, bounds: measure.Bounds) -> float:
     """Return ||f - b|| / ||b|| over the elements that count; infinite where the classes of elements differ."""
     work = measure.work_dtype(b, f)
     x, y = measure.keep(moved, measure.real(b).to(work), measure.real(f).to(work))

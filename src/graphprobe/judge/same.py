@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from graphprobe import nodes
 from graphprobe.execute import Values
 from graphprobe.lanes import exact, measure
 from graphprobe.lanes.regions import Region

@@ -225,7 +225,7 @@ class _Builder:
             xa = self._exact("after", region, forced)
             self._call(measure.exact, row, b, forced[y], xb, xa, moved, bounds)
 
-    def _call(self, function: Callable[..., None], row: int, *values: Node | None | measure.Bounds) -> None:
+    def _call(self, function: Callable[..., None], row: int, *values: Node | measure.Bounds | None) -> None:
         self.graph.call_function(function, (self.slots, self.partials, row, *values))
 
     def _moved(self, x: Node, y: Node) -> Node | None:

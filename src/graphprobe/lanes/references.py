@@ -138,7 +138,8 @@ def weight_int4pack_mm(kernel: Any) -> Any:
         plain[..., 0] = 1
         codes = kernel(torch.eye(x.shape[-1], dtype=dtype, device=x.device), packed, group, plain).double()
         scale, zero = scales_and_zeros.double().repeat_interleave(group, 0).unbind(-1)  # [in, out] each
-        return x @ (codes * scale + zero)
+        out: Tensor = x @ (codes * scale + zero)
+        return out
 
     return reference
 

@@ -8,7 +8,20 @@ import torch
 from torch.fx import GraphModule, Node
 
 from corpus.mutations.graphs import (
-    END, Change, alike, aten, earlier, insert, insert_before, is_float, read, schema, shape, substitute, tensor, weight,
+    END,
+    Change,
+    alike,
+    aten,
+    earlier,
+    insert,
+    insert_before,
+    is_float,
+    read,
+    schema,
+    shape,
+    substitute,
+    tensor,
+    weight,
     weight_of,
 )  # fmt: skip
 
@@ -278,7 +291,7 @@ def _slice_off_by_one(gm: GraphModule, node: Node) -> Node | None:
     """Begin one element later, or earlier where the source ends."""
     if schema(node) != "aten::slice.Tensor" or tensor(node) is None or tensor(node.args[0]) is None:
         return None
-    source, dim, start, end, *step = (*node.args, *(0, 0, END)[len(node.args) - 1 :])[:5]
+    source, dim, start, _, *step = (*node.args, *(0, 0, END)[len(node.args) - 1 :])[:5]
     size, length = shape(source)[dim], shape(node)[dim]  # type: ignore[index]
     if step not in ([], [1]) or length == size or not isinstance(start, int):
         return None

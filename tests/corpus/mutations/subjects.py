@@ -83,7 +83,9 @@ SUBJECTS: dict[str, Callable[[int], Case]] = {
     "olmo2": _language("Olmo2", **_DECODER, **_GROUPED),
     "phi": _language("Phi", **_DECODER),
     "gpt_neox": _language("GPTNeoX", **_DECODER),
-    "gpt2": _language("GPT2", "LMHeadModel", vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer="layers", n_head=4, n_positions=64),
+    "gpt2": _language(
+        "GPT2", "LMHeadModel", vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer="layers", n_head=4, n_positions=64,
+    ),
     "opt": _language(
         "OPT", vocab_size=VOCABULARY, hidden_size=HIDDEN, ffn_dim=48, num_hidden_layers="layers", num_attention_heads=4,
         max_position_embeddings=64, word_embed_proj_dim=HIDDEN,
@@ -119,7 +121,9 @@ def subject(name: str, dtype: torch.dtype = torch.float32, layers: int = 2, seed
     model = model.eval()
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    floats = [n for n, b in model.named_buffers() if b.is_floating_point() and n.endswith(("running_mean", "running_var"))]
+    floats = [
+        n for n, b in model.named_buffers() if b.is_floating_point() and n.endswith(("running_mean", "running_var"))
+    ]
     for path in floats:
         owner, _, name_ = path.rpartition(".")
         setattr(model.get_submodule(owner), name_, model.get_buffer(path).to(dtype))
