@@ -142,6 +142,56 @@ def fully_masked_row_in_float16() -> Pair:
     return _attention(module(replaced, mask=mask), SAME, mask, FP16)
 
 
+def _lowered_mask(scale: float, verdict: object) -> Pair:
+    """A mask of float32's lowest number and rows that are masked as a whole, lowered to float16's lowest."""
+    mask = _mask()
+    mask[3] = LOWEST
+
+    def low(m: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        score = (q.half() @ k.half().transpose(-1, -2)) * scale + m.mask
+        return (torch.softmax(score.float(), -1).half() @ v.half()).float()
+
+    return _attention(module(low, mask=mask.clamp(min=torch.finfo(FP16).min).half()), verdict, mask)
+
+
+@case
+def mask_lowered_to_float16() -> Pair:
+    return _lowered_mask(0.25, "rounding")
+
+
+@case
+def mask_lowered_to_float16_and_a_wrong_scale() -> Pair:
+    return _lowered_mask(0.2505, "semantic")
+
+
+@case
+def overflow_of_float16_is_no_mask() -> Pair:
+    w = randn(64, 64) * 4000
+    low = module(lambda m, x: (F.linear(x.half(), m.w.half()) * 1e-3).float(), w=w)
+    return Pair(module(lambda m, x: F.linear(x, m.w) * 1e-3, w=w), low, (randn(2, 8, 64, seed=1) * 10,), "nonfinite")
+
+
+@case
+def product_in_float32_of_what_was_rounded() -> Pair:
+    def forward(wide: bool) -> Callable[..., torch.Tensor]:
+        def run(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            f = x.float()
+            h = (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (m.g.float() + 1)).type_as(x)
+            y = F.linear(h.float(), m.w.float()).to(x.dtype) if wide else F.linear(h, m.w)
+            return torch.tanh(y + F.linear(h, m.v))
+
+        return run
+
+    tensors = {
+        "g": randn(64, dtype=BF16),
+        "w": randn(64, 64, dtype=BF16) / 8,
+        "v": randn(64, 64, seed=1, dtype=BF16) / 8,
+    }
+    return Pair(
+        module(forward(False), **tensors), module(forward(True), **tensors), (randn(2, 8, 64, dtype=BF16),), SAME
+    )
+
+
 # --- constants computed ahead -----------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ import torch
 
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.judge.function import same_function
+from graphprobe.judge.layouts import denied
 from graphprobe.judge.reconverge import meeting
 from graphprobe.judge.rows import Measured
 from graphprobe.judge.same import Sameness
@@ -127,6 +128,10 @@ class Withdrawal:
         """Every claim of the group is a finding; but while some only rest on a guess, the first of those is taken for
         wrong and withdrawn: what it fed is judged on the frontier above it, and the rest waits for its turn."""
         if self._meets_below(group):
+            return
+        layouts = denied(self.replay, self.regions[group[0]], self.active.claims) if len(group) == 1 else []
+        if layouts:
+            self._withdraw(layouts, "wrong claim: nobody meant the other layout")
             return
         guessed = [c for c in group if c.evidence in GUESSED and not c.output and not c.certain]
         if len(group) > 1 and guessed:
