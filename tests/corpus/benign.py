@@ -23,7 +23,8 @@ FP32, BF16 = torch.float32, torch.bfloat16
 
 def _benign(name: str, architecture: Any, change: Any, **options: Any) -> None:
     def made(after: Any, draw: Draw) -> Any:
-        return change(after)
+        found = change(after)
+        return found if isinstance(found, nn.Module) else None
 
     made.__name__ = name
     changed("benign", architecture, benign=True, **options)(made)

@@ -375,13 +375,6 @@ def two_rows_of_the_table_swapped(after: Any, draw: Draw) -> str:
     return "table"
 
 
-@changed("weights", llama, kind="structural")
-def weight_on_the_meta_device(after: Any, draw: Draw) -> str:
-    found, path = linear(after, draw)
-    found.weight = nn.Parameter(torch.empty_like(found.weight, device="meta"))
-    return path
-
-
 @changed("weights", neox, ops="layer_norm.default")
 def norms_of_one_layer_swapped(after: Any, draw: Draw) -> list[Bug]:
     i = pick(after, draw)
