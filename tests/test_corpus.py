@@ -1,4 +1,4 @@
-"""Planted bugs must be named and benign changes must not be reported; a few here, all of them over three seeds as slow."""
+"""Planted bugs must be named, benign changes must not be reported; a few here, all of them over three seeds as slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a defect looks like is measured and said: every kind that shows a signature, with the numbers, never as a fact."""
+"""What a defect looks like is measured and said: every kind that shows a signature, with numbers, never as a fact."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ case("d for its root", lambda m, x: (x * 0.125).sin(), lambda m, x: (x * 0.125**
 case("another constant", lambda m, x: (x * 0.125).sin(), lambda m, x: (x * 0.12).sin(), "another constant")
 case("sign", lambda m, x: torch.sin(x @ m.w), lambda m, x: torch.sin(-(x @ m.w)), "flipped sign", w=W)
 case("sum taken twice", lambda m, x: torch.stack([x, x.cos()]).sum(0).tanh(),
-     lambda m, x: torch.stack([torch.stack([x, x.cos()]).sum(0)] * 4).sum(0).tanh(), "4 times before")  # fmt: skip
+     lambda m, x: torch.stack([torch.stack([x, x.cos()]).sum(0)] * 4).sum(0).tanh(),
+     "doubled sum (4 times")  # fmt: skip
 case("sum doubled", lambda m, x: (x @ m.w).tanh(), lambda m, x: (x @ m.w + x @ m.w).tanh(), "doubled sum", w=W)
 case("channel scale missing", lambda m, x: (F.linear(x, m.w) * m.s).tanh(), lambda m, x: F.linear(x, m.w).tanh(),
      "missing scale", w=W, s=SMALL)  # fmt: skip
@@ -113,7 +114,8 @@ case("mask of a kernel forgotten", sdpa, lambda m, q, k, v: F.scaled_dot_product
 case("boolean mask added", lambda m, x: torch.softmax(x.masked_fill(~m.mask, float("-inf")), -1),
      lambda m, x: torch.softmax(x + m.mask, -1), "boolean mask that is added", SCORES[0], mask=CAUSAL)  # fmt: skip
 case("fill value that hides nothing", lambda m, x: torch.softmax(x.masked_fill(~m.mask, -1e38), -1),
-     lambda m, x: torch.softmax(x.masked_fill(~m.mask, 1e-38), -1), "hides nothing", SCORES[0], mask=CAUSAL)  # fmt: skip
+     lambda m, x: torch.softmax(x.masked_fill(~m.mask, 1e-38), -1), "hides nothing",
+     SCORES[0], mask=CAUSAL)  # fmt: skip
 case("mask forgotten", lambda m, x: torch.softmax(x.masked_fill(~m.mask, -1e38), -1),
      lambda m, x: torch.softmax(x, -1), "missing mask", SCORES[0], mask=CAUSAL)  # fmt: skip
 

@@ -101,7 +101,7 @@ def judge(
 
 
 def _steady(replay: Replay, judged: list[Judged]) -> tuple[list[Judged], list[str]]:
-    """Where something stands, or one program made other bits, repeat the run: what differs from itself is no finding."""
+    """Where something stands, or one program made other bits, run again: what differs from itself is no finding."""
 
     def asked(j: Judged) -> bool:
         differs = j.measured.isomorphic and not j.measured.reproduced and j.measured.introduced is not None

@@ -5,9 +5,9 @@
 no parameters: a table of rotary frequencies that was cast to bf16 is computed too coarsely.) About 1 is rounding;
 honest lowering to bf16 measures at most 1.1, sdpa against eager attention 2.2; above 8 is precision.
 
-All that the cast does excuses only a model that was lowered as a whole, whose outputs are narrower. Where `after` narrows
-a few values of a model that keeps its dtype (phases of 500 in bf16 before a cosine), what it does beyond the roundoff of
-the narrower dtype is the loss itself.
+All that the cast does excuses only a model that was lowered as a whole, whose outputs are narrower. Where `after`
+narrows a few values of a model that keeps its dtype (phases of 500 in bf16 before a cosine), what it does beyond the
+roundoff of the narrower dtype is the loss itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rule 5, rewrites that compensate further down: heads in another order, a scale folded into a weight, shifted positions.
+"""Rule 5, rewrites that compensate further down: heads in another order, a scale in a weight, shifted positions.
 
 What lies between the two halves of such a rewrite differs in the free lane, too, and what lies below does not. So the
 free lane's total error says where the halves may meet: all claims between are withdrawn at once, and the exact lanes

@@ -194,8 +194,8 @@ def _structural(judgement: Judgement, judged: list[Judged]) -> list[tuple[Judged
         looks = [f"looks like a weight that was never loaded: {name} is on the meta device" for name in never]
         finding = Finding(
             "structural", (), (after.label(node),), provenance.module_path(node), provenance.target_name(node),
-            None, None, None, None, rule="9 structural", hint="; ".join([*looks, f"it raises {said}"]), culprit=after.label(node),
-            source=provenance.source(node), outputs=("", after.label(node)),
+            None, None, None, None, rule="9 structural", hint="; ".join([*looks, f"it raises {said}"]),
+            culprit=after.label(node), source=provenance.source(node), outputs=("", after.label(node)),
         )  # fmt: skip
         out.append((None, dataclasses.replace(finding, explanation=explain(finding))))
     dead = judgement.replay.plan.dead()
