@@ -256,7 +256,7 @@ def inner_channels_in_another_order(after: Any, draw: Draw) -> None:
 
 @changed("benign", llama, benign=True)
 def an_mlp_on_several_ranks(after: Any, draw: Draw) -> None:
-    shard(after, world=4)
+    shard(after, world=2)
 
 
 @changed("benign", gpt2, benign=True)
