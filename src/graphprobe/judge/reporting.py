@@ -122,6 +122,9 @@ def _one_cause(first: tuple[Claim, Culprit], second: tuple[Claim, Culprit], part
         return True
     if (mine.node, theirs.node) in partners or (theirs.node, mine.node) in partners:
         return True
+    home = provenance.module_path(mine.node)
+    if mine.side != theirs.side and mine.node.target is theirs.node.target and home:
+        return home == provenance.module_path(theirs.node)  # it has moved
     return mine.node in (other.before, other.after) or theirs.node in (claim.before, claim.after)
 
 
