@@ -26,7 +26,7 @@ import time
 import warnings
 from typing import Any
 
-sys.path[0] = str(pathlib.Path(__file__).parent.parent / "tests")
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
 
 import torch
 import torch.utils._pytree as pytree

@@ -24,7 +24,7 @@ import traceback
 import warnings
 from typing import Any
 
-sys.path[0] = str(pathlib.Path(__file__).parent.parent / "tests")
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
 
 import torch
 

@@ -49,6 +49,7 @@ _STEPS = (
     ("scale of other", "look how scales are ordered beside the rows of codes"),
     ("root of a scale", "look whether sqrt(d) or d is meant"),
     ("root was meant", "look whether sqrt(d) or d is meant"),
+    ("another constant", "take the number from the model's configuration"),
     ("doubled sum", "count the reductions on this path, and what each rank adds before them"),
     ("ranks", "count the reductions on this path, and what each rank adds before them"),
     ("missing addend", "add it back, or look which match of the fusion dropped it"),
