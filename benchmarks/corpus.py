@@ -7,8 +7,8 @@ weights, inputs, depth, the wrong layer and the dtype. By class it counts *exact
 operator, at most 8 operations, and nothing else), *near* (a finding in the wrong module's neighbourhood), *wrong*
 (findings elsewhere only), *missed*, and on benign changes *false alarms*. Beside it, measured in the same run:
 
-- *hooks*: every module's output against that of the same-named module, `allclose` with rtol 1e-3; the first that differs
-  is blamed. Exact means the wrong module itself, near one above or below it.
+- *hooks*: every module's output against that of the same-named module, `allclose` with rtol 1e-3; the first that
+  differs is blamed. Exact means the wrong module itself, near one above or below it.
 - *same*: `torch._dynamo.utils.same` on the outputs with a float64 run of `before` as its reference; it can say that
   something is wrong (*found*), not where.
 """
@@ -26,7 +26,7 @@ import time
 import warnings
 from typing import Any
 
-sys.path[0] = str(pathlib.Path(__file__).parent.parent / "tests")
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
 
 import torch
 import torch.utils._pytree as pytree
@@ -175,8 +175,8 @@ def main(argv: list[str] | None = None) -> int:
                 )
     defects = sum(not c.benign for c in chosen)
     kinds = len({c.architecture for c in chosen})
-    print(f"{defects} defects and {len(chosen) - defects} benign changes over {kinds} architectures, seeds {seeds}, torch "
-          f"{torch.__version__}, {time.time() - started:.0f} s")  # fmt: skip
+    print(f"{defects} defects, {len(chosen) - defects} benign changes, {kinds} architectures, seeds {seeds}")
+    print(f"torch {torch.__version__}, {time.time() - started:.0f} s")
     print(table(counts, "class"))
     if options.json:
         data = {m: {g: dict(c) for g, c in rows.items()} for m, rows in counts.items()}

@@ -1,4 +1,4 @@
-"""Planted bugs must be named and benign changes must not be reported; a few here, all of them over three seeds as slow."""
+"""Planted bugs must be named, benign changes must not be reported; a few here, all of them over three seeds as slow."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ QUICK = {
 }
 #: What is found, but not in one word: a norm that changes place with a rotation makes six operations wrong.
 NEAR = {"norm of queries after their rotation"}
-#: Positions that are shifted everywhere make one region of each attention, which is too large to be called resolved.
-COARSE = {"positions shifted under rotary"}
+#: The same function, but one operation of before is more than 16 of after: too large to be called resolved.
+COARSE = {"positions shifted under rotary", "attention block by block", "experts one after the other"}
 
 
 def judge(name: str, seed: int) -> None:

@@ -42,11 +42,17 @@ def shaken(size: float = 1e-4, scale: float = 1.0, later: float = 1.0) -> nn.Mod
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_an_operation_that_differs_from_itself_is_marked_and_is_no_finding(dtype: torch.dtype) -> None:
-    size = 1e-4 if dtype == torch.float32 else 0.05
+    size = 1e-4 if dtype == torch.float32 else 0.004
     report = graphprobe.diff(shaken(size).to(dtype), shaken(size).to(dtype), (randn(8, 16, seed=1, dtype=dtype),))
     assert not [f for f in report.findings if f.kind in GRAVE], report.findings
     assert report.verdict == "rounding"
     assert any("nondeterministic" in note and "unsteady" in note for note in report.notes), report.notes
+
+
+def test_an_operation_that_makes_up_numbers_is_unknown_and_never_excused() -> None:
+    report = graphprobe.diff(shaken(), shaken(0.5), (randn(8, 16, seed=1),))
+    assert report.verdict == "unknown" and report.exit_code == 2
+    assert any(r.verdict == "unknown" and "nondeterministic" in r.note for r in report.regions)
 
 
 def test_a_bug_beside_an_unsteady_operation_is_found() -> None:

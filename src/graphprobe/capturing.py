@@ -118,7 +118,13 @@ def _explain(model: torch.nn.Module, error: Exception) -> str:
     where = _failing_frame(error)
     if where:
         lines.append(f"  where: {where}")
-    lines.append(f"  try: {_advice(str(error))}")
+    absent = [name for name, weight in model.named_parameters() if weight.is_meta]
+    absent += [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if absent and len(absent) < len(model.state_dict()):
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        lines.append(f"  try: load {', '.join(absent[:3])}{more}, which is still on the meta device")
+    else:
+        lines.append(f"  try: {_advice(str(error))}")
     return "\n".join(lines)
 
 

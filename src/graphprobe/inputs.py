@@ -88,7 +88,8 @@ def _check_tensor(path: str, value: torch.Tensor, wanted: torch.Tensor, side: st
 def device_of(gm: GraphModule) -> torch.device | None:
     """Return the device of the graph's weights, or None where it has none."""
     for tensor in (*gm.parameters(), *gm.buffers()):
-        return tensor.device
+        if not tensor.is_meta:  # a weight that was never loaded is nowhere
+            return tensor.device
     return None
 
 

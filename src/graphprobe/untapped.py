@@ -1,4 +1,4 @@
-"""The observer effect: what a compiled model returns by itself, against the graph that is compared operation by operation.
+"""The observer effect: what a compiled model returns by itself, against the graph that is compared in its place.
 
 Comparing runs a graph's operations one by one. A compiler fuses them, so a compiled model may return something else;
 where it does, the comparison speaks of the graph and not of the compiled code, and says so.

@@ -107,7 +107,7 @@ def latent_norm_forgotten(after: Any, draw: Draw) -> str:
 # --- routing ----------------------------------------------------------------------------------------------------------
 
 
-def _routing(name: str, architecture: Any, ops: str = "", **attributes: Any) -> None:
+def _routing(name: str, architecture: Any, ops: str = "", places: int = 1, **attributes: Any) -> None:
     def change(after: Any, draw: Draw) -> str:
         i = pick(after, draw)
         for key, value in attributes.items():
@@ -115,7 +115,7 @@ def _routing(name: str, architecture: Any, ops: str = "", **attributes: Any) -> 
         return f"layers.{i}.mlp"
 
     change.__name__ = name
-    changed("routing", architecture, ops=ops)(change)
+    changed("routing", architecture, ops=ops, places=places)(change)
 
 
 _routing(
@@ -126,8 +126,8 @@ _routing("softmax_for_sigmoid_scores", deepseek, "softmax.int sigmoid.default", 
 _routing("bias_of_the_choice_in_the_weights", deepseek, "gather.default add.Tensor", biased_weights=True)
 _routing("bias_of_the_choice_forgotten", deepseek, use_bias=False)
 _routing("routing_factor_forgotten", deepseek, "mul.Tensor", factor=1.0)
-_routing("route_weight_on_the_input", mixtral, scale_input=True)
-_routing("gate_and_up_of_the_experts_swapped", mixtral, swapped=True)
+_routing("route_weight_on_the_input", mixtral, places=2, scale_input=True)
+_routing("gate_and_up_of_the_experts_swapped", mixtral, places=2, swapped=True)
 
 
 @changed("routing", mixtral)
@@ -211,6 +211,7 @@ def fused_projection_laid_out_by_heads(after: Any, draw: Draw) -> str:
     source = found.qkv
     found.qkv = HeadsFirst(source.in_features, source.out_features)
     found.qkv.load_state_dict(source.state_dict())
+    found.qkv.to(draw.dtype)
     return path
 
 
@@ -293,7 +294,7 @@ def distances_cut_off_elsewhere(after: Any, draw: Draw) -> str:
     return "bias"
 
 
-def _mixer(name: str, ops: str = "", **attributes: Any) -> None:
+def _mixer(name: str, ops: str = "", places: int = 1, **attributes: Any) -> None:
     def change(after: Any, draw: Draw) -> str:
         i = pick(after, draw)
         for key, value in attributes.items():
@@ -301,14 +302,14 @@ def _mixer(name: str, ops: str = "", **attributes: Any) -> None:
         return f"layers.{i}"
 
     change.__name__ = name
-    changed("state space", mamba, ops=ops)(change)
+    changed("state space", mamba, ops=ops, places=places)(change)
 
 
 _mixer("skip_of_the_scan_dropped", "add.Tensor mul.Tensor", with_skip=False)
 _mixer("relu_for_softplus_of_the_step", "relu.default softplus.default", softplus=False)
 _mixer("convolution_sees_the_next_token", "slice.Tensor conv1d.default", shift=1)
 _mixer("decay_inverted", negative=False)
-_mixer("b_and_c_of_the_scan_swapped", swapped_bc=True)
+_mixer("b_and_c_of_the_scan_swapped", places=8, swapped_bc=True)  # once for all tokens, and at each
 
 
 @changed("recurrence", gru, places=15)
@@ -373,13 +374,6 @@ def one_row_of_a_weight_wrong(after: Any, draw: Draw) -> str:
 def two_rows_of_the_table_swapped(after: Any, draw: Draw) -> str:
     after.table.weight[3:] = after.table.weight[3:].roll(1, 0)
     return "table"
-
-
-@changed("weights", llama, kind="structural")
-def weight_on_the_meta_device(after: Any, draw: Draw) -> str:
-    found, path = linear(after, draw)
-    found.weight = nn.Parameter(torch.empty_like(found.weight, device="meta"))
-    return path
 
 
 @changed("weights", neox, ops="layer_norm.default")

@@ -94,8 +94,8 @@ def changed(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register ``change(after, draw)``, which changes a copy of the model in place.
 
-    It returns the module path that is wrong now, a Bug, or a list of either; for a benign change nothing, or a new module
-    in place of the copy.
+    It returns the module path that is wrong now, a Bug, or a list of either; for a benign change nothing, or a new
+    module in place of the copy.
     """
 
     def decorate(change: Callable[..., Any]) -> Callable[..., Any]:

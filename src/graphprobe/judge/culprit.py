@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from graphprobe import provenance
+from graphprobe import nodes, provenance
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.same import Weights, same_arguments
 
@@ -36,7 +36,7 @@ def culprit(region: Region, weights: Weights) -> Culprit:
     if lone_after:
         return Culprit("after", _at_home(lone_after, region)[0], lone)
     if lone_before and (not alike or any(_carries_data(x) for x in lone_before)):
-        return Culprit("before", _at_home(lone_before, region)[-1], lone)
+        return Culprit("before", _no_casts(_at_home(lone_before, region))[-1], lone)
     for y in rest_after:
         if _other_weights(alike[y], y, weights):
             return Culprit("after", y, frozenset([y]))
@@ -48,6 +48,11 @@ def _at_home(lone: list[Node], region: Region) -> list[Node]:
     """Pass over operations far above the region's module: a mask made once for all layers is seldom to blame."""
     home = provenance.module_path(region.claim.after) or provenance.module_path(region.claim.before)
     return [n for n in lone if not _far_above(provenance.module_path(n), home)] or lone
+
+
+def _no_casts(lone: list[Node]) -> list[Node]:
+    """Pass over casts behind the operation that was dropped."""
+    return [n for n in lone if nodes.schema_name(n) not in ("aten::to", "aten::_to_copy")] or lone
 
 
 def _carries_data(x: Node) -> bool:

@@ -98,9 +98,21 @@ class Finder:
                     if far < _NEAR and (best is None or far < best[0]):
                         best = (far, weight, evaluate, fields)
                         break  # the cheaper way holds
-        return self._effective(codes, *best[1:]) if best is not None else None
+        return self._effective(codes, self._float8(leaf, codes), *best[1:]) if best is not None else None
 
-    def _effective(self, codes: Tensor, weight: Node, evaluate: Evaluate, fields: int) -> Effective | None:
+    def _float8(self, leaf: Node, codes: Tensor) -> torch.dtype | None:
+        """Return the 8-bit float that codes are, or that stored bytes are viewed as."""
+        if codes.dtype in FP8:
+            return codes.dtype
+        for user in leaf.users:
+            viewed = nodes.tensor_val(user) if nodes.schema_name(user) == "aten::view" else None
+            if viewed is not None and viewed.dtype in FP8:
+                return viewed.dtype
+        return None
+
+    def _effective(
+        self, codes: Tensor, float8: torch.dtype | None, weight: Node, evaluate: Evaluate, fields: int
+    ) -> Effective | None:
         held, moved = evaluate(codes), evaluate(flip(codes, fields))
         if held is None or moved is None:
             return None
@@ -108,9 +120,8 @@ class Finder:
         rows = value.shape[0] if value.dim() > 1 else 1
         wanted, held2, moved2 = (t.double().reshape(rows, -1) for t in (value, held, moved))
         step = (moved2 - held2).abs()
-        top = self._top(codes, evaluate, rows)
-        step = torch.where(torch.isfinite(step) & (step > 0), step, _fallback(step, top, codes.dtype))
-        float8 = codes.dtype if codes.dtype in FP8 else None
+        top = self._top(codes, float8, evaluate, rows)
+        step = torch.where(torch.isfinite(step) & (step > 0), step, _fallback(step, top, float8 or codes.dtype))
         bits = 8 if float8 else min(codes.dtype.itemsize * 8 // fields, 8)
         grid = Grid(step, bits, float8, self._rounding(value), top=top)
         if float8 is None and max(grid.group, grid.turned.group) < _SHORTEST:  # a step that changes all the time
@@ -127,12 +138,12 @@ class Finder:
             grid = dataclasses.replace(grid, bits=narrowest(codes, held2, step, bits, grid.group))
         return Effective(weight, wanted, held2, grid, value.shape)
 
-    def _top(self, codes: Tensor, evaluate: Evaluate, rows: int) -> Tensor | None:
+    def _top(self, codes: Tensor, float8: torch.dtype | None, evaluate: Evaluate, rows: int) -> Tensor | None:
         """Return what the largest 8-bit float would stand for at every element."""
-        if codes.dtype not in FP8:
+        if float8 is None:
             return None
-        largest = torch.full_like(codes.float(), torch.finfo(codes.dtype).max).to(codes.dtype)
-        made = evaluate(largest)
+        largest = torch.full_like(codes.float(), torch.finfo(float8).max).to(float8)
+        made = evaluate(largest.view(codes.dtype))
         return None if made is None else made.double().abs().reshape(rows, -1)
 
     def _rounding(self, value: Tensor) -> float:

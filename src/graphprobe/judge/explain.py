@@ -13,10 +13,56 @@ def number(x: float | None) -> str:
 
 
 def explain(finding: Finding) -> str:
-    """Say what was found and what it means for the finding's kind."""
+    """Say what was found, what it means for the finding's kind, and what to do next where something is to be done."""
     where = f" in {finding.module_path}" if finding.module_path else ""
     what = f"{finding.op}{where}"
-    return _SENTENCES[finding.kind](finding, what)
+    said = _SENTENCES[finding.kind](finding, what)
+    step = _next(finding)
+    return f"{said} Next: {step}." if step else said
+
+
+def _next(f: Finding) -> str:
+    """Suggest one step, by what the finding looks like, else by its kind."""
+    for words, step in _STEPS:
+        if words in f.hint:
+            return step
+    if f.kind != "semantic" or f.rule.startswith(("3", "4")):
+        return ""
+    line = f"compare {f.source}" if f.source else f"compare {f.culprit or f.op}"
+    return f"{line} with what before does there (graphprobe show draws both sides)"
+
+
+#: What a finding may look like -> what to look at first.
+_STEPS = (
+    ("never loaded", "look whether the checkpoint has this name, and whether loading it was strict"),
+    ("not tied", "tie the weights after loading, or load both"),
+    ("another layer's weight", "look how checkpoint names are mapped to layers"),
+    ("transposed weight", "look in which order this layer stores rows and columns"),
+    ("adapter", "look at the adapter's scale (alpha / r), and whether it was merged twice"),
+    ("wrong rows", "look at padding and slicing of this weight"),
+    ("of the weight", "look how this weight was split, joined or sharded"),
+    (".view() was meant", "read stored bytes with .view(dtype); .to(dtype) converts numbers"),
+    ("epsilon", "take epsilon from the model's configuration"),
+    ("missing scale", "multiply by the scale, or fold it into a weight"),
+    ("inverted scale", "look whether the scale is meant to multiply or to divide"),
+    ("transposed scale", "look along which dimension the scale belongs"),
+    ("scale of other", "look how scales are ordered beside the rows of codes"),
+    ("root of a scale", "look whether sqrt(d) or d is meant"),
+    ("root was meant", "look whether sqrt(d) or d is meant"),
+    ("another constant", "take the number from the model's configuration"),
+    ("doubled sum", "count the reductions on this path, and what each rank adds before them"),
+    ("ranks", "count the reductions on this path, and what each rank adds before them"),
+    ("missing addend", "add it back, or look which match of the fusion dropped it"),
+    ("off by one", "look at both ends of the range: < or <=, 0 or 1"),
+    ("boolean mask", "turn it into 0 and -inf first, or use masked_fill"),
+    ("hides nothing", "fill with -inf or the dtype's lowest number"),
+    ("mask", "draw both masks and compare them row by row"),
+    ("split order", "look in which order the fused weight was joined"),
+    ("order", "look how dimensions are split, joined and permuted here"),
+    ("swapped operands", "exchange the two inputs"),
+    ("wrong operand", "look which value this operation is meant to take"),
+    ("wrong dimensions", "look at the shapes before and after this view"),
+)
 
 
 def _semantic(f: Finding, what: str) -> str:

@@ -115,7 +115,9 @@ def _steady(replay: Replay, judged: list[Judged]) -> tuple[list[Judged], list[st
     out = []
     for j in judged:
         why = steadiness.excused(replay, j.region, marked) if asked(j) else None
-        out.append(dataclasses.replace(j, kind="rounding", rule=steadiness.RULE, note=why, better=None) if why else j)
+        if why is not None:
+            j = dataclasses.replace(j, kind=why[0], rule=steadiness.RULE, note=why[1], better=None)
+        out.append(j)
     return out, [steadiness.words(marked)]
 
 

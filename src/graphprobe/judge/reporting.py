@@ -7,6 +7,7 @@ import fnmatch
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch.fx import Node
 
 from graphprobe import align, nodes, provenance
@@ -88,9 +89,10 @@ def _merged(judgement: Judgement, found: list[tuple[Judged | None, Finding]]) ->
         for place, (j, f) in enumerate(found)
         if j is not None and f.kind in ("semantic", "precision")
     }
+    partners = {(c.before, c.after) for c in judgement.alignment.claims}
     home: dict[int, int] = {}  # place of a finding -> place of the first of its cause
     for place, cause in causes.items():
-        same = [p for p in home if found[p][1].kind == found[place][1].kind and _one_cause(causes[p], cause)]
+        same = [p for p in home if found[p][1].kind == found[place][1].kind and _one_cause(causes[p], cause, partners)]
         homes = {home[p] for p in same}
         first = min(homes, default=place)
         home[place] = first
@@ -112,12 +114,17 @@ def _joined(judgement: Judgement, j: Judged, finding: Finding, others: list[Judg
     return whole, dataclasses.replace(finding, hint=hint)
 
 
-def _one_cause(first: tuple[Claim, Culprit], second: tuple[Claim, Culprit]) -> bool:
+def _one_cause(first: tuple[Claim, Culprit], second: tuple[Claim, Culprit], partners: set[tuple[Node, Node]]) -> bool:
     """Whether one of two culprits is an operation without partner in the other's region, too, or what the other claims:
     an operation that stands elsewhere in the order is missing here and too much there."""
     (claim, mine), (other, theirs) = first, second
     if mine.node in theirs.lone or theirs.node in mine.lone:
         return True
+    if (mine.node, theirs.node) in partners or (theirs.node, mine.node) in partners:
+        return True
+    home = provenance.module_path(mine.node)
+    if mine.side != theirs.side and mine.node.target is theirs.node.target and home:
+        return home == provenance.module_path(theirs.node)  # it has moved
     return mine.node in (other.before, other.after) or theirs.node in (claim.before, claim.after)
 
 
@@ -186,10 +193,12 @@ def _structural(judgement: Judgement, judged: list[Judged]) -> list[tuple[Judged
     after = judgement.replay.plan.after
     out: list[tuple[Judged | None, Finding]] = []
     for node, said in judgement.raised.items():
+        never = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr" and _is_meta(after.held(n))]
+        looks = [f"looks like a weight that was never loaded: {name} is on the meta device" for name in never]
         finding = Finding(
             "structural", (), (after.label(node),), provenance.module_path(node), provenance.target_name(node),
-            None, None, None, None, rule="9 structural", hint=f"it raises {said}", culprit=after.label(node),
-            source=provenance.source(node), outputs=("", after.label(node)),
+            None, None, None, None, rule="9 structural", hint="; ".join([*looks, f"it raises {said}"]),
+            culprit=after.label(node), source=provenance.source(node), outputs=("", after.label(node)),
         )  # fmt: skip
         out.append((None, dataclasses.replace(finding, explanation=explain(finding))))
     dead = judgement.replay.plan.dead()
@@ -200,6 +209,10 @@ def _structural(judgement: Judgement, judged: list[Judged]) -> list[tuple[Judged
             finding = dataclasses.replace(_finding(judgement, j), kind="structural", rule="9 structural", hint=said)
             out.append((j, dataclasses.replace(finding, explanation=explain(finding))))
     return out
+
+
+def _is_meta(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_meta
 
 
 def _with_hints(

@@ -2,7 +2,9 @@
 
 Asked only where it matters: something stands against a version, or one program on the same values made other bits. Both
 versions are run twice then, and every operation whose value changes although its operands do not is marked. A region
-that holds one is judged against what it differs from itself: a difference of that size is nobody's defect.
+that holds one is judged against what it differs from itself: a difference of that size is nobody's defect. Atomics and
+autotuning change the order of a sum, so that is rounding; what changes by more (numbers of a generator of its own,
+memory that nobody wrote) is unknown: nothing can be said of it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from graphprobe.program import Program
 RULE = "nondeterministic"
 _TIMES = 8.0  # a difference up to so many times what the region differs from itself is its own unsteadiness
 _REPEATS = 3
+_AN_ORDER = 2.0**-7  # relative: what another order of a sum may change, in bf16
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -63,19 +66,21 @@ def _equal(x: Any, y: Any) -> bool:
     return x is None or torch.equal(x, y)
 
 
-def excused(replay: Replay, region: Region, marked: Sequence[tuple[str, Node]]) -> str | None:
-    """Say which marked operations explain the region's difference; None where there are none or they do not."""
+def excused(replay: Replay, region: Region, marked: Sequence[tuple[str, Node]]) -> tuple[str, str] | None:
+    """Return (rounding or unknown, why) if marked operations explain the region's difference; None otherwise."""
     mine = [(side, n) for side, n in marked if n in getattr(region, side)]
     if not mine:
         return None
     replay.fetch_frontiers([region])
     try:
-        own, between = _unsteadiness(replay, region)
+        own, between, size = _unsteadiness(replay, region)
     except Exception:  # no arithmetic for it: the marks alone excuse nothing
         return None
     if between > _TIMES * own:
         return None
-    return f"{words(mine)}; the sides differ by no more than that"
+    if own > _AN_ORDER * size:
+        return "unknown", f"{words(mine)}, by more than another order of summation explains: nothing can be said of it"
+    return "rounding", f"{words(mine)}; the sides differ by no more than that"
 
 
 def words(marked: Sequence[tuple[str, Node]]) -> str:
@@ -85,8 +90,8 @@ def words(marked: Sequence[tuple[str, Node]]) -> str:
     return f"nondeterministic: {shown} differs from itself when the run is repeated"
 
 
-def _unsteadiness(replay: Replay, region: Region) -> tuple[float, float]:
-    """Return the largest rms between runs of one side, and the smallest between the sides, natively."""
+def _unsteadiness(replay: Replay, region: Region) -> tuple[float, float, float]:
+    """Return the largest rms between runs of one side, the smallest between the sides, and the rms itself, natively."""
     runs: dict[str, list[torch.Tensor]] = {
         side: [replay.native(side, region)[getattr(region.claim, side)] for _ in range(_REPEATS)]
         for side in ("before", "after")
@@ -98,4 +103,4 @@ def _unsteadiness(replay: Replay, region: Region) -> tuple[float, float]:
 
     own = max(distance(r[0], again) for r in runs.values() for again in r[1:])
     between = min(distance(x, y) for x in runs["before"] for y in runs["after"])
-    return own, between
+    return own, between, distance(torch.zeros_like(runs["before"][0]), runs["before"][0])

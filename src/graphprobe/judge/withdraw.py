@@ -233,7 +233,11 @@ class Withdrawal:
             if not truth.dtype.is_floating_point or truth.shape != other.shape:
                 return True  # integers: no noise to be put on them; the difference itself is taken as moving
             sign = torch.randint(0, 2, truth.shape, generator=torch.Generator().manual_seed(7)).to(truth) * 2 - 1
-            replaced[region.claim.before] = truth + sign * (_as_value if as_value else _as_difference)(truth, other)
+            size = (_as_value if as_value else _as_difference)(truth, other)
+            if not bool((size > 0).any()):
+                continue  # withdrawn with the rest, but it agrees: it takes the noise of what feeds it
+            # an infinite mask moves from there as the largest number would, else nothing could be put on it
+            replaced[region.claim.before] = torch.nan_to_num(truth) + sign * size
         for region in regions:
             plain = self.replay.exact("before", region)
             noisy = self.replay.exact("before", region, override=replaced)

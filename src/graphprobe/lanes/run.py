@@ -32,7 +32,7 @@ def measure(plan: Plan, inputs: Inputs, redrawn: Inputs | None = None) -> Measur
 
     Raises OperatorError where `before` itself cannot run: there is no reference then.
     """
-    raised: dict[Node, str] = {}
+    raised = _never_loaded(plan)
     native_only: dict[Any, str] = {}
     while True:
         now = dataclasses.replace(
@@ -59,6 +59,23 @@ def measure(plan: Plan, inputs: Inputs, redrawn: Inputs | None = None) -> Measur
                     f"before cannot be run: {plan.before.label(node)} ({provenance.target_name(node)}) in {where} "
                     f"raises {reason}. Check that the inputs fit the graph, and that its operators are known here"
                 ) from error
+
+
+def _never_loaded(plan: Plan) -> dict[Node, str]:
+    """Return what reads a weight of `after` on the meta device: kernels take it without a word and make up numbers."""
+    found: dict[Node, str] = {}
+    for side, one in (("before", plan.before), ("after", plan.after)):
+        if one.stream is not None:
+            continue
+        for node in one.live:
+            absent = [n for n in node.all_input_nodes if n.op == "get_attr" and getattr(one.held(n), "is_meta", False)]
+            if absent and side == "before":
+                raise OperatorError(
+                    f"before cannot be run: its weight {absent[0].target} is on the meta device; load it"
+                )
+            if absent:
+                found[node] = f"no error, but {absent[0].target} is on the meta device and holds no numbers"
+    return found
 
 
 def _values(probe: Probe, inputs: Inputs, redrawn: Inputs) -> list[Any]:

@@ -33,6 +33,8 @@ class Weights:
             return True
         if not isinstance(mine, torch.Tensor) or not isinstance(theirs, torch.Tensor):
             return False
+        if mine.is_meta != theirs.is_meta:  # one was never loaded
+            return False
         if mine.shape != theirs.shape or (mine.dtype != theirs.dtype and not cast):
             return False
         key = (id(mine), id(theirs))

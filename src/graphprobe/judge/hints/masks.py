@@ -92,6 +92,7 @@ def reach(look: Look) -> str | None:
     operations = [*region.operations("before"), *region.operations("after")]
     if result.dim() < 3 or not any("attention" in nodes.schema_name(n) for n in operations):
         return None
+    best: tuple[int, Tensor, Tensor] | None = None
     for p, _ in region.frontier:
         value = look.replay.values.get(p)
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 3:
@@ -101,9 +102,10 @@ def reach(look: Look) -> str | None:
         mine, theirs = (_seen(look, side, p, value) for side in ("before", "after"))
         if mine is None or theirs is None:
             return None
-        if not torch.equal(mine, theirs) and bool(mine.any()):
-            return _compared(~mine, ~theirs, "pairs of tokens")
-    return None
+        count = int(mine.sum() + theirs.sum())  # values show more than queries and keys do
+        if not torch.equal(mine, theirs) and bool(mine.any()) and (best is None or count > best[0]):
+            best = (count, ~mine, ~theirs)
+    return _compared(best[1], best[2], "pairs of tokens") if best is not None else None
 
 
 def _seen(look: Look, side: str, leaf: Node, value: Tensor) -> Tensor | None:

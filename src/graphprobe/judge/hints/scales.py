@@ -72,8 +72,7 @@ def _trials(held: Tensor) -> Iterator[tuple[str, Tensor]]:
     if held.dim() >= 2:
         rows, columns = held.shape[0], held.numel() // held.shape[0]
         yield "a transposed scale", held.reshape(columns, rows).t().reshape(held.shape)
-        if held.shape[0] == held.shape[1]:
-            yield "a transposed scale", held.transpose(0, 1)
+        yield "a transposed scale", held.transpose(0, 1)
     yield "a zero point that is off by one", held - 1
     yield "a zero point that is off by one", held + 1
 

@@ -102,12 +102,18 @@ def _said(look: Look, y: Node, changed: list[tuple[str, Any, Any]]) -> str:
         return f"looks like a wrong split order or slice{off}: {where}"
     if kind == "arange" and whole:
         return f"looks like positions that are off by {abs(after - before)}: {where}"
+    if kind == "masked_fill" and _hides(before) != _hides(after):
+        return f"looks like a fill value that hides {'everything' if _hides(after) else 'nothing'}: {where}"
     if isinstance(after, (int, float)) and isinstance(before, (int, float)) and before and kind in _SCALING:
         return f"looks like {_scaling(before, after)}: {where}"
     return f"looks like another argument ({name}): {where}"
 
 
-_SCALING = {"mul", "div", "scaled_dot_product_attention", "add", "sub", "pow", "group_norm", "clamp", "masked_fill"}
+_SCALING = {"mul", "div", "scaled_dot_product_attention", "add", "sub", "pow", "group_norm", "clamp"}
+
+
+def _hides(fill: object) -> bool:
+    return isinstance(fill, (int, float)) and fill < -1e3
 
 
 def _scaling(before: float, after: float) -> str:
@@ -184,23 +190,42 @@ def cast_for_view(look: Look) -> str | None:
 
 def dropped(look: Look) -> str | None:
     """One side has operations that the other lacks, and without them the sides agree."""
-    for side, other, said in (
-        ("before", look.raw[1], "looks like a dropped operation: without {} of before the sides agree"),
-        ("after", look.raw[0], "looks like a superfluous operation: without {} of after the sides agree"),
-    ):
+    for side, other in (("before", look.raw[1]), ("after", look.raw[0])):
         values = look.inside[side == "after"]
         lone = [n for n in look.region.operations(side) if n in look.culprit.lone]
         for last in reversed(lone):
             found = _bypassed(look, side, last, set(lone), values, other)
-            if found:
-                return said.format(", ".join(f"{look.label(n)} ({provenance.target_name(n)})" for n in found))
+            if found is not None:
+                names = ", ".join(f"{look.label(n)} ({provenance.target_name(n)})" for n in found[1])
+                return f"looks like {_kind_of(side, *found, values)}: without {names} of {side} the sides agree"
     return None
+
+
+def _kind_of(side: str, source: Node, passed: list[Node], values: dict[Node, Any]) -> str:
+    """Name what was dropped or is too much by what it does to a value: a factor, a sum, a sign."""
+    x, y = values[source].double(), values[passed[-1]].double()
+    c = float((x * y).sum() / x.square().sum().clamp(min=1e-300))
+    if rms(y - c * x) <= EQUAL * rms(y):
+        if abs(c + 1) < EQUAL:
+            return "a flipped sign"
+        if side == "after" and c >= 2 and abs(c - round(c)) < 1e-6:
+            return f"a doubled sum ({round(c)} times: as often as there are ranks, or added twice)"
+        return f"a missing scale ({shown(c)})" if side == "before" else f"a superfluous scale ({shown(c)})"
+    kinds = {nodes.schema_name(n) for n in passed if not nodes.is_view(n) and nodes.schema_name(n) not in _CASTS}
+    if kinds <= {"aten::add", "aten::sub"}:
+        return "a missing addend (a residual, a bias)" if side == "before" else "a superfluous addend"
+    if kinds <= {"aten::mul", "aten::div"}:
+        return "a missing scale" if side == "before" else "a superfluous scale"
+    return "a dropped operation" if side == "before" else "a superfluous operation"
+
+
+_CASTS = {"aten::to", "aten::_to_copy"}
 
 
 def _bypassed(
     look: Look, side: str, last: Node, lone: set[Node], values: dict[Node, Any], other: Tensor
-) -> list[Node] | None:
-    """Return the operations between an ancestor and `last` if handing the ancestor through makes the sides agree."""
+) -> tuple[Node, list[Node]] | None:
+    """Return an ancestor and the operations from it to `last` if handing it through makes the sides agree."""
     mine = values.get(last)
     if not isinstance(mine, Tensor):
         return None
@@ -213,7 +238,7 @@ def _bypassed(
             except Exception:  # what stands in its place does not fit below
                 tried = None
             if isinstance(tried, Tensor) and _equal(look, tried, other):
-                return passed[::-1]
+                return source, passed[::-1]
         if source in lone and len(passed) < _LONGEST and len(paths) < _MOST_PATHS:
             paths.extend((n, [*passed, source]) for n in source.all_input_nodes)
     return None

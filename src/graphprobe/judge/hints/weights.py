@@ -18,7 +18,8 @@ def weight(look: Look) -> str | None:
     """Compare the weights of both pieces that stand in the same place and do not hold the same."""
     mine, theirs = look.weights("before"), look.weights("after")
     known = look.replay.plan.same_weight
-    left = [x for x in mine if x not in set(known.values())]
+    taken = {known[y] for y in theirs if y in known}
+    left = [x for x in mine if x not in taken]
     for y, held in theirs.items():
         if held.is_meta:
             return f"looks like a weight that was never loaded: {y.target} is on the meta device"
