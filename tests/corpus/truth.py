@@ -219,7 +219,7 @@ def _recall(
 
 def _underlying(node: Node) -> Node:
     """Step over the views that alignment inserted behind a node."""
-    while node.meta.get("graphprobe_view") and node.all_input_nodes:
+    while node.meta.get(nodes.INSERTED) and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return node
 

@@ -23,7 +23,6 @@ from graphprobe.align.sketches import MOMENTS
 from graphprobe.align.values import AGREE
 from graphprobe.execute import run_program
 
-INSERTED = "graphprobe_view"  # marks the nodes that alignment put into a graph
 _MOST = 64  # full values are fetched for at most so many candidate pairs at once
 _ROWS = 256  # moments are compared for so many values at once
 _DIMENSIONS = 5  # more of them have too many orders
@@ -216,7 +215,7 @@ def _shown(matching: Matching, y: Node, source: Node, view: View) -> Node:
         args = (at,) if argument is None else (at, argument)
         with matching.after.gm.graph.inserting_after(at):
             node = matching.after.gm.graph.call_function(target, args)
-        node.meta = {k: v for k, v in y.meta.items() if k != "custom"} | {INSERTED: True}
+        node.meta = {k: v for k, v in y.meta.items() if k != "custom"} | {nodes.INSERTED: True}
         if value is not None:
             node.meta["val"] = target(value, *args[1:])
         matching.after.labels[node] = matching.after.label(y)

@@ -88,7 +88,7 @@ def _in_order(xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
 
 
 def _like(node: Node, others: list[Node]) -> Node:
-    """Return the one that is most like a node: its operator and dtype, then its precision, its dtype, then the first."""
+    """Return the one that is most like a node: by operator and dtype, then by precision, by dtype, by place."""
     return max(
         others,
         key=lambda n: (_kind(n) == _kind(node), _precision(n) == _precision(node), _dtype(n) == _dtype(node)),
