@@ -121,7 +121,7 @@ def curve(sizes: list[int]) -> list[dict]:
     rows = []
     print(f"\n{'nodes':>7s} {'level':10s} {'align s':>8s} {'forwards s':>10s} {'us/node':>8s} {'claimed':>8s}")
     for size in sizes:
-        for level in ("ids", "modules", "values", "structure"):
+        for level in ("ids", "modules", "values", "structure", "other"):
             row = growing.timed(size, level)
             rows.append(row)
             print(

@@ -38,6 +38,8 @@ UNDEFINED = {
     "aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::new_empty_strided",
     "aten::empty_permuted",
 }  # fmt: skip
+#: Marks the nodes that alignment put into a copy of a graph: they show a value in the other side's layout or slice.
+INSERTED = "graphprobe_view"
 _COPY_SUFFIX = ("_copy",)  # view_copy, permute_copy, ...: views written out
 _CHECKS = (
     "_assert",
@@ -127,7 +129,9 @@ def is_view(node: Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     facts = _facts(node.target)
-    return _same_dtype_as_input(node) if facts.casts else facts.is_view
+    if facts.casts:
+        return _same_dtype_as_input(node)
+    return facts.is_view or bool(node.meta.get(INSERTED))
 
 
 def _same_dtype_as_input(node: Node) -> bool:

@@ -17,8 +17,11 @@ aten = torch.ops.aten
 WIDTH, TOKENS = 16, 4
 
 
-def stack(layers: int, seed: int = 0) -> GraphModule:
-    """Build a stack of small blocks (norm, three projections, attention, gated MLP): 40 nodes a layer."""
+def stack(layers: int, seed: int = 0, other: bool = False) -> GraphModule:
+    """Build a stack of small blocks (norm, three projections, attention, gated MLP): 40 nodes a layer.
+
+    `other` writes the norms and the attention in another way, so that hardly a term is the same and values must tell.
+    """
     generator = torch.Generator().manual_seed(seed)
     root, graph = torch.nn.Module(), Graph()
 
@@ -41,14 +44,15 @@ def stack(layers: int, seed: int = 0) -> GraphModule:
     h = x
     for i in range(layers):
         attention, mlp = f"layers.{i}.attention", f"layers.{i}.mlp"
-        normed = norm(call, f"layers.{i}.norm_1", h, weight(f"n1_{i}", WIDTH))
+        normed = norm(call, f"layers.{i}.norm_1", h, weight(f"n1_{i}", WIDTH), other)
         q, k, v = (call(attention, aten.linear.default, normed, weight(f"{c}_{i}", WIDTH, WIDTH)) for c in "qkv")
-        scores = call(
-            attention,
-            aten.mul.Tensor,
-            call(attention, aten.matmul.default, q, call(attention, aten.t.default, k)),
-            0.25,
-        )
+        if other:  # k q^T with the scale on k, the other way round
+            turned = call(attention, aten.t.default, q)
+            scores = call(attention, aten.matmul.default, call(attention, aten.div.Tensor, k, 4.0), turned)
+            scores = call(attention, aten.t.default, scores)
+        else:
+            turned = call(attention, aten.t.default, k)
+            scores = call(attention, aten.mul.Tensor, call(attention, aten.matmul.default, q, turned), 0.25)
         mixed = call(attention, aten.matmul.default, call(attention, aten.softmax.int, scores, -1), v)
         h = call(
             f"layers.{i}",
@@ -56,7 +60,7 @@ def stack(layers: int, seed: int = 0) -> GraphModule:
             h,
             call(attention, aten.linear.default, mixed, weight(f"o_{i}", WIDTH, WIDTH)),
         )
-        normed = norm(call, f"layers.{i}.norm_2", h, weight(f"n2_{i}", WIDTH))
+        normed = norm(call, f"layers.{i}.norm_2", h, weight(f"n2_{i}", WIDTH), other)
         gate = call(mlp, aten.silu.default, call(mlp, aten.linear.default, normed, weight(f"g_{i}", 24, WIDTH)))
         up = call(mlp, aten.linear.default, normed, weight(f"u_{i}", 24, WIDTH))
         down = call(mlp, aten.linear.default, call(mlp, aten.mul.Tensor, gate, up), weight(f"d_{i}", WIDTH, 24))
@@ -67,27 +71,36 @@ def stack(layers: int, seed: int = 0) -> GraphModule:
     return gm
 
 
-def norm(call: Any, path: str, x: Node, weight: Node) -> Node:
+def norm(call: Any, path: str, x: Node, weight: Node, other: bool) -> Node:
     """Normalise by the root of the mean square, written out."""
     mean = call(path, aten.mean.dim, call(path, aten.pow.Tensor_Scalar, x, 2), [-1], True)
+    if other:
+        total = call(path, aten.sum.dim_IntList, call(path, aten.mul.Tensor, x, x), [-1], True)
+        mean = call(path, aten.div.Tensor, total, float(WIDTH))
+        root = call(path, aten.sqrt.default, call(path, aten.add.Tensor, mean, 1e-6))
+        return call(path, aten.div.Tensor, call(path, aten.mul.Tensor, x, weight), root)
     scale = call(path, aten.rsqrt.default, call(path, aten.add.Tensor, mean, 1e-6))
     return call(path, aten.mul.Tensor, call(path, aten.mul.Tensor, x, scale), weight)
 
 
 def timed(size: int, level: str) -> dict[str, Any]:
-    """Align a stack of about `size` nodes with a reordered copy of itself; the forwards are timed apart."""
+    """Align a stack of about `size` nodes with a reordered copy of itself, or with another way to write it ("other").
+
+    Seconds are those of the process; the forward runs are timed apart and taken off.
+    """
     before = stack(max(1, size // 39))
-    after = rewrites.stripped(rewrites.shuffled(before), level)
+    copy = stack(max(1, size // 39), other=True) if level == "other" else before
+    after = rewrites.stripped(rewrites.shuffled(copy), "values" if level == "other" else level)
     left, right = program(before, (), {}), copied(program(after, (), {}))
     bound: inputs.Inputs = {"x": torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))}
-    started = time.perf_counter()
-    if level == "values":
-        for one in (left, right):
-            run_program(one, bound, list(one.outputs.values()))
-    forwards = time.perf_counter() - started
-    started = time.perf_counter()
-    found = align.align(left, right, (), bound if level == "values" else None)
-    seconds = time.perf_counter() - started - forwards
+    runs = level in ("values", "other")
+    started = time.process_time()
+    for one in (left, right) if runs else ():
+        run_program(one, bound, list(one.outputs.values()))
+    forwards = time.process_time() - started
+    started = time.process_time()
+    found = align.align(left, right, (), bound if runs else None)
+    seconds = time.process_time() - started - forwards
     making = [n for n in right.live if nodes.makes_values(n)]
     claimed = sum(bool(found.of_after.get(n)) for n in making) / len(making)
     return {"nodes": len(left.live), "level": level, "seconds": seconds, "forwards": forwards, "claimed": claimed}

@@ -18,13 +18,13 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.claims import Claim
-from graphprobe.align.matching import Matching
+from graphprobe.align.matching import Matching, is_part
 from graphprobe.align.sketches import MOMENTS
 from graphprobe.align.values import AGREE
 from graphprobe.execute import run_program
 
-INSERTED = "graphprobe_view"  # marks the nodes that alignment put into a graph
 _MOST = 64  # full values are fetched for at most so many candidate pairs at once
+_ROWS = 256  # moments are compared for so many values at once
 _DIMENSIONS = 5  # more of them have too many orders
 
 Shape = tuple[int, ...]
@@ -49,32 +49,46 @@ class View:
         )
 
     def __str__(self) -> str:
-        moved = self.order != tuple(range(len(self.order)))
-        return (
-            f"reshape {list(self.split)}"
-            + (f", permute {list(self.order)}" if moved else "")
-            + f", reshape {list(self.joined)}"
-        )
+        if self.order == tuple(range(len(self.order))):
+            return f"reshape {list(self.joined)}"
+        return f"reshape {list(self.split)}, permute {list(self.order)}, reshape {list(self.joined)}"
 
 
 def claim(matching: Matching) -> None:
     """Claim values that agree up to the order of dimensions and how they are joined. `after` must be a copy."""
+    found = {y: (x, view) for x, y, view in [*_arranged_pairs(matching), *_reshaped_pairs(matching)]}
+    taken: set[Node] = set()
+    for y, (x, view) in found.items():
+        if x not in taken and not matching.alignment.of_before.get(x) and not matching.alignment.of_after.get(y):
+            taken.add(x)
+            _claim(matching, x, y, view)
+    if taken:
+        matching.after.refresh()
+        matching.changed()
+
+
+def _reshaped_pairs(matching: Matching) -> list[tuple[Node, Node, View]]:
+    out = []
     for x, y in matching.reshaped:
         shape = nodes.shape(x) or ()
-        if not matching.alignment.of_before.get(x) and not matching.alignment.of_after.get(y) and _fixed(shape):
+        if _fixed(shape):
             whole = tuple(int(d) for d in shape)
-            _claim(matching, x, y, View(whole, tuple(range(len(whole))), whole))
+            out.append((x, y, View(whole, tuple(range(len(whole))), whole)))
     matching.reshaped.clear()
-    candidates = _candidates(matching)
-    assert matching.bound is not None
+    return out
+
+
+def _arranged_pairs(matching: Matching) -> list[tuple[Node, Node, View]]:
+    candidates, out = _candidates(matching), []
     for start in range(0, len(candidates), _MOST):
         chunk = candidates[start : start + _MOST]
-        left = run_program(matching.before, matching.bound, [x for x, _ in chunk])
-        right = run_program(matching.after, matching.bound, [y for _, y in chunk])
+        left = run_program(matching.before, matching.bound or {}, [x for x, _ in chunk])
+        right = run_program(matching.after, matching.bound or {}, [y for _, y in chunk])
         for x, y in chunk:
             view = _view(left[x], right[y])
-            if view is not None and not matching.alignment.of_before.get(x) and not matching.alignment.of_after.get(y):
-                _claim(matching, x, y, view)
+            if view is not None:
+                out.append((x, y, view))
+    return out
 
 
 def _fixed(shape: tuple[int | str, ...]) -> bool:
@@ -96,19 +110,28 @@ def _candidates(matching: Matching) -> list[tuple[Node, Node]]:
             continue
         a = torch.stack([left[x][-MOMENTS:] for x in xs]).double()
         b = torch.stack([right[y][-MOMENTS:] for y in ys]).double()
-        near = ((b[:, None] - a[None]).abs().amax(2) <= 2 * AGREE * b[:, None, 2]) & (b[:, None, 2] > 0)
-        distance = torch.where(near, (b[:, None] - a[None]).square().sum(2).sqrt() / b[:, None, 2], torch.inf)
-        for row, y in enumerate(ys):
-            column = int(distance[row].argmin())
-            best = distance[row, column]
-            # values that several nodes hold are not claimed on moments
-            if (
-                best < torch.inf
-                and int((distance[row] <= best * 2 + 1e-5).sum()) == 1
-                and best <= distance[:, column].min()
-            ):
-                pairs.append((xs[column], y))
+        pairs += [
+            (xs[column], ys[row]) for row, column in _alone(a, b) if not (is_part(xs[column]) and is_part(ys[row]))
+        ]
     return pairs
+
+
+def _alone(a: torch.Tensor, b: torch.Tensor) -> list[tuple[int, int]]:
+    """Pair rows of b with rows of a whose moments agree, where no other row of either comes near."""
+    best_of_a = torch.full((len(a),), float("inf"), dtype=a.dtype)
+    found: list[tuple[int, int, float]] = []
+    for start in range(0, len(b), _ROWS):
+        mine = b[start : start + _ROWS]
+        apart, rms = (mine[:, None] - a[None]).abs(), mine[:, None, 2]
+        near = (apart.amax(2) <= 2 * AGREE * rms) & (rms > 0)
+        distance = torch.where(near, apart.square().sum(2).sqrt() / rms, torch.inf)
+        best_of_a = torch.minimum(best_of_a, distance.amin(0))
+        best, column = distance.min(1)
+        # values that several nodes hold are not claimed on moments
+        alone = ((distance <= best[:, None] * 2 + 1e-5).sum(1) == 1) & (best < torch.inf)
+        rows = torch.nonzero(alone).squeeze(1).tolist()
+        found += [(start + row, int(column[row]), float(best[row])) for row in rows]
+    return [(row, column) for row, column, distance in found if distance <= float(best_of_a[column])]
 
 
 def _arranged(node: Node, sketch: torch.Tensor) -> bool:
@@ -174,8 +197,6 @@ def _insert(matching: Matching, y: Node, view: View) -> Node:
     for path, node in after.outputs.items():
         if node is y:
             after.outputs[path] = again
-    after.refresh()
-    matching.changed()
     return shown
 
 
@@ -194,7 +215,7 @@ def _shown(matching: Matching, y: Node, source: Node, view: View) -> Node:
         args = (at,) if argument is None else (at, argument)
         with matching.after.gm.graph.inserting_after(at):
             node = matching.after.gm.graph.call_function(target, args)
-        node.meta = {k: v for k, v in y.meta.items() if k != "custom"} | {INSERTED: True}
+        node.meta = {k: v for k, v in y.meta.items() if k != "custom"} | {nodes.INSERTED: True}
         if value is not None:
             node.meta["val"] = target(value, *args[1:])
         matching.after.labels[node] = matching.after.label(y)

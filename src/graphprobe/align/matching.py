@@ -33,6 +33,7 @@ class Matching:
         self._numbers = Numbers()
         self._leaves: tuple[Leaves, Leaves] | None = None
         self._terms: dict[str, Terms] = {}
+        self._makers: dict[str, list[Node]] = {}
         self._before: dict[Node, int] | None = None
         self._constants: dict[str, int] | None = None
         self._after: tuple[int, dict[Node, int]] | None = None
@@ -44,11 +45,17 @@ class Matching:
 
     def unclaimed_before(self) -> list[Node]:
         """Return the value-making nodes of before that nothing claims."""
-        return [n for n in self.before.live if nodes.makes_values(n) and not self.alignment.of_before.get(n)]
+        return [n for n in self.makers("before") if not self.alignment.of_before.get(n)]
 
     def unclaimed_after(self) -> list[Node]:
         """Return the value-making nodes of after that nothing claims."""
-        return [n for n in self.after.live if nodes.makes_values(n) and not self.alignment.of_after.get(n)]
+        return [n for n in self.makers("after") if not self.alignment.of_after.get(n)]
+
+    def makers(self, side: str) -> list[Node]:
+        """Return the value-making nodes of one side, in graph order."""
+        if side not in self._makers:
+            self._makers[side] = [n for n in getattr(self, side).live if nodes.makes_values(n)]
+        return self._makers[side]
 
     def terms(self, side: str) -> Terms:
         """Return the terms of one side."""
@@ -72,6 +79,7 @@ class Matching:
     def changed(self) -> None:
         """Forget what was read of the graphs: nodes were inserted."""
         self._terms.clear()
+        self._makers.clear()
         self._before = self._after = None
 
     def numbers_before(self) -> dict[Node, int]:

@@ -18,7 +18,6 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.claims import Claim
-from graphprobe.align.layouts import INSERTED
 from graphprobe.align.matching import Matching, is_part
 from graphprobe.align.sketches import MOMENTS, SAMPLES, sample, sketches
 from graphprobe.align.values import nearest
@@ -314,7 +313,7 @@ def _insert(program: Program, big: Node, cuts: list[Slice], held: torch.Tensor) 
         nonlocal at
         with graph.inserting_after(at):
             at = graph.call_function(target, args)
-        at.meta = {k: v for k, v in big.meta.items() if k not in ("custom", "val")} | {INSERTED: True}
+        at.meta = {k: v for k, v in big.meta.items() if k not in ("custom", "val")} | {nodes.INSERTED: True}
         value = nodes.tensor_val(big)
         if value is not None:
             at.meta["val"] = value.new_empty(shape)
@@ -384,7 +383,7 @@ def output(matching: Matching, x: Node, y: Node) -> tuple[Node, Node] | None:
 
 def _whole_of(node: Node) -> Node:
     """Return the node behind which a whole was put together."""
-    while node.meta.get(INSERTED):
+    while node.meta.get(nodes.INSERTED):
         node = node.args[-1] if node.target is torch.ops.aten.index_copy.default else node.args[0]  # type: ignore[assignment]
     return node
 

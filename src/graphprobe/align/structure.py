@@ -60,14 +60,13 @@ def _claim_rest(matching: Matching, xs: list[Node], ys: list[Node], which: Calla
 
 def _both_places(matching: Matching) -> tuple[dict[Place, list[Node]], dict[Place, list[Node]]]:
     before, after = matching.numbers_before(), matching.numbers_after()
-    return _places(matching.before.live, before), _places(matching.after.live, after)
+    return _places(matching.makers("before"), before), _places(matching.makers("after"), after)
 
 
-def _places(live: list[Node], numbers: dict[Node, int]) -> dict[Place, list[Node]]:
+def _places(makers: list[Node], numbers: dict[Node, int]) -> dict[Place, list[Node]]:
     found: dict[Place, list[Node]] = defaultdict(list)
-    for node in live:
-        if nodes.makes_values(node):
-            found[numbers[node], nodes.shape(node)].append(node)
+    for node in makers:
+        found[numbers[node], nodes.shape(node)].append(node)
     return found
 
 
@@ -89,7 +88,7 @@ def _in_order(xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
 
 
 def _like(node: Node, others: list[Node]) -> Node:
-    """Return the one that is most like a node: operator and dtype, then precision, dtype, then the first."""
+    """Return the one that is most like a node: by operator and dtype, then by precision, by dtype, by place."""
     return max(
         others,
         key=lambda n: (_kind(n) == _kind(node), _precision(n) == _precision(node), _dtype(n) == _dtype(node)),
@@ -126,8 +125,9 @@ def _claim_views(matching: Matching, left: dict[Place, list[Node]], right: dict[
         (lone_before, matching.after, matching.numbers_after(), True),
         (lone_after, matching.before, matching.numbers_before(), False),
     ):
+        makers = set(matching.makers("after" if is_before else "before")) if lone else set()
         for node in program.live if lone else ():
-            if nodes.makes_values(node) or node.op in ("placeholder", "get_attr"):
+            if node in makers or node.op in ("placeholder", "get_attr"):
                 continue
             for other in lone.pop((numbers[node], nodes.shape(node)), ()):
                 matching.add(*((other, node) if is_before else (node, other)), evidence="structure")
@@ -230,8 +230,9 @@ def _anchors(matching: Matching, side: str, with_operator: bool) -> dict[Place, 
     terms = matching.terms(side)
     numbers = matching.numbers_before() if side == "before" else matching.numbers_after()
     found: dict[Place, list[Node]] = defaultdict(list)
-    for node, term in terms.of.items():
-        if term.step is not None or not nodes.makes_values(node):
+    for node in matching.makers(side):
+        term = terms.of[node]
+        if term.step is not None:
             continue
         weights = [terms.root(n)[0] for n in term.operands]
         weights = [n for n in weights if n.op == "get_attr"]
@@ -311,8 +312,8 @@ def _by_slot(matching: Matching, side: str, slot: Slot) -> dict[Place, list[Node
     program = matching.before if before else matching.after
     shared = {program.inputs[path] for path in inputs}
     found: dict[Place, list[Node]] = defaultdict(list)
-    for node in program.live:
-        if not nodes.makes_values(node) or claimed.get(node):
+    for node in matching.makers(side):
+        if claimed.get(node):
             continue
         feeds: list[int] = []
         weights: list[int] = []

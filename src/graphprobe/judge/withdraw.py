@@ -33,7 +33,7 @@ from graphprobe.lanes.replay import Replay
 
 ROUNDS = 4
 LARGEST_GROUP = 64
-GUESSED = ("slot", "weight", "value")  # evidence that names a likely partner, not a certain one
+GUESSED = ("slot", "weight", "value", "operand")  # evidence that names a likely partner, not a certain one
 
 
 @dataclass
