@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,12 @@ def make(scale=0.5):
 
 def wrong():
     return make(0.5005)
+
+def clamp(gm):
+    for node in gm.graph.nodes:
+        if node.target is torch.ops.aten.relu.default:
+            node.target, node.args = torch.ops.aten.clamp_min.default, (node.args[0], 0)
+    gm.recompile()
 """
 DUMPS = Path(__file__).parent / "data"
 
@@ -164,6 +172,30 @@ assert "torch" not in sys.modules
     report.render(str(tmp_path / "here.dot"))
     assert (tmp_path / "c.dot").read_text() == (tmp_path / "here.dot").read_text()
     assert "scale_1" in Picture((tmp_path / "l.dot").read_text()).boxes
+
+
+def test_a_run_of_transforms_becomes_a_page_with_a_verdict_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", "before.fx", "--transform", "show_models:clamp", "--check", "diff"]
+    assert cli.main([*arguments, "--json", "--html", str(tmp_path / "run.html")]) == 0
+    (tmp_path / "run.json").write_text(capsys.readouterr().out)
+    assert cli.main(["show", str(tmp_path / "run.json"), "-o", str(tmp_path / "again.html")]) == 0
+    pages = [(tmp_path / name).read_text() for name in ("run.html", "again.html")]
+    for page in pages:
+        assert re.search(r'<th scope="row">clamp</th>\s*<td><span class="chip v-identical">', page)
+    assert cli.main([*arguments[:-2], "--html", str(tmp_path / "x.html")]) == 2
+    assert "--check diff" in capsys.readouterr().err
+
+
+def test_a_report_holds_the_command_that_gives_it_again(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["diff", "before.fx", "after.fx", "--accept", "layers.1*:semantic:1e-9", "--min-coverage", "0.5"]
+    assert cli.main([*arguments, "-o", "again.json", "--json"]) == 1
+    report = Report.from_json(capsys.readouterr().out)
+    assert shlex.split(report.command) == ["graphprobe", *arguments[:3], *arguments[5:], *arguments[3:5]]
+    assert cli.main([*shlex.split(report.command)[1:], "--json"]) == 1
+    again = Report.from_json(capsys.readouterr().out)
+    assert (again.verdict, again.command, again.min_coverage) == (report.verdict, report.command, 0.5)
 
 
 TROUBLE = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import shlex
 from typing import TYPE_CHECKING
 
 from graphprobe.cli import output
@@ -28,6 +30,8 @@ EXAMPLES = """\
   graphprobe diff before.fx after.fx --explain mul_12
   graphprobe diff before.fx after.fx --accept 'layers.3.mlp*:semantic:1e-3'
 """
+
+_DEFAULTS = {"exact": "auto", "min_coverage": 0.9, "memory": "resident"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     if options.explain:
         return _explain(options)
     _check_targets(options)
-    report = _compare(options)
+    report = dataclasses.replace(_compare(options), command=_command(options))
     if options.output:
         output.write_text(options.output, report.to_json(indent=2) + "\n")
     if options.html:
@@ -99,6 +103,20 @@ def run(options: argparse.Namespace) -> int:
     if options.png:  # last: where no layout engine is found, the answer has been printed
         report.render(options.png)
     return report.exit_code
+
+
+def _command(options: argparse.Namespace) -> str:
+    """Return the command line that gives this report again; what is written where is left out."""
+    words = ["graphprobe", "diff", options.before, options.after]
+    single = ("inputs", "after_inputs", "device", "exact", "min_coverage", "memory")
+    for name in single:
+        value = getattr(options, name)
+        if value is not None and value != _DEFAULTS.get(name):
+            words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+    for name in ("allow", "accept"):
+        for value in getattr(options, name):
+            words += [f"--{name}", value]
+    return shlex.join(words)
 
 
 def _compare(options: argparse.Namespace) -> Report:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphprobe.errors import InputError, nearest
-from graphprobe.records import GraphView, Report
+from graphprobe.records import GraphView, Report, RunReport
+from graphprobe.render import run_comparison
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -25,6 +26,7 @@ class Drawable:
 
     view: GraphView
     report: Report | None = None
+    run: RunReport | None = None  # where the report is one of a run of transforms
     path: str = ""
     gm: GraphModule | None = None
     args: tuple[Any, ...] = ()
@@ -46,13 +48,14 @@ class Drawable:
 def drawable(spec: str, *, side: str = "after", section: str | None = None) -> Drawable:
     """Read what `spec` names: ``.fx``, a dump ``.txt`` or a directory of dumps, a report ``.json``, or a model.
 
-    `side` chooses the graph of a report, `section` the graph of a dump that holds several. Raises InputError,
-    FxFileError, DumpError.
+    A run that `graphprobe run --json` printed stands for its gravest comparison. `side` chooses the graph of a report,
+    `section` the graph of a dump that holds several. Raises InputError, FxFileError, DumpError, RenderError.
     """
     suffix = Path(spec).suffix
     if suffix == ".json":
-        report = read_report(spec)
-        return Drawable(report.before if side == "before" else report.after, report)
+        run = _read_run(spec)
+        report = read_report(spec) if run is None else run_comparison(run)
+        return Drawable(report.before if side == "before" else report.after, report, run)
     if suffix == ".txt":
         return Drawable(_from_dump(spec, section))
     if os.path.isdir(spec) and not Path(spec, "config.json").is_file():
@@ -68,6 +71,14 @@ def read_report(path: str) -> Report:
         return Report.from_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is no report of graphprobe diff -o: {error}") from error
+
+
+def _read_run(path: str) -> RunReport | None:
+    """Read what `graphprobe run --json` printed; None where the file is something else."""
+    try:
+        return RunReport.from_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def _from_fx(path: str) -> Drawable:

@@ -61,6 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--dump", metavar="DIR", help="directory for the dumps; it must be empty or hold earlier ones")
     files.add_argument("--no-weights", action="store_true", help="leave the weights out of the dumps: not to be run")
     files.add_argument("-o", "--output", metavar="FILE.fx", help="the transformed graph")
+    files.add_argument("--html", metavar="FILE", help="the comparison as one page; needs --check diff")
     capture.configure_inputs(parser)
 
 
@@ -71,6 +72,10 @@ def run(options: argparse.Namespace) -> int:
     if options.spec is None:
         raise InputError("give a model: graphprobe run SPEC --pipeline PIPELINE (or --list for the transforms)")
     report = _run(options)
+    if options.html:
+        from graphprobe import render
+
+        render.write_run_html(report, options.html)
     if options.json:
         print(report.to_json(indent=2))
     else:

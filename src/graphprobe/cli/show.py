@@ -26,8 +26,8 @@ WHAT is one of
   FILE.fx           a captured graph
   pkg.mod:factory   a model, captured first; also a directory of a transformers model
   FILE.txt          a graph dump of AutoDeploy or of graphprobe run; of a directory of dumps, the last one
-  report.json       what `graphprobe diff -o` wrote: needs no torch. Without --layer it draws the divergence,
-                    with -o FILE.html it writes the whole report
+  report.json       what `graphprobe diff -o` or `run --json` wrote: needs no torch. Without --layer it draws the
+                    divergence, with -o FILE.html it writes the whole report
 
 --diff colours by error, --taps writes each value's range, --trace writes the GPU kernels of each operation.
 """
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     target = options.output or _default(options.layer, found.report)
     output.check_target(target, ".png", ".svg", ".dot", ".html")
     if found.report is not None and (Path(target).suffix == ".html" or options.layer is None):
-        return _whole_report(found.report, target, options)
+        return _whole_report(found, found.report, target, options)
     notes = _read(options.merge) if options.merge else ""
     overlay = render.combine(_overlays(found, options))
     if options.layer is None:
@@ -105,11 +105,11 @@ def _default(layer: str | None, report: Report | None) -> str:
     return f"layer{re.sub(r'[^A-Za-z0-9.-]+', '_', layer)}.png"
 
 
-def _whole_report(report: Report, target: str, options: argparse.Namespace) -> int:
-    from graphprobe.render import headline
+def _whole_report(found: Drawable, report: Report, target: str, options: argparse.Namespace) -> int:
+    from graphprobe.render import headline, write_html
 
     if Path(target).suffix == ".html":
-        report.to_html(target)
+        write_html(report, target, run=found.run)
     else:
         report.render(target)
     if options.json:

@@ -9,7 +9,7 @@ from graphprobe.render.files import write_divergence, write_graph, write_layer
 from graphprobe.render.layer_picture import dot_graph, dot_layer, part_facts
 from graphprobe.render.layers import layers_of
 from graphprobe.render.overlays import combine, overlay_report, overlay_taps
-from graphprobe.render.page import page, write_html
+from graphprobe.render.page import page, run_comparison, write_html, write_run_html
 from graphprobe.render.plots import plot_states
 from graphprobe.render.states import compare_states, states_text
 from graphprobe.render.trace import overlay_trace
@@ -45,6 +45,7 @@ __all__ = [
     "part_facts",
     "plot_states",
     "regions_table",
+    "run_comparison",
     "states_text",
     "taps_text",
     "text",
@@ -52,4 +53,5 @@ __all__ = [
     "write_graph",
     "write_html",
     "write_layer",
+    "write_run_html",
 ]

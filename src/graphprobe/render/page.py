@@ -86,6 +86,24 @@ def write_html(report: Report, path: str | os.PathLike[str], *, run: RunReport |
     write(path, page(report, run=run).encode())
 
 
+def write_run_html(run: RunReport, path: str | os.PathLike[str]) -> None:
+    """Write a run as one page: its transforms with their verdicts, and its gravest comparison. Raises RenderError."""
+    write_html(run_comparison(run), path, run=run)
+
+
+def run_comparison(run: RunReport) -> Report:
+    """Return the comparison of a run that a page is about: of the first transform that failed one, else the total.
+
+    Raises RenderError where the run compared nothing.
+    """
+    steps = [step.report for step in run.steps if step.report is not None]
+    failed = [report for report in steps if not report.ok]
+    found = next((report for report in (*failed, run.report, *reversed(steps)) if report is not None), None)
+    if found is None:
+        raise RenderError("this run compared nothing, so there is no page to write: run it with --check diff")
+    return found
+
+
 def page_data(report: Report) -> dict[str, Any]:
     """Return what the page's curve, table and explorer show, as plain JSON data."""
     before, after = wire(report.before), wire(report.after)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from graphprobe.errors import RenderError
@@ -13,6 +14,7 @@ from graphprobe.errors import RenderError
 FONT = "Helvetica"  # one name: engines measure text with the metrics of that very font
 _TOOLTIP = 2000  # characters; older engines read no string of 16 KiB and more
 _WIDEST = 72  # characters of any line in a picture; names may be of any length
+_HEADING, _ROWS = 110, 3  # characters of a row of the heading, and rows of one line of it
 _KEYS = 6  # entries in a row of the legend
 _SIZES = {"title": 12, "plain": 10, "small": 9}
 
@@ -211,8 +213,15 @@ def _shortened(text: str, width: int = _WIDEST) -> str:
     return text if len(text) <= width else f"{text[: width // 2 - 1]}\u2026{text[-(width // 2) :]}"
 
 
+def _broken(line: Line) -> list[Line]:
+    """Break a line of the heading where it is long; what is longer than _ROWS rows is shortened in its middle."""
+    text = _shortened(plain(line.text), _HEADING * _ROWS - _HEADING // 2)
+    return [replace(line, text=part) for part in textwrap.wrap(text, _HEADING)[:_ROWS]]
+
+
 def _heading(scene: Scene) -> str:
-    rows = [f'<TR><TD ALIGN="LEFT">{_font(line, 2 * _WIDEST)}</TD></TR>' for line in scene.title if line.text]
+    lines = [part for line in scene.title if line.text for part in _broken(line)]
+    rows = [f'<TR><TD ALIGN="LEFT">{_font(line, _HEADING)}</TD></TR>' for line in lines]
     if scene.legend:
         inner = "".join(_legend_row(scene.legend[i : i + _KEYS]) for i in range(0, len(scene.legend), _KEYS))
         rows.append(f'<TR><TD ALIGN="LEFT"><TABLE BORDER="0" CELLBORDER="0" CELLSPACING="3">{inner}</TABLE></TD></TR>')
