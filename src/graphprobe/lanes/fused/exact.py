@@ -52,8 +52,8 @@ def _load(value, at, along, inside, sizes, strides):
 @triton.jit
 def _share(
     xb, xa, b, r, m, rows, width, sizes, xs, ys, bs, rs, ms, BOUND: tl.constexpr, BOUND_R: tl.constexpr,
-    HAS_R: tl.constexpr, HAS_M: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr, SPAN: tl.constexpr,
-    CAREFUL: tl.constexpr,
+    HAS_R: tl.constexpr, HAS_M: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr,
+    SPAN: tl.constexpr, CAREFUL: tl.constexpr,
 ):  # fmt: skip
     """Measure the units of this program.
 
