@@ -12,7 +12,7 @@ from torch.fx import Node
 
 import graphprobe
 from corpus import mutations
-from graphprobe import align, api
+from graphprobe import align, binding
 from graphprobe.lanes import exact
 from graphprobe.lanes.build import Plan, Probe, build
 from graphprobe.lanes.regions import Region, regions_of
@@ -26,7 +26,7 @@ def captured(name: str, dtype: torch.dtype) -> tuple[torch.fx.GraphModule, tuple
 
 
 def probed(before, after, args, kwargs, choose) -> tuple[Plan, Probe]:
-    left, right, bound = api._programs(before, after, args, kwargs)
+    left, right, bound = binding.programs(before, after, args, kwargs)
     regions = regions_of(left, right, align.align(left, right, (), bound))
     weights = Weights(left, right)
     chosen = {r for r in regions if choose(r, weights)}

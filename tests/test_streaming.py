@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import graphprobe
-from graphprobe import devices, streaming
+from graphprobe import cli, devices, streaming
 from graphprobe.errors import FxFileError, InputError
 from graphprobe.fxfile import mapping
 from graphprobe.streaming import Stream, key_of
@@ -145,6 +145,15 @@ def test_a_model_in_memory_can_be_streamed_too():
     model = tower()
     assert graphprobe.diff(model, tower(), (IDS,), memory="stream", device="cpu").verdict == "identical"
     assert torch.equal(graphprobe.instrument(model, memory="stream", device="cpu")(IDS), model(IDS))
+
+
+def test_the_command_line_streams_too(path, capsys):
+    assert cli.main(["tap", path, "--memory", "stream", "--device", "cpu"]) == 0
+    streamed = capsys.readouterr().out
+    assert cli.main(["tap", path]) == 0
+    assert streamed == capsys.readouterr().out and "embedding" in streamed
+    assert cli.main(["diff", path, path, "--memory", "stream", "--device", "cpu"]) == 0
+    assert "identical" in capsys.readouterr().out
 
 
 class Shared(torch.nn.Module):

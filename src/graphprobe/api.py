@@ -106,9 +106,10 @@ def _diff(
     # with inputs of another form on one side, what is padding there is left out by the slice that is compared
     redrawn, leaks = (None, False) if other else binding.redrawn(left, right, bound, valid, notes)
     replaced = tuple(options.events if options.events is not None else gm_after.meta.get(EVENTS, ()))
-    if not align.is_quick(left, right, replaced):
+    alignment = align.quick(left, right, replaced, bound)
+    if alignment is None:
         left, right = copied(left), copied(right)  # alignment may write views into them
-    alignment = align.align(left, right, replaced, bound)
+        alignment = align.align(left, right, replaced, bound)
     judgement = judge.judge(
         left, right, alignment, bound, redrawn=redrawn, leaks=leaks, exact=options.exact, progress=options.progress
     )

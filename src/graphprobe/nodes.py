@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from typing import Any, NamedTuple
 
@@ -88,10 +87,21 @@ class _Facts(NamedTuple):
     returns_nothing: bool
     is_view: bool
     casts: bool  # a view where the dtype stays
+    undefined: bool
 
 
-@functools.cache
+#: By id, for an operator's own hash is a Python function; the operator is kept, so that its id stays its own.
+_FACTS: dict[int, tuple[torch._ops.OpOverload, _Facts]] = {}
+
+
 def _facts(target: torch._ops.OpOverload) -> _Facts:
+    found = _FACTS.get(id(target))
+    if found is None:
+        found = _FACTS[id(target)] = (target, _read_facts(target))
+    return found[1]
+
+
+def _read_facts(target: torch._ops.OpOverload) -> _Facts:
     schema = target._schema
     written_out = schema.name.startswith("aten::") and schema.name.endswith(_COPY_SUFFIX)
     aliases = any(r.alias_info is not None for r in schema.returns)
@@ -100,6 +110,7 @@ def _facts(target: torch._ops.OpOverload) -> _Facts:
         not schema.returns or _name(target).startswith(_CHECKS),
         not schema.is_mutable and (schema.name in _COPIES or written_out or aliases),
         not schema.is_mutable and schema.name in _CASTS,
+        schema.name in UNDEFINED,
     )
 
 
@@ -146,9 +157,11 @@ def makes_values(node: Node) -> bool:
 
     ``getitem`` on a multi-output operator counts in place of the operator; a missing ``val`` counts as a tensor.
     """
+    if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):  # nearly all, asked often
+        facts = _facts(node.target)
+        view = _same_dtype_as_input(node) if facts.casts else facts.is_view
+        return not (facts.returns_nothing or facts.undefined or view) and _may_be_tensor(node)
     if node.op not in ("call_function", "call_method", "call_module") or returns_nothing(node):
-        return False
-    if is_undefined(node):
         return False
     if node.target is operator.getitem:
         source = node.args[0]
@@ -179,7 +192,7 @@ def narrowest_dtype(node: Node) -> torch.dtype:
 
 def is_undefined(node: Node) -> bool:
     """Whether the node's result is memory nobody has written yet."""
-    return schema_name(node) in UNDEFINED
+    return isinstance(node.target, torch._ops.OpOverload) and _facts(node.target).undefined
 
 
 def is_random(node: Node) -> bool:

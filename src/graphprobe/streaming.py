@@ -231,7 +231,7 @@ class _Carrier:
         """Fill `target` with the bytes of a dense weight from `start` on, in several threads."""
         pieces = range(0, len(target), _PIECE)
         place = place_of(weight)
-        if place is None:
+        if place is None or not hasattr(os, "preadv"):  # Windows has none: there the mapped pages are copied
             source = torch.frombuffer(buffer(_flat(weight))[start : start + len(target)], dtype=torch.uint8)
             copy = torch.frombuffer(target, dtype=torch.uint8)
 

@@ -46,17 +46,20 @@ def match(
     bound: Mapping[str, Any] | None = None,
 ) -> Matching:
     """Claim as `align` does, and return all that was found out on the way."""
-    matching = Matching(before, after, bound)
-    _certain(matching, events)
+    return _completed(_certain(Matching(before, after, bound), events))
+
+
+def _completed(matching: Matching) -> Matching:
+    """Ask all evidence that does not come first."""
     _grow(matching, SURE)
-    if bound is not None:
+    if matching.bound is not None:
         for evidence in VALUES:
             if matching.unclaimed_before() or matching.unclaimed_after():
                 evidence(matching)
                 _grow(matching, SURE)
     _grow(matching, GUESSES)
     _claim_outputs(matching)
-    matching.alignment.sort(after.order)
+    matching.alignment.sort(matching.after.order)
     return matching
 
 
@@ -70,11 +73,12 @@ def align(
     return match(before, after, events, bound).alignment
 
 
-def is_quick(before: Program, after: Program, events: Sequence[Replacement] = ()) -> bool:
-    """Whether events and ids claim all there is, so that nothing need be run or written into a copy."""
-    matching = Matching(before, after)
-    _certain(matching, events)
-    return not matching.unclaimed_after()
+def quick(
+    before: Program, after: Program, events: Sequence[Replacement] = (), bound: Mapping[str, Any] | None = None
+) -> Alignment | None:
+    """Align where events and ids claim all of `after`, so that nothing need be written into a copy; else None."""
+    matching = _certain(Matching(before, after, bound), events)
+    return None if matching.unclaimed_after() else _completed(matching).alignment
 
 
 def record(claim: Claim, before: Program, after: Program) -> ClaimRecord:
@@ -83,9 +87,10 @@ def record(claim: Claim, before: Program, after: Program) -> ClaimRecord:
     return ClaimRecord(*names, claim.evidence, claim.certain, claim.confidence, claim.view)
 
 
-def _certain(matching: Matching, events: Sequence[Replacement]) -> None:
+def _certain(matching: Matching, events: Sequence[Replacement]) -> Matching:
     events_.claim(matching, events)
     identity.claim(matching)
+    return matching
 
 
 def _grow(matching: Matching, kinds: Sequence[Evidence]) -> None:

@@ -70,7 +70,7 @@ class Probe(torch.nn.Module):
         register_caches()
         given = (args, kwargs)
         if self.stream is not None:  # captured where the weights are, run where they are brought
-            args, kwargs = _on(torch.device("cpu"), given)
+            args, kwargs = _on(_home(self.model), given)
             given = _on(self.stream.device, given)
         key = self._source.signature(args, kwargs)
         capture = self._captures.pop(key, None)
@@ -147,6 +147,15 @@ class Probe(torch.nn.Module):
         if self._last is None:
             raise InputError(f"the probe has no {what} yet: call it first, probe(*args, **kwargs)")
         return self._last
+
+
+def _home(model: capturing.Model) -> torch.device:
+    """Return the device where a model's weights are."""
+    if isinstance(model, torch.export.ExportedProgram):
+        tensors = [*model.state_dict.values(), *model.constants.values()]
+    else:
+        tensors = [*model.parameters(), *model.buffers()]
+    return next((t.device for t in tensors if isinstance(t, torch.Tensor)), torch.device("cpu"))
 
 
 def _on(device: torch.device, given: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -53,8 +53,7 @@ def _load(value, at, along, inside, sizes, strides):
 def _share(
     xb, xa, b, r, m, rows, width, sizes, xs, ys, bs, rs, ms, BOUND: tl.constexpr, OTHER: tl.constexpr,
     HAS_R: tl.constexpr, HAS_M: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr,
-    SPAN: tl.constexpr,
-    CAREFUL: tl.constexpr,
+    SPAN: tl.constexpr, CAREFUL: tl.constexpr,
 ):  # fmt: skip
     """Measure the units of this program.
 
