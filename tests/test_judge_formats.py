@@ -239,6 +239,11 @@ def test_caches(kind: str, wrong: str) -> None:
 
         return forward
 
-    q, k, v, old = randn(2, 4, 1, 16), randn(2, 4, 1, 16, seed=1), randn(2, 4, 12, 16, seed=2), randn(2, 4, 11, 16, seed=3)
+    q, k, v, old = (
+        randn(2, 4, 1, 16),
+        randn(2, 4, 1, 16, seed=1),
+        randn(2, 4, 12, 16, seed=2),
+        randn(2, 4, 11, 16, seed=3),
+    )
     after = module(attention(True, 0.2502 if wrong == "scale" else 0.25))
     Pair(module(attention(False, 0.25)), after, (q, k, v, old), "semantic" if wrong else "quantization").check()

@@ -132,7 +132,9 @@ def _split_k(gm: GraphModule, node: Node) -> Node | None:
     def build(call: Call) -> Node:
         def part(start: int, end: int) -> Node:
             return call(
-                aten.linear.default, call(aten.slice.Tensor, x, -1, start, end), call(aten.slice.Tensor, w, -1, start, end)
+                aten.linear.default,
+                call(aten.slice.Tensor, x, -1, start, end),
+                call(aten.slice.Tensor, w, -1, start, end),
             )
 
         return _with_bias(call, call(aten.add.Tensor, part(0, half), part(half, END)), bias)
@@ -181,9 +183,7 @@ def _padded(gm: GraphModule, node: Node) -> Node | None:
     x, _, _ = parts
     wide = read(gm, node, torch.nn.functional.pad(value, (0, 0, 0, 8)), "padded")
     size = value.shape[0]
-    return substitute(
-        gm, node, lambda call: call(aten.slice.Tensor, call(aten.linear.default, x, wide), -1, 0, size)
-    )
+    return substitute(gm, node, lambda call: call(aten.slice.Tensor, call(aten.linear.default, x, wide), -1, 0, size))
 
 
 def _joined_projections(gm: GraphModule, node: Node) -> Node | None:
@@ -243,7 +243,10 @@ def _conv_as_product(gm: GraphModule, node: Node) -> Node | None:
     """Unfold the patches and multiply."""
     if schema(node) != "aten::conv2d.default":
         return None
-    x, w, bias, stride, padding, dilation, groups = (*node.args, *(None, [1, 1], [0, 0], [1, 1], 1)[len(node.args) - 2 :])
+    x, w, bias, stride, padding, dilation, groups = (
+        *node.args,
+        *(None, [1, 1], [0, 0], [1, 1], 1)[len(node.args) - 2 :],
+    )
     if groups != 1 or isinstance(padding, str):
         return None
     size = shape(w)
@@ -475,9 +478,7 @@ def _transpose_as_permute(gm: GraphModule, node: Node) -> Node | None:
     x, i, j = node.args
     order = list(range(len(shape(node))))
     order[i], order[j] = order[j], order[i]  # type: ignore[index]
-    return substitute(
-        gm, node, lambda call: call(aten.clone.default, call(aten.permute.default, x, order))
-    )
+    return substitute(gm, node, lambda call: call(aten.clone.default, call(aten.permute.default, x, order)))
 
 
 def _heads_folded_into_batch(gm: GraphModule, node: Node) -> Node | None:
@@ -506,7 +507,9 @@ def _masked_by_where(gm: GraphModule, node: Node) -> Node | None:
     if schema(node) != "aten::masked_fill.Scalar" or not is_float(node):
         return None
     x, mask, value = node.args
-    return substitute(gm, node, lambda call: call(aten.where.ScalarOther, call(aten.logical_not.default, mask), x, value))
+    return substitute(
+        gm, node, lambda call: call(aten.where.ScalarOther, call(aten.logical_not.default, mask), x, value)
+    )
 
 
 def _constant_ahead(gm: GraphModule, node: Node) -> Node | None:

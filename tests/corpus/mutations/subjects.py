@@ -119,7 +119,9 @@ def subject(name: str, dtype: torch.dtype = torch.float32, layers: int = 2, seed
     model = model.eval()
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    floats = [n for n, b in model.named_buffers() if b.is_floating_point() and n.endswith(("running_mean", "running_var"))]
+    floats = [
+        n for n, b in model.named_buffers() if b.is_floating_point() and n.endswith(("running_mean", "running_var"))
+    ]
     for path in floats:
         owner, _, name_ = path.rpartition(".")
         setattr(model.get_submodule(owner), name_, model.get_buffer(path).to(dtype))
