@@ -256,6 +256,31 @@ def test_the_record_survives_json_but_for_the_graph(every_status: RunReport) -> 
         RunReport.from_json("{}")
 
 
+def test_places_that_were_looked_at_and_left_alone_are_told() -> None:
+    gm = captured("llama")[0]
+    norm, add = graphprobe.run(gm, pipeline="fuse_rmsnorm,fuse_add_rmsnorm").steps
+    assert (norm.missed, norm.reason) == (0, "")
+    # what the first norm sees is the embedding, and no sum
+    assert (len(add.matches), add.missed, add.near_miss) == (4, 1, "rms_norm_default")
+    text = str(RunReport("p", (norm, add)))
+    assert "applied, 4 matches; not in 1 more place: what is normalised is not the sum" in " ".join(text.split())
+
+
+def test_many_defects_of_one_kind_do_not_drown_the_rest(tmp_path: Path) -> None:
+    def lose(gm: GraphModule) -> None:
+        for node in planted_metadata.calls(gm, torch.ops.aten.mul.Tensor):
+            node.meta.pop("val")
+
+    gm, args, kwargs = captured("llama")
+    report = graphprobe.run(gm, args, kwargs, pipeline=lose, check=("lint", "total"), dump_dir=tmp_path)
+    lost = [lint.node for lint in report.steps[0].lints]
+    text, page = " ".join(str(report).split()), (tmp_path / "index.html").read_text()
+    assert len(lost) > 20 and f"and {len(lost) - 5} more: {lost[5]}, {lost[6]}" in text
+    assert all(f"<code>{node}</code>" in page for node in lost)
+    assert page.count("<details>") == page.count("to mend it") == 1
+    assert "from the captured graph to the last one: identical" in page
+
+
 def test_the_text_names_the_first_trouble_first(every_status: RunReport) -> None:
     text = str(every_status)
     assert text.splitlines()[0] == "1 of 5 transforms applied; unlucky failed"

@@ -236,7 +236,6 @@ NEAR_MISSES = {
         NORM, lambda m, x: (1 + m.scale) * (x * torch.rsqrt(mean_square(x) + 1e-5)), (X,), "not a weight of the size"
     ),
     "norm of another": Case(NORM, lambda m, x: rms(m, x + 1, mean_square(x)), (X,), "the value it came from"),
-    "sum used before": Case(ADD, sum_used_before, (X,), "used before"),
     "sum that broadcasts": Case(ADD, lambda m, x, y: norm(x + y, m.scale), (X, (16,)), "broadcasts"),
     "sum normalised twice": Case(
         ADD, lambda m, x, y: norm(t := x + y, m.scale) * norm(t, m.scale.sin()), (X, X), "normalised twice"
@@ -309,6 +308,7 @@ HITS = {
     "scaled by one": Case(ATTENTION, lambda m, q, k, v: soft(q @ k.transpose(2, 3)) @ v, QKV),
     "sines first": Case(ROTARY, lambda m, x, c, s: turned(x) * s + x * c, (HEADS, (6, 8), (6, 8))),
     "weight last": Case(NORM, lambda m, x: x * torch.rsqrt(mean_square(x) + 1e-5) * m.scale, (X,)),
+    "sum used before": Case(ADD, sum_used_before, (X,)),
     "sum used after": Case(ADD, sum_used_after, (X,)),
     "sum of one value": Case(ADD, lambda m, x: norm(x + x, m.scale), (X,)),
     "gate squared before": Case(GATE, squared_first, (X,)),

@@ -63,17 +63,19 @@ def match(norm: Node) -> _Match | NotApplied:
         return NotApplied("the sum broadcasts or changes the dtype", total.name)
     if any(is_call(user, aten.rms_norm.default) and user is not norm for user in total.users):
         return NotApplied("the sum is normalised twice", total.name)
-    earlier = [user for user in graphs.users(total) if user is not norm and user < norm]
-    if earlier:
-        return NotApplied("the sum is used before it is normalised", earlier[0].name)
+    if weight.op != "get_attr" and not weight < total:
+        return NotApplied("the weight is computed after the sum", weight.name)
     return _Match(x, residual, weight, eps, total, norm)
 
 
 def _fuse(gm: GraphModule, m: _Match) -> list[Node]:
     target = torch.ops.graphprobe_transforms.add_rms_norm.default
-    both = graphs.insert(m.norm, target, (m.x, m.residual, m.weight, m.eps), like=m.norm)
-    norm = graphs.insert(m.norm, operator.getitem, (both, 0), like=m.norm)
-    total = graphs.insert(m.norm, operator.getitem, (both, 1), like=m.total)
+    if not m.weight < m.total:
+        m.total.prepend(m.weight)  # a weight is read anywhere
+    # where the sum was made: others may use it before it is normalised
+    both = graphs.insert(m.total, target, (m.x, m.residual, m.weight, m.eps), like=m.norm)
+    norm = graphs.insert(m.total, operator.getitem, (both, 0), like=m.norm)
+    total = graphs.insert(m.total, operator.getitem, (both, 1), like=m.total)
     graphs.replace(m.norm, norm)
     graphs.replace(m.total, total)
     return [norm, total]

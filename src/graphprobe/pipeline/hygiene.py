@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -11,16 +12,26 @@ from torch.fx import GraphModule
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 
-def fresh_copy(gm: GraphModule) -> GraphModule:
-    """Return a GraphModule with graphs of its own, those of control-flow bodies included, and the weights of `gm`."""
-    return _copied(gm, {})
+def fresh_copy(gm: GraphModule, *, compiled: bool = True) -> GraphModule:
+    """Return a GraphModule with graphs of its own, those of control-flow bodies included, and the weights of `gm`.
+
+    Without `compiled` its code is not generated: it can be put back in place of another, and not be called.
+    """
+    return _copied(gm, {}, compiled)
 
 
-def _copied(gm: GraphModule, copies: dict[torch.nn.Module, torch.nn.Module]) -> GraphModule:
+class _Uncompiled(GraphModule):
+    """A GraphModule whose constructor generates no code."""
+
+    def recompile(self) -> Any:
+        return None
+
+
+def _copied(gm: GraphModule, copies: dict[torch.nn.Module, torch.nn.Module], compiled: bool = True) -> GraphModule:
     with warnings.catch_warnings():  # torch's own pytree classes, which the graph's calling convention holds
         warnings.simplefilter("ignore", FutureWarning)
         graph = copy.deepcopy(gm.graph)
-    duplicate = GraphModule(gm, graph, type(gm).__name__)
+    duplicate = (GraphModule if compiled else _Uncompiled)(gm, graph, type(gm).__name__)
     duplicate.meta = dict(gm.meta)
     copies[gm] = duplicate
     _own_modules(duplicate, set(gm.modules()), copies)
@@ -56,10 +67,11 @@ def clean_up(gm: GraphModule) -> None:
     """Drop nodes and modules that nobody uses, from the inmost control-flow body outwards."""
     for one in reversed(list(gm.modules())):
         if isinstance(one, GraphModule):
-            one.graph.eliminate_dead_code()
+            changed = one.graph.eliminate_dead_code()
             one.delete_all_unused_submodules()
             one.graph.lint()
-            one.recompile()
+            if changed or one is not gm:  # a transform's graph is compiled already, but not what lies inside
+                one.recompile()
 
 
 def propagate_shapes(gm: GraphModule) -> str:

@@ -104,7 +104,7 @@ class Runner:
         notes = list(self._prepare(settings))
         if self.before_each is not None:
             self.before_each(self.gm, transform)
-        backup = None if self.raising and not settings.skip_on_error else hygiene.fresh_copy(self.gm)
+        backup = None if self.raising and not settings.skip_on_error else hygiene.fresh_copy(self.gm, compiled=False)
         text, size = transform_text(transform), len(self.gm.graph.nodes)
         start = time.perf_counter()
         try:
