@@ -164,7 +164,7 @@ TROUBLE = {
     "wrong shape": (["diff", "before.fx", "after.fx", "--inputs", "wide.json"], "has shape (3, 9)"),
     "unreadable inputs": (["diff", "before.fx", "after.fx", "--inputs", "cli_models.py"], "not from .py"),
     "broken inputs": (["diff", "before.fx", "after.fx", "--inputs", "broken.pt"], "broken.pt cannot be read"),
-    "no device": (["diff", "before.fx", "after.fx", "--device", "nowhere"], "--device nowhere"),
+    "no device": (["diff", "before.fx", "after.fx", "--device", "nowhere"], "the device 'nowhere'"),
     "no layer": (["show", "before.fx", "--layer", "7", "-o", "x.dot"], "no layer 7"),
     "no picture": (["show", "before.fx", "-o", "x.bmp"], ".png"),
     "no report": (["show", "before.fx", "--report", "wide.json"], "no report"),

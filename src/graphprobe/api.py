@@ -12,16 +12,15 @@ from typing import Any
 
 import torch
 
-from graphprobe import align, binding, fxfile, graphview, inputs, judge, sides, streaming, untapped
+from graphprobe import align, arguments, binding, fxfile, graphview, inputs, judge, sides, streaming, untapped
 from graphprobe.capturing import capture
-from graphprobe.errors import InputError, nearest
 from graphprobe.lanes import listing
 from graphprobe.program import copied, program
-from graphprobe.records import VERDICTS, ClaimRecord, ExactRow, Leftover, Replacement, Report
+from graphprobe.records import ClaimRecord, ExactRow, Leftover, Replacement, Report
 
 Side = sides.Side
-Args = tuple[Any, ...] | list[Any]  # one call's positional arguments, or a list of such tuples: several input sets
-Kwargs = dict[str, Any] | list[dict[str, Any]] | None
+Args = arguments.Args
+Kwargs = arguments.Kwargs
 Call = sides.Call
 Progress = Callable[[int, int, str], None]
 EVENTS = "graphprobe_events"  # where a graph that was transformed under observation carries its replacements
@@ -58,10 +57,10 @@ def diff(
     `after` is called with where that has another form: the same prompt padded, a batch that holds before's as a row.
     The smaller inputs must lie in the larger ones, and that slice is compared. Raises GraphprobeError on bad input.
     """
-    _check_options(exact, accept, allow, min_coverage)
+    arguments.check_options(exact, accept, allow, min_coverage, device, events)
     options = _Options(device, memory, exact, valid, events, tuple(accept), tuple(allow), min_coverage, progress)
-    sets = _input_sets(args, kwargs)
-    theirs = _other_sets(after_args, after_kwargs, len(sets))
+    sets = arguments.input_sets(args, kwargs)
+    theirs = arguments.other_sets(after_args, after_kwargs, len(sets))
     return judge.join([_diff(before, after, *one, options, other) for one, other in zip(sets, theirs, strict=True)])
 
 
@@ -78,31 +77,6 @@ class _Options:
     allow: Sequence[str]
     min_coverage: float
     progress: Progress | None
-
-
-def _input_sets(args: Args, kwargs: Kwargs) -> list[tuple[tuple[Any, ...], dict[str, Any] | None]]:
-    """Return the (args, kwargs) of every call: one, unless `args` is a list of tuples or `kwargs` a list of dicts."""
-    many_args = isinstance(args, list) and bool(args) and all(isinstance(one, tuple) for one in args)
-    if not many_args and not isinstance(kwargs, list):
-        return [(tuple(args), kwargs)]
-    count = len(args) if many_args else len(kwargs or ())
-    if isinstance(kwargs, list) and (len(kwargs) != count or not count):
-        raise InputError(f"{count} sets of args and {len(kwargs)} of kwargs were given: give one of each per set")
-    positional = args if many_args else [tuple(args)] * count
-    named = kwargs if isinstance(kwargs, list) else [kwargs] * count
-    return list(zip(positional, named, strict=True))
-
-
-def _other_sets(args: Args | None, kwargs: Kwargs, count: int) -> list[Call | None]:
-    """Return what after is called with in every input set: None where it takes the same as before."""
-    if args is None and kwargs is None:
-        return [None] * count
-    sets = [(one, dict(named or {})) for one, named in _input_sets(() if args is None else args, kwargs)]
-    if len(sets) != count:
-        raise InputError(
-            f"{count} input sets were given for before and {len(sets)} for after: give one of each per set"
-        )
-    return list(sets)
 
 
 def _diff(
@@ -180,7 +154,9 @@ def alignment(
     values are compared too; else nothing is run, and graphs without weights or metadata will do. Raises
     GraphprobeError.
     """
-    matching = _matched(before, after, args, kwargs, _other_sets(after_args, after_kwargs, 1)[0], run, events=events)
+    matching = _matched(
+        before, after, args, kwargs, arguments.other_sets(after_args, after_kwargs, 1)[0], run, events=events
+    )
     left, right = matching.before, matching.after
     records = tuple(dict.fromkeys(align.record(c, left, right) for c in matching.alignment.claims))
     rest_before, rest_after = align.leftovers(matching)
@@ -205,7 +181,7 @@ def explain(
 
     Raises GraphprobeError on bad input, and for a name that no node has.
     """
-    matching = _matched(before, after, args, kwargs, _other_sets(after_args, after_kwargs, 1)[0], run, draw)
+    matching = _matched(before, after, args, kwargs, arguments.other_sets(after_args, after_kwargs, 1)[0], run, draw)
     return align.explained(matching, node)
 
 
@@ -250,20 +226,6 @@ def operators(graph: Side, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | 
     inputs.check(one, bound, "the graph", inputs.device_of(gm))
     binding.concretise(one, bound)
     return listing.list_operators(one, binding.as_before_takes(one, bound))
-
-
-def _check_options(exact: str, accept: Sequence[str], allow: Sequence[str], min_coverage: float) -> None:
-    if exact not in ("auto", "always", "never"):
-        raise InputError(f"exact={exact!r}: it must be 'auto', 'always' or 'never'")
-    if not 0 <= min_coverage <= 1:
-        raise InputError(f"min_coverage={min_coverage}: it must lie between 0 and 1")
-    unknown = [kind for kind in allow if kind not in VERDICTS]
-    if unknown:
-        raise InputError(
-            f"allow={unknown[0]!r} is no kind{nearest(unknown[0], VERDICTS)}; kinds: {', '.join(VERDICTS)}"
-        )
-    for rule in accept:
-        judge.parse_accept(rule)
 
 
 def environment(bound: inputs.Inputs) -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from graphprobe import nodes, provenance
+from graphprobe.errors import InputError
 from graphprobe.records import GraphView, NodeView
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -18,7 +19,9 @@ _LONGEST = 200  # characters of argument text
 
 
 def view(gm: GraphModule, name: str = "") -> GraphView:
-    """Describe every node of a graph; symbolic dimensions become strings such as "s77"."""
+    """Describe every node of a graph; symbolic dimensions become strings such as "s77". Raises InputError."""
+    if not isinstance(gm, GraphModule):
+        raise InputError(f"view takes a GraphModule, not a {type(gm).__name__}: graphprobe.capture or load gives one")
     return GraphView(name=name, nodes=tuple(_node_view(gm, node) for node in gm.graph.nodes))
 
 

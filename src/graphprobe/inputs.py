@@ -163,6 +163,7 @@ def _table_rows(gm: GraphModule, node: Node) -> int | None:
 def padding(bound: Inputs, valid: torch.Tensor | None) -> torch.Tensor | None:
     """Return [batch, tokens] bool, True where a position is padding; None where nothing is padded."""
     if valid is not None:
+        _check_valid(bound, valid)
         return None if bool(valid.bool().all()) else ~valid.bool()
     for path, value in bound.items():
         if "attention_mask" in path and isinstance(value, torch.Tensor) and value.dim() == 2:
@@ -170,6 +171,17 @@ def padding(bound: Inputs, valid: torch.Tensor | None) -> torch.Tensor | None:
                 continue
             return value == 0
     return None
+
+
+def _check_valid(bound: Inputs, valid: torch.Tensor) -> None:
+    """Raise InputError where `valid` does not say of every token of an input whether it counts, or lets none count."""
+    shapes = [tuple(v.shape[:2]) for v in bound.values() if isinstance(v, torch.Tensor) and v.dim() >= 2]
+    if not isinstance(valid, torch.Tensor) or tuple(valid.shape) not in shapes:
+        have = tuple(valid.shape) if isinstance(valid, torch.Tensor) else type(valid).__name__
+        wanted = ", ".join(dict.fromkeys(map(str, shapes))) or "none: no input has two dimensions"
+        raise InputError(f"valid must be a [batch, tokens] tensor of an input's shape ({wanted}), not {have}")
+    if not bool(valid.bool().any()):
+        raise InputError("valid says that no position counts: there would be nothing to compare")
 
 
 def redraw(bound: Inputs, padded: torch.Tensor) -> Inputs:

@@ -137,15 +137,9 @@ def _read_fx(path: str) -> Inputs:
 
 def device(name: str) -> torch.device:
     """Return the device of this name. Raises InputError where this machine has none such."""
-    try:
-        found = torch.device(name)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise InputError(f"--device {name} cannot be used here: {reason}") from error
-    if found.type == "meta":
-        raise InputError("--device meta cannot be used: it has shapes, but no values to compare")
-    return found
+    from graphprobe.arguments import check_device
+
+    return check_device(name)
 
 
 def on_device(gm: torch.fx.GraphModule, args: Any, kwargs: Any, name: str) -> tuple[torch.fx.GraphModule, Any, Any]:

@@ -28,6 +28,8 @@ def lint(gm: GraphModule, rules: Sequence[str] | None = None) -> tuple[Lint, ...
     The graph is not changed and nothing is computed on real values. A node inside a control-flow body is named with the
     body's path: "true_graph_0/sin". Raises InputError for a rule that does not exist.
     """
+    if not isinstance(gm, GraphModule):
+        raise InputError(f"lint takes a GraphModule, not a {type(gm).__name__}: graphprobe.capture or load gives one")
     chosen = list(RULES) if rules is None else list(rules)
     for name in chosen:
         if name not in RULES:
