@@ -20,7 +20,7 @@ from graphprobe.pipeline import Pipeline, installed
 
 TORCHAO = importlib.util.find_spec("torchao") is not None
 needs_torchao = pytest.mark.skipif(not TORCHAO, reason="torchao is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore") if TORCHAO else ()  # torchao's own, at its import
+pytestmark = [pytest.mark.filterwarnings("ignore")] if TORCHAO else []  # torchao's own, at its import
 without_torchao = pytest.mark.skipif(TORCHAO, reason="torchao is installed")
 
 
