@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,40 @@ def test_a_graph_that_cannot_be_compared_is_structural() -> None:
     report = graphprobe.run(model, args, pipeline=drop_output, check=["diff"])
     assert report.steps[0].report is not None and report.steps[0].report.verdict == "structural"
     assert "could not be compared" in report.steps[0].notes[-1]
+
+
+def body_out_of_order(gm: GraphModule) -> None:
+    sine = passes.node_of(gm.true_graph_0, torch.ops.aten.sin.default)
+    sine.append(next(iter(gm.true_graph_0.graph.nodes)))
+
+
+def output_erased(gm: GraphModule) -> None:
+    gm.graph.erase_node(gm.graph.output_node())
+
+
+@pytest.mark.parametrize("broken", [body_out_of_order, output_erased])
+def test_a_graph_that_is_none_is_a_failure_of_its_transform_and_undone(broken: Callable[[GraphModule], None]) -> None:
+    class Branch(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cond(x.sum() > 0, lambda t: t.sin(), lambda t: t.cos() + 1, (x,))
+
+    x = torch.ones(3)
+    report = graphprobe.run(Branch(), (x,), pipeline=[broken, passes.idle], check=("all",))
+    assert [step.status for step in report.steps] == ["failed", "skipped"]
+    assert "left an invalid graph" in report.steps[0].reason and report.exit_code == 2
+    assert torch.equal(report.gm(x), x.sin())
+
+
+def test_an_input_that_a_transform_adds_is_named() -> None:
+    def cache(gm: GraphModule) -> None:
+        with gm.graph.inserting_before(next(iter(gm.graph.nodes))):
+            node = gm.graph.placeholder("cache_0")
+        node.meta["val"] = passes.node_of(gm, torch.ops.aten.relu.default).meta["val"]
+
+    model, args = net()
+    report = graphprobe.run(model, args, pipeline=cache, check=["diff"])
+    assert report.steps[0].report is not None and report.steps[0].report.verdict == "structural"
+    assert "cache_0" in report.steps[0].notes[-1]
 
 
 # --- the record ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from graphprobe import provenance
-from graphprobe.errors import OperatorError
+from graphprobe.errors import MismatchError, OperatorError
 from graphprobe.lanes import exact
 from graphprobe.lanes.build import Plan, Probe, build
 from graphprobe.program import fetch
@@ -79,6 +79,11 @@ def _never_loaded(plan: Plan) -> dict[Node, str]:
 
 
 def _values(probe: Probe, inputs: Inputs, redrawn: Inputs) -> list[Any]:
+    absent = next((p for p in probe.paths if p not in inputs and not p.startswith("redrawn:")), None)
+    if absent is not None:
+        raise MismatchError(
+            f"one of the graphs takes an input {absent!r}, which the other does not: nothing is given for it"
+        )
     return [redrawn[p.removeprefix("redrawn:")] if p.startswith("redrawn:") else inputs[p] for p in probe.paths]
 
 

@@ -70,7 +70,7 @@ def clean_up(gm: GraphModule) -> None:
             changed = one.graph.eliminate_dead_code()
             one.delete_all_unused_submodules()
             one.graph.lint()
-            if changed or one is not gm:  # a transform's graph is compiled already, but not what lies inside
+            if changed:
                 one.recompile()
 
 

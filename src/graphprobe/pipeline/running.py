@@ -179,10 +179,14 @@ def _watched(transform: Transform, gm: GraphModule, text: str) -> tuple[Outcome,
             f"the transform {text} returned {type(outcome).__name__}: apply(gm) must return Applied or NotApplied"
         )
     try:
-        gm.graph.lint()
-        gm.recompile()
+        for one in gm.modules():
+            if isinstance(one, GraphModule):
+                one.graph.lint()
+                one.recompile()
     except Exception as error:
         raise PipelineError(f"the transform {text} left an invalid graph: {error}") from error
+    if len(gm.graph.find_nodes(op="output")) != 1:
+        raise PipelineError(f"the transform {text} left an invalid graph: it must have one output node")
     return (_inferred(observation) if isinstance(outcome, Unsaid) else outcome), observation
 
 
