@@ -247,3 +247,23 @@ def test_caches(kind: str, wrong: str) -> None:
     )
     after = module(attention(True, 0.2502 if wrong == "scale" else 0.25))
     Pair(module(attention(False, 0.25)), after, (q, k, v, old), "semantic" if wrong else "quantization").check()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_int4_that_only_its_kernel_unpacks(dtype: torch.dtype) -> None:
+    """_weight_int4pack_mm's layout is its own affair; codes and scales are found by asking it."""
+    weight = weight_of(torch.float32)[:32]
+    groups = weight.reshape(32, -1, 32)
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = (high - low) / 15
+    codes = torch.round((groups - low[..., None]) / scale[..., None]).clamp(0, 15).to(torch.int32).reshape(32, COLUMNS)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    before = module(lambda m, x: torch.tanh(F.linear(x, m.w)), w=weight.to(dtype))
+
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(torch.ops.aten._weight_int4pack_mm_for_cpu(x, m.p, 32, m.s))
+
+    for factor, verdict in ((1.0, "quantization"), (1.03, "semantic")):
+        pairs = torch.stack([scale * factor, low + 8 * scale], -1).transpose(0, 1).contiguous().to(dtype)
+        x = randn(4, COLUMNS, seed=2, dtype=dtype)
+        Pair(before, module(forward, p=packed, s=pairs), (x,), verdict).check()
