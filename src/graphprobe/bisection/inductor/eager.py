@@ -23,6 +23,7 @@ from graphprobe.lanes import exact
 from graphprobe.records import VERDICTS, Report
 
 _DRAWS = 2
+_UNKNOWN = "the model runs neither in float64 nor with noise: what is rounding is unknown"
 #: Between eager and generated code lie many roundings: what is called too coarse from step to step (above 8) is not
 #: from end to end.
 _GROSS = ("semantic", "nonfinite", "structural")
@@ -121,7 +122,9 @@ class Eager:
             said = f"{who} returns a result where eager raises {self.error}"
             return Answer(BAD, said, report=Report(verdict="structural", notes=(said,)))
         answer = self._compare(self.first, found, who, _GROSS, noisy=True)
-        return answer or Answer(UNKNOWN, "the model cannot be run in float64, so what is rounding is unknown")
+        return answer or Answer(
+            UNKNOWN, "the model runs neither in float64 nor with noise: what is rounding is unknown"
+        )
 
     def _compare(
         self, x: Seen, y: Seen, who: str, bad: tuple[str, ...] = ("precision", *_GROSS), *, noisy: bool = False
@@ -156,9 +159,12 @@ class Eager:
             if one.kind not in ("identical", "structural"):
                 exactly = self.truth.get(path) if self.truth is not None else None
                 if not isinstance(exactly, torch.Tensor) or exactly.shape != a.shape:
+                    exactly = None
+                # without a float64 form, what noise makes of eager's own value says what is rounding
+                moves = [seen[path] for seen in self.noisy if path in seen] if noisy or exactly is None else []
+                if exactly is None and not moves:
                     return None
-                moves = [seen[path] for seen in self.noisy if path in seen] if noisy else []
-                one = compared(path, a, b, exactly, moves)
+                one = compared(path, a, b, a if exactly is None else exactly, moves)
             found.append(one)
         return found
 
