@@ -17,6 +17,8 @@ from graphprobe.align.terms import Numbers, Step, Term, Terms
 from graphprobe.align.weights import Block, Leaves, folded, leaves
 from graphprobe.program import Program, fetch
 
+CODES = {torch.int8, torch.uint8, torch.int16, torch.quint8, torch.qint8}
+
 
 @dataclass(eq=False)
 class Matching:
@@ -35,6 +37,7 @@ class Matching:
         self._terms: dict[str, Terms] = {}
         self._makers: dict[str, list[Node]] = {}
         self._before: dict[Node, int] | None = None
+        self._coarse: bool | None = None
         self._constants: dict[str, int] | None = None
         self._after: tuple[int, dict[Node, int]] | None = None
         self._sketches: dict[str, dict[Node, torch.Tensor]] = {}
@@ -75,6 +78,14 @@ class Matching:
             found = sketches(program, self.bound, wanted, with_moments) if self.bound is not None and wanted else {}
             self._sketches[side] = found
         return self._sketches[side]
+
+    def is_coarse(self) -> bool:
+        """Whether either side computes anything in 16 bits or less: equal values then differ by some percent."""
+        if self._coarse is None:
+            values = [nodes.tensor_val(n) for side in ("before", "after") for n in self.makers(side)]
+            dtypes = {v.dtype for v in values if v is not None}
+            self._coarse = any(d.is_floating_point and d.itemsize <= 2 for d in dtypes) or bool(dtypes & CODES)
+        return self._coarse
 
     def changed(self) -> None:
         """Forget what was read of the graphs: nodes were inserted."""

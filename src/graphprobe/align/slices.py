@@ -20,7 +20,7 @@ from graphprobe import nodes
 from graphprobe.align.claims import Claim
 from graphprobe.align.matching import Matching, is_part
 from graphprobe.align.sketches import MOMENTS, SAMPLES, sample, sketches
-from graphprobe.align.values import nearest
+from graphprobe.align.values import AGREE, AGREE_FINE, nearest
 from graphprobe.execute import run_program
 from graphprobe.program import Program
 
@@ -247,7 +247,8 @@ def _pairs(
     items: dict[tuple[Node, Slice], torch.Tensor],
 ) -> list[tuple[Node, Node, Slice]]:
     """Pair small values with slices: what is nearest both ways; what several hold, in order where that can be told."""
-    near = nearest(torch.stack([small[n] for n in smalls]), torch.stack([items[i] for i in bigs]))
+    agree = AGREE if matching.is_coarse() else AGREE_FINE
+    near = nearest(torch.stack([small[n] for n in smalls]), torch.stack([items[i] for i in bigs]), agree)
     numbers = matching.numbers_before() if other == "before" else matching.numbers_after()
     order: dict[Node, int] = getattr(matching, other).order
     alike: dict[tuple[Node, ...], list[tuple[Node, Slice]]] = defaultdict(list)

@@ -328,7 +328,7 @@ def _by_slot(matching: Matching, side: str, slot: Slot) -> dict[Place, list[Node
             else:
                 break
         else:
-            if feeds:
+            if feeds and (weights or slot is not _slot_by_weight):
                 found[slot(node, sorted(feeds), sorted(weights))].append(node)
     return found
 

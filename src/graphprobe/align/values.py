@@ -18,7 +18,10 @@ from graphprobe import nodes, provenance
 from graphprobe.align.matching import Matching, is_part, shown_as
 from graphprobe.align.sketches import MOMENTS
 
-AGREE = 0.05  # relative distance of two sketches that counts as equal
+AGREE = 0.05  # relative distance of two sketches that counts as equal, where something is computed in 16 bits or less
+AGREE_FINE = 1e-3  # where nothing is
+_FEW = 8  # fewer elements say something only where they agree closely
+_AGREE_FEW = 1e-4
 TIE = 2.0  # what is less than so many times farther away makes the answer uncertain
 SAME = 1.1  # distances that differ by less are one
 _FLOOR = 1e-6
@@ -76,7 +79,8 @@ def _pairs(
     matching: Matching, xs: list[Node], ys: list[Node], a: torch.Tensor, b: torch.Tensor
 ) -> list[tuple[Node, Node]]:
     """Pair nodes that hold the same numbers; what is nearest on one side must be nearest on the other, too."""
-    near = nearest(a, b)
+    few = a.shape[1] < _FEW
+    near = nearest(a, b, _AGREE_FEW if few else AGREE if matching.is_coarse() else AGREE_FINE)
     alike: dict[tuple[Node, ...], list[Node]] = defaultdict(list)  # what holds one value before -> what holds it after
     for row, found in near.of_y.items():
         best = min(d for _, d in found)
@@ -90,8 +94,8 @@ def _pairs(
     return pairs
 
 
-def nearest(a: torch.Tensor, b: torch.Tensor) -> _Near:
-    """Find for each row of b the rows of a within `AGREE` that are about as near as the nearest: [xs, n], [ys, n]."""
+def nearest(a: torch.Tensor, b: torch.Tensor, agree: float = AGREE) -> _Near:
+    """Find for each row of b the rows of a within `agree` that are about as near as the nearest: [xs, n], [ys, n]."""
     near = _Near({}, torch.full((len(a),), float("inf"), dtype=torch.float64))
     rows = torch.arange(len(b))
     if len(a) * len(b) > _PAIRS:
@@ -105,7 +109,7 @@ def nearest(a: torch.Tensor, b: torch.Tensor) -> _Near:
         near.nearest_y = torch.minimum(near.nearest_y, distance.amin(0))
         best = distance.amin(1)
         limit = torch.maximum(best.clamp(min=_FLOOR) * TIE, best * SAME + _FLOOR)
-        for i, column in torch.nonzero((distance <= limit[:, None]) & (best <= AGREE)[:, None]).tolist():
+        for i, column in torch.nonzero((distance <= limit[:, None]) & (best <= agree)[:, None]).tolist():
             near.of_y.setdefault(int(chunk[i]), []).append((column, float(distance[i, column])))
     return near
 

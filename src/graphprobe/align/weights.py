@@ -48,9 +48,21 @@ def leaves(before: Program, after: Program) -> tuple[Leaves, Leaves]:
             else:
                 found.names[target] = (("name", target, *content[:1]), False)
                 lone[column].append(target)
+    _name_unknown(before, after, left, right, contents)
     _join(before, left, contents[1], lone[0], after)
     _join(after, right, contents[0], lone[1], before)
     return left, right
+
+
+def _name_unknown(
+    before: Program, after: Program, left: Leaves, right: Leaves, contents: list[dict[str, Content]]
+) -> None:
+    """Where weights have neither content nor a name in common, their shape is all there is: one is like another."""
+    for program, found, other, mine in ((before, left, right, contents[0]), (after, right, left, contents[1])):
+        shapes = {str(n.target): nodes.shape(n) for n in program.live if n.op == "get_attr"}
+        for target, (content, _) in mine.items():
+            if not content and target not in other.names:
+                found.names[target] = (("unknown", shapes[target]), False)
 
 
 def _contents(program: Program) -> dict[str, Content]:

@@ -1,0 +1,107 @@
+"""Claims against known truth: rewritten graphs with less and less evidence, with and without a bug."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from corpus import growing, mutations, rewrites
+from corpus.truth import Score, score, truth
+from graphprobe import align, inputs, nodes
+from graphprobe.program import copied, program
+
+LAYERS = 4
+BOUND = {"x": torch.randn(growing.TOKENS, growing.WIDTH, generator=torch.Generator().manual_seed(1))}
+
+
+def aligned(before: torch.fx.GraphModule, after: torch.fx.GraphModule, run: bool) -> Any:
+    left, right = program(before, (), {}), copied(program(after, (), {}))
+    return left, right, align.align(left, right, (), BOUND if run else None)
+
+
+@pytest.mark.parametrize("level", rewrites.LEVELS)
+def test_a_reordered_and_renamed_copy_is_aligned_node_by_node(level: str) -> None:
+    before = growing.stack(LAYERS)
+    plain = rewrites.shuffled(before)
+    after = rewrites.stripped(plain, level)
+    names = dict(zip((n.name for n in after.graph.nodes), (n.name for n in plain.graph.nodes), strict=True))
+    _, right, found = aligned(before, after, run=level == "values")
+    assert all(names[c.after.name] == c.before.name for c in found.claims)
+    assert len(found.claims) == sum(nodes.makes_values(n) for n in right.live)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("run", [True, False], ids=["values", "structure"])
+def test_a_bug_moves_no_claim_of_what_is_not_the_bug(run: bool, seed: int) -> None:
+    before = growing.stack(LAYERS)
+    mutant = rewrites.planted(rewrites.shuffled(before), seed)
+    assert mutant is not None
+    after = rewrites.stripped(mutant.gm, "values")
+    names = dict(zip((n.name for n in after.graph.nodes), (n.name for n in mutant.gm.graph.nodes), strict=True))
+    left, right, found = aligned(before, after, run)
+    known = {n.name for n in left.live} - set(mutant.nodes)
+    pairs = [(c.before.name, names[right.label(c.after)], c.evidence) for c in found.claims if c.evidence != "output"]
+    asked = [pair for pair in pairs if pair[1] in known]
+    assert not [pair for pair in asked if pair[0] != pair[1]]
+    assert len(asked) >= 0.95 * sum(nodes.makes_values(n) and names.get(n.name) in known for n in right.live)
+
+
+def test_another_way_to_write_a_model_is_aligned_by_values() -> None:
+    before, after = growing.stack(LAYERS), rewrites.stripped(growing.stack(LAYERS, other=True), "values")
+    left, right, found = aligned(before, after, run=True)
+    held = {}
+    for one in (left, right):
+        from graphprobe.execute import run_program
+
+        held |= run_program(one, BOUND, one.live)
+    for claim in found.claims:
+        torch.testing.assert_close(held[claim.before], held[claim.after], rtol=1e-3, atol=1e-4)
+    assert sum(bool(found.of_after.get(n)) for n in right.live if nodes.makes_values(n)) >= 0.8 * sum(
+        nodes.makes_values(n) for n in right.live
+    )
+
+
+def measured(name: str, kind: str, level: str, bug: int | None) -> Score:
+    draws = [rewrites.REWRITES[kind](name, seed, torch.float32) for seed in (0, 1)]
+    true, pair = truth(draws), draws[0]
+    mutant = rewrites.planted(pair.after, bug) if bug is not None else None
+    plain = mutant.gm if mutant else pair.after
+    bare = rewrites.stripped(plain, level)
+    renamed = dict(zip((n.name for n in bare.graph.nodes), (n.name for n in plain.graph.nodes), strict=True))
+    left, right = program(pair.before, pair.args, pair.kwargs), copied(program(bare, pair.args, pair.kwargs))
+    bound = inputs.bind(pair.before, pair.args, pair.kwargs, "before")
+    found = align.align(left, right, pair.events if level == "events" else (), bound if level == "values" else None)
+    return score(true, left, right, found, mutant, renamed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", [None, 3], ids=["no bug", "bug"])
+@pytest.mark.parametrize("level", ["events", "modules", "values", "structure"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("llama", "fused"), ("bert", "core aten"), ("qwen3", "fused more"), ("conv", "cleaned")]
+)
+def test_claims_are_right_and_little_is_missed(name: str, kind: str, level: str, bug: int | None) -> None:
+    one = measured(name, kind, level, bug)
+    assert one.wrong == 0, one.said
+    assert one.claims and one.recall >= (0.98 if bug is None else 0.9), one.missed
+
+
+def test_the_truth_itself_tells_right_from_wrong() -> None:
+    """A score must be able to fail: claims of a graph with two nodes exchanged are found to be wrong."""
+    before = growing.stack(2)
+    pair = rewrites.Pair(before, mutations.fork(before), (), (), BOUND)
+    other = growing.stack(2, seed=1)
+    true = truth([pair, rewrites.Pair(other, mutations.fork(other), (), (), BOUND)])
+    left, right = program(before, (), {}), copied(program(pair.after, (), {}))
+    found = align.align(left, right)
+    assert score(true, left, right, found).wrong == 0
+    linear = [c for c in found.claims if "linear" in c.after.name and nodes.shape(c.after)[-1] == growing.WIDTH]
+    one, two = random.Random(0).sample(linear, 2)
+    wrong = align.Alignment()
+    for c in found.claims:
+        partner = {one: two.before, two: one.before}.get(c, c.before)
+        wrong.add(align.Claim(partner, c.after, c.evidence))
+    assert score(true, left, right, wrong).wrong == 2
