@@ -26,6 +26,7 @@ RULE = "nondeterministic"
 _TIMES = 8.0  # a difference up to so many times what the region differs from itself is its own unsteadiness
 _REPEATS = 3
 _AN_ORDER = 2.0**-7  # relative: what another order of a sum may change, in bf16
+_PARTS = 64
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -49,15 +50,16 @@ def _fingerprints(one: Program, inputs: Mapping[str, Any], skip: set[Node]) -> d
 
 
 def _fingerprint(value: Any) -> Any:
-    """Return two sums over a tensor's bits, one of them weighted by place, [2] int64; a tuple of them for tuples."""
+    """Return sums over the bits of parts of a tensor, [parts + 1] int64 on its device; a tuple of them for tuples."""
     if isinstance(value, (tuple, list)):
         return tuple(_fingerprint(v) for v in value)
     if not isinstance(value, torch.Tensor) or value.is_meta or value.numel() == 0:
         return None
     flat = (torch.view_as_real(value) if value.is_complex() else value).detach().reshape(-1).contiguous()
-    bits = flat.view(_BITS[flat.dtype.itemsize]).to(torch.int64)
-    places = torch.arange(1, bits.numel() + 1, device=bits.device)
-    return torch.stack([bits.sum(), (bits * (places * 2654435761 + 1)).sum()])
+    bits = flat.view(_BITS[flat.dtype.itemsize])  # summed where they are: a copy in int64 could be four times the value
+    whole = bits.numel() // _PARTS * _PARTS
+    parts = bits[:whole].view(_PARTS, -1).sum(1, dtype=torch.int64)
+    return torch.cat([parts, bits[whole:].sum(dtype=torch.int64).reshape(1)])
 
 
 def _equal(x: Any, y: Any) -> bool:
