@@ -11,6 +11,7 @@ import torch
 from corpus import growing, mutations, rewrites
 from corpus.truth import Score, score, truth
 from graphprobe import align, inputs, nodes
+from graphprobe.execute import run_program
 from graphprobe.program import copied, program
 
 LAYERS = 4
@@ -54,14 +55,17 @@ def test_another_way_to_write_a_model_is_aligned_by_values() -> None:
     left, right, found = aligned(before, after, run=True)
     held = {}
     for one in (left, right):
-        from graphprobe.execute import run_program
-
         held |= run_program(one, BOUND, one.live)
     for claim in found.claims:
         torch.testing.assert_close(held[claim.before], held[claim.after], rtol=1e-3, atol=1e-4)
-    assert sum(bool(found.of_after.get(n)) for n in right.live if nodes.makes_values(n)) >= 0.8 * sum(
-        nodes.makes_values(n) for n in right.live
-    )
+    # a root there and an inverse root here have no partner; what both compute must be met
+    both = [y for y in right.live if nodes.makes_values(y) and any(_equal(held[x], held[y]) for x in left.live)]
+    assert len(both) > 0.5 * sum(nodes.makes_values(n) for n in right.live)
+    assert sum(bool(found.of_after.get(y)) for y in both) >= 0.95 * len(both)
+
+
+def _equal(x: Any, y: torch.Tensor) -> bool:
+    return isinstance(x, torch.Tensor) and x.shape == y.shape and torch.allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 def measured(name: str, kind: str, level: str, bug: int | None) -> Score:
