@@ -107,9 +107,7 @@ def _steady(replay: Replay, judged: list[Judged]) -> tuple[list[Judged], list[st
         differs = j.measured.isomorphic and not j.measured.reproduced and j.measured.introduced is not None
         return differs or j.kind in STANDING
 
-    if not any(asked(j) for j in judged):
-        return judged, []
-    marked = steadiness.unsteady(replay)
+    marked = steadiness.unsteady(replay, [j.region for j in judged if asked(j)])
     if not marked:
         return judged, []
     out = []

@@ -1,52 +1,58 @@
 """Determinism: an operation that differs from itself when a run is repeated is no finding.
 
-Asked only where it matters: something stands against a version, or one program on the same values made other bits. Both
-versions are run twice then, and every operation whose value changes although its operands do not is marked. A region
-that holds one is judged against what it differs from itself: a difference of that size is nobody's defect. Atomics and
-autotuning change the order of a sum, so that is rounding; what changes by more (numbers of a generator of its own,
-memory that nobody wrote) is unknown: nothing can be said of it.
+Asked only where it matters: something stands against a region, or one program on the same values made other bits. Both
+pieces of it are run twice then, and every operation whose value changes although its operands do not is marked. A
+region that holds one is judged against what it differs from itself: a difference of that size is nobody's defect.
+Atomics and autotuning change the order of a sum, so that is rounding; what changes by more (numbers of a generator of
+its own, memory that nobody wrote) is unknown: nothing can be said of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from graphprobe import provenance
-from graphprobe.execute import run_program
 from graphprobe.judge.same import difference, rms
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
-from graphprobe.program import Program
 
 RULE = "nondeterministic"
 _TIMES = 8.0  # a difference up to so many times what the region differs from itself is its own unsteadiness
 _REPEATS = 3
 _AN_ORDER = 2.0**-7  # relative: what another order of a sum may change, in bf16
 _PARTS = 64
+_CHUNK = 64  # regions whose frontier values are held at once
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def unsteady(replay: Replay) -> list[tuple[str, Node]]:
-    """Return (side, operation) of every operation that differs from itself on equal operands; four forward runs."""
-    found = []
-    for side, one in (("before", replay.plan.before), ("after", replay.plan.after)):
-        skip = replay.plan.dead() if side == "after" else set()
-        first, again = (_fingerprints(one, replay.inputs, skip) for _ in range(2))
-        changed = {n for n, print_ in first.items() if n in again and not _equal(print_, again[n])}
-        found += [(side, n) for n in one.live if n in changed and not any(o in changed for o in n.all_input_nodes)]
-    return found
+def unsteady(replay: Replay, regions: Sequence[Region]) -> list[tuple[str, Node]]:
+    """Return (side, operation) of every operation in these regions that differs from itself on equal operands."""
+    found: dict[tuple[str, Node], None] = {}
+    for start in range(0, len(regions), _CHUNK):
+        chunk = regions[start : start + _CHUNK]
+        if start:
+            replay.forget()
+        replay.fetch_frontiers(chunk)
+        for region in chunk:
+            for side in ("before", "after"):
+                found |= dict.fromkeys((side, n) for n in _changed(replay, side, region))
+    return list(found)
 
 
-def _fingerprints(one: Program, inputs: Mapping[str, Any], skip: set[Node]) -> dict[Node, Any]:
-    wanted = [n for n in one.live if n.op == "call_function"]
+def _changed(replay: Replay, side: str, region: Region) -> list[Node]:
     try:
-        return run_program(one, inputs, wanted, skip=skip, observe=_fingerprint)
+        first, again = (
+            {n: _fingerprint(v) for n, v in replay.native(side, region).items() if n.op == "call_function"}
+            for _ in range(2)
+        )
     except Exception:  # what raises is told elsewhere
-        return {}
+        return []
+    changed = {n for n, print_ in first.items() if not _equal(print_, again[n])}
+    return [n for n in first if n in changed and not any(o in changed for o in n.all_input_nodes)]
 
 
 def _fingerprint(value: Any) -> Any:
