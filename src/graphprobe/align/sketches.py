@@ -45,7 +45,7 @@ def sketches(
 
 def sample(value: Any) -> torch.Tensor | None:
     """Take a value at fixed positions in flat order: [up to 256] float32 on its device; None where it cannot tell."""
-    if not isinstance(value, torch.Tensor) or value.numel() < 2:
+    if not isinstance(value, torch.Tensor) or value.numel() < 8:
         return None
     flat = value.detach().reshape(-1)
     if flat.is_complex():
@@ -97,6 +97,5 @@ def _telling(known: Mapping[Node, torch.Tensor], behind: int) -> set[Node]:
         ordered = torch.stack([known[n][: size - behind] for n in members]).sort(dim=1).values
         different = (ordered.diff(dim=1) != 0).sum(dim=1) + 1
         small = torch.linalg.vector_norm(ordered.double(), dim=1) < _LARGE / 10
-        enough = different >= min(5, size - behind)  # of a few elements none may repeat
-        out |= {n for n, tells in zip(members, (enough & small).tolist(), strict=True) if tells}
+        out |= {n for n, tells in zip(members, ((different > 4) & small).tolist(), strict=True) if tells}
     return out

@@ -20,8 +20,6 @@ from graphprobe.align.sketches import MOMENTS
 
 AGREE = 0.05  # relative distance of two sketches that counts as equal, where something is computed in 16 bits or less
 AGREE_FINE = 1e-3  # where nothing is
-_FEW = 8  # fewer elements say something only where they agree closely
-_AGREE_FEW = 1e-4
 TIE = 2.0  # what is less than so many times farther away makes the answer uncertain
 SAME = 1.1  # distances that differ by less are one
 _FLOOR = 1e-6
@@ -79,8 +77,7 @@ def _pairs(
     matching: Matching, xs: list[Node], ys: list[Node], a: torch.Tensor, b: torch.Tensor
 ) -> list[tuple[Node, Node]]:
     """Pair nodes that hold the same numbers; what is nearest on one side must be nearest on the other, too."""
-    few = a.shape[1] < _FEW
-    near = nearest(a, b, _AGREE_FEW if few else AGREE if matching.is_coarse() else AGREE_FINE)
+    near = nearest(a, b, AGREE if matching.is_coarse() else AGREE_FINE)
     alike: dict[tuple[Node, ...], list[Node]] = defaultdict(list)  # what holds one value before -> what holds it after
     for row, found in near.of_y.items():
         best = min(d for _, d in found)
