@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.judge import opaque, precision, steadiness
-from graphprobe.judge.function import same_function
+from graphprobe.judge.derived import Looks
 from graphprobe.judge.rows import Measured, read
 from graphprobe.judge.same import RULE, Sameness
 from graphprobe.judge.ties import native_ties
@@ -80,8 +80,9 @@ def judge(
     weights = Weights(before, after)
     plan, rows, measurements = _measure(before, after, alignment, inputs, redrawn, leaks, exact, weights, progress)
     replay = Replay(plan, inputs, redrawn)
-    answers = _second_look(replay, [r for r in rows if r.suspect], progress)
-    withdrawal = Withdrawal(replay, alignment, rows, answers)
+    looks = Looks(replay)
+    answers = _second_look(looks, alignment, [r for r in rows if r.suspect], progress)
+    withdrawal = Withdrawal(replay, alignment, rows, answers, looks)
     settled = withdrawal.settle()
     answers |= withdrawal.failing  # a frontier may have moved since the first look
     pardoned = [r for r in rows if r.region.claim in settled.pardoned]
@@ -91,7 +92,12 @@ def judge(
         )
         replay = Replay(plan, inputs, redrawn)
         answers = {c: a for c, a in answers.items() if c in settled.guilty}
-        answers |= _second_look(replay, [r for r in rows if r.suspect and r.region.claim not in answers], progress)
+        looks = Looks(replay)
+        again = [r for r in rows if r.suspect and r.region.claim not in answers]
+        answers |= _second_look(looks, withdrawal.active, again, progress)
+    if looks.wider:  # what agrees from further up is measured from there
+        wide = _measure_regions(plan, list(looks.wider.values()), dict(inputs), redrawn, weights)
+        rows = [wide.get(r.region.claim, r) for r in rows]
     judged = [_kind(replay, row, answers, settled) for row in rows]
     judged, notes = _steady(replay, judged)
     judged += [Judged(row, "pardoned", "5 withdrawal", note=settled.pardoned[row.region.claim]) for row in pardoned]
@@ -142,7 +148,20 @@ def _measure(
     return plan, rows, found
 
 
-def _second_look(replay: Replay, suspects: list[Measured], progress: Progress | None) -> dict[Claim, Sameness]:
+def _measure_regions(
+    plan: Plan, regions: list[Region], inputs: dict[str, Any], redrawn: Mapping[str, Any] | None, weights: Weights
+) -> dict[Claim, Measured]:
+    """Measure a few regions by themselves, in exact arithmetic, too."""
+    same = {**plan.same_weight, **substitutes(regions, weights)}
+    mine = dataclasses.replace(plan, regions=regions, exact_regions=set(regions), same_weight=same)
+    found = measure(mine, inputs, dict(redrawn) if redrawn else None)
+    return {region.claim: read(region, row, False) for region, row in zip(regions, found.rows, strict=True)}
+
+
+def _second_look(
+    looks: Looks, alignment: Alignment, suspects: list[Measured], progress: Progress | None
+) -> dict[Claim, Sameness]:
+    replay = looks.replay
     answers: dict[Claim, Sameness] = {}
     for start in range(0, len(suspects), _CHUNK):
         chunk = [s.region for s in suspects[start : start + _CHUNK]]
@@ -152,7 +171,8 @@ def _second_look(replay: Replay, suspects: list[Measured], progress: Progress | 
         replay.fetch_frontiers(chunk)
         replay.fetch_masks((r.claim.before, r.claim.after) for r in chunk)
         for region in chunk:
-            answers[region.claim] = same_function(replay, region)
+            failing = {c for c, a in answers.items() if a.same is False}
+            answers[region.claim] = looks.ask(region, alignment, failing)
     return answers
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import torch
 
 from graphprobe.align.claims import Alignment, Claim
-from graphprobe.judge.function import same_function
+from graphprobe.judge.derived import Looks
 from graphprobe.judge.layouts import denied
 from graphprobe.judge.reconverge import meeting
 from graphprobe.judge.rows import Measured
@@ -49,12 +49,18 @@ class Withdrawal:
     """Settles failing claims one after the other, the earliest in after's order first."""
 
     def __init__(
-        self, replay: Replay, alignment: Alignment, rows: list[Measured], answers: dict[Claim, Sameness]
+        self,
+        replay: Replay,
+        alignment: Alignment,
+        rows: list[Measured],
+        answers: dict[Claim, Sameness],
+        looks: Looks | None = None,
     ) -> None:
         self.replay = replay
+        self.looks = looks or Looks(replay)
         self.active = alignment
         self.rows = {r.region.claim: r for r in rows}
-        self.regions = {r.region.claim: r.region for r in rows}
+        self.regions = {r.region.claim: r.region for r in rows} | self.looks.wider
         self.failing = {c: s for c, s in answers.items() if s.same is False}
         self.unclear = {c: s for c, s in answers.items() if s.same is None}
         self.settled = Settled(unknown={c: s.reason for c, s in self.unclear.items()})
@@ -183,12 +189,14 @@ class Withdrawal:
         self, group: list[Claim], below: list[Region], first: bool = False
     ) -> tuple[list[Region], list[Claim]]:
         """Return D's regions with the group withdrawn, and the claims that do not hold then (`first`: only one)."""
-        finder = Regions(self.replay.plan.before, self.replay.plan.after, self.active.without(set(group)))
+        left = self.active.without(set(group))
+        finder = Regions(self.replay.plan.before, self.replay.plan.after, left)
         regions = [finder.region(r.claim) for r in below if r.claim not in group]
         self.replay.fetch_frontiers(regions)
         failing: list[Claim] = []
+        looks = Looks(self.replay)  # of its own: nothing is withdrawn yet
         for region in regions:
-            if same_function(self.replay, region).same is not True:
+            if looks.ask(region, left, self.failing).same is not True:
                 failing.append(region.claim)
                 if first:
                     break
@@ -216,7 +224,8 @@ class Withdrawal:
             self.regions[region.claim] = region
             if region.claim in self.settled.guilty or region.claim in self.settled.pardoned:
                 continue
-            answer = same_function(self.replay, region)
+            answer = self.looks.ask(region, self.active, self.failing)
+            self.regions[region.claim] = self.looks.wider.get(region.claim, region)
             self.failing.pop(region.claim, None)
             if answer.same is False:
                 self.failing[region.claim] = answer

@@ -1,0 +1,105 @@
+"""Rule 1 where the frontier holds a value and what was computed from it: ask once more from the value alone.
+
+The exact lanes start from before's native values, and a mean at the frontier is a *rounded* mean. Two ways to write a
+variance, ``mean((x - m)^2)`` and ``mean(x^2) - m^2``, are one function of ``x``, but not of ``x`` and a rounded ``m``.
+So a region that fails is asked again with the *derived* pairs withdrawn: those that both sides compute from other pairs
+of the frontier within a few operations. Their own claims are judged by themselves and must not fail.
+
+A defect between ``x`` and ``m`` is found at ``m``. One behind them is still there when ``m`` is computed exactly, as
+large as before; what is due to rounding falls by orders of magnitude, and only that is believed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from graphprobe import nodes
+from graphprobe.align.claims import Alignment, Claim
+from graphprobe.judge.function import same_function
+from graphprobe.judge.same import RULE, Sameness
+from graphprobe.lanes.regions import SMALL, Region, Regions
+from graphprobe.lanes.replay import Replay
+
+LARGEST = 2 * SMALL  # value-making operations of a region that is asked from further up
+STEPS = (4, SMALL)  # what is withdrawn: first only what is near, a mean or a root, then a whole branch of a residual
+_FALLS = 1e-3  # what is left of the difference when the derived values are no longer rounded, at most
+NOTE = "what the frontier held twice was computed again: {}"
+
+
+@dataclass
+class Looks:
+    """Asks regions for sameness, and remembers which of them agree only from further up."""
+
+    replay: Replay
+    wider: dict[Claim, Region] = field(default_factory=dict)  # claim -> the region that agrees
+
+    def ask(self, region: Region, alignment: Alignment, failing: Collection[Claim] = ()) -> Sameness:
+        """Answer rule 1 for a region; its frontier must have been fetched. `failing` claims are not believed."""
+        self.wider.pop(region.claim, None)
+        answer = same_function(self.replay, region)
+        if answer.same is not False or answer.rule != RULE or answer.where == "shape":
+            return answer
+        for wide, withdrawn in self._further_up(region, alignment, failing):
+            self.replay.fetch_frontiers([wide])
+            again = same_function(self.replay, wide)
+            if again.same is True and again.rule == RULE and _has_fallen(answer, again):
+                self.wider[region.claim] = wide
+                names = ", ".join(dict.fromkeys(self.replay.plan.after.label(c.after) for c in withdrawn))
+                return dataclasses.replace(again, note=NOTE.format(names))
+        return answer
+
+    def _further_up(
+        self, region: Region, alignment: Alignment, failing: Collection[Claim]
+    ) -> Iterator[tuple[Region, list[Claim]]]:
+        """Yield the region from the frontier without derived pairs, and the claims withdrawn for it: near ones first."""
+        seen = 0
+        for steps in STEPS:
+            wide, withdrawn = region, list[Claim]()
+            while derived := derived_pairs(wide, steps):  # what lies above may be derived from the rest, too
+                claims = [c for c in alignment.claims if (c.before, c.after) in derived and c not in withdrawn]
+                if not claims or any(c in failing for c in claims):
+                    return
+                withdrawn += claims
+                left = alignment.without(set(withdrawn))
+                wide = Regions(self.replay.plan.before, self.replay.plan.after, left).region(region.claim)
+                if max(wide.size("before"), wide.size("after")) > LARGEST:
+                    return
+            if len(withdrawn) > seen:
+                seen = len(withdrawn)
+                yield wide, withdrawn
+
+
+def _has_fallen(answer: Sameness, again: Sameness) -> bool:
+    if answer.wrong_class or answer.exact is None or again.exact is None:
+        return True  # elements that were not even finite agree now
+    return again.exact <= _FALLS * answer.exact
+
+
+def derived_pairs(region: Region, steps: int = SMALL) -> set[tuple[Node, Node]]:
+    """Return the pairs of the frontier that both sides compute from other pairs of it, by at most so many operations."""
+    befores, afters = {p for p, _ in region.frontier}, {q for _, q in region.frontier}
+    return {
+        (p, q)
+        for p, q in region.frontier
+        if _stands_on(p, befores - {p}, steps) and _stands_on(q, afters - {q}, steps)
+    }
+
+
+def _stands_on(node: Node, others: Collection[Node], steps: int) -> bool:
+    """Whether a node is computed from `others` (and weights, and inputs of the graph) by at most `steps` operations."""
+    stack, seen, met, making = [node], {node}, False, 1
+    while stack:
+        for operand in stack.pop().all_input_nodes:
+            if operand in others:
+                met = True
+            elif operand not in seen:
+                seen.add(operand)
+                stack.append(operand)
+                making += nodes.makes_values(operand)
+        if making > steps:
+            return False
+    return met
