@@ -55,7 +55,7 @@ class Looks:
     def _further_up(
         self, region: Region, alignment: Alignment, failing: Collection[Claim]
     ) -> Iterator[tuple[Region, list[Claim]]]:
-        """Yield the region from the frontier without derived pairs, and the claims withdrawn for it: near ones first."""
+        """Yield the region without derived pairs at its frontier, and the claims withdrawn for it: near ones first."""
         seen = 0
         for steps in STEPS:
             wide, withdrawn = region, list[Claim]()
@@ -80,12 +80,10 @@ def _has_fallen(answer: Sameness, again: Sameness) -> bool:
 
 
 def derived_pairs(region: Region, steps: int = SMALL) -> set[tuple[Node, Node]]:
-    """Return the pairs of the frontier that both sides compute from other pairs of it, by at most so many operations."""
+    """Return the pairs of the frontier that both sides compute from others, in at most `steps` operations."""
     befores, afters = {p for p, _ in region.frontier}, {q for _, q in region.frontier}
     return {
-        (p, q)
-        for p, q in region.frontier
-        if _stands_on(p, befores - {p}, steps) and _stands_on(q, afters - {q}, steps)
+        (p, q) for p, q in region.frontier if _stands_on(p, befores - {p}, steps) and _stands_on(q, afters - {q}, steps)
     }
 
 
