@@ -22,7 +22,7 @@ from graphprobe.bisection.choice import Choice, is_inductor
 from graphprobe.bisection.inductor import recording
 from graphprobe.bisection.inductor.noise import Shaking
 from graphprobe.bisection.inductor.outputs import Reference, compared
-from graphprobe.bisection.inductor.recording import Plan
+from graphprobe.bisection.inductor.recorder import Plan
 from graphprobe.bisection.records import Bisection
 from graphprobe.cli import main
 from graphprobe.errors import InputError, PipelineError

@@ -7,7 +7,7 @@ looks every row up. (FX's node hooks have their own place, ``observe``.)
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ class Private:
 
     path: str  # "module:attribute.attribute"
     use: str
-    seen: tuple[str, ...] = ("2.13",)
+    seen: tuple[str, ...] = ("2.11", "2.12", "2.13")
 
 
 TABLE: dict[str, Private] = {
@@ -68,6 +68,23 @@ def fetch(name: str) -> Any:
     """Return the private object that a row of the table names. Raises PipelineError where this torch has none."""
     owner, attribute = owner_of(name)
     return getattr(owner, attribute)
+
+
+def require() -> None:
+    """Look every row up, so that a torch that has moved one is refused before any work. Raises PipelineError."""
+    for name in TABLE:
+        fetch(name)
+
+
+@contextmanager
+def switched(name: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """Set options of one of torch's config modules inside the block. Raises PipelineError for one that it lacks."""
+    owner, attribute = owner_of(name)
+    for option in options:
+        if not hasattr(owner, option):
+            raise PipelineError(f"torch {torch.__version__} has no option {owner.__name__}.{option}")
+    with getattr(owner, attribute)(dict(options)):
+        yield
 
 
 def owner_of(name: str) -> tuple[Any, str]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from graphprobe import graphview, provenance
-from graphprobe.bisection.inductor import recording
+from graphprobe.bisection.inductor import snapshots
 from graphprobe.bisection.inductor.outputs import Reference
 from graphprobe.bisection.inductor.recording import Recording
 from graphprobe.bisection.inductor.snapshots import Piece
@@ -30,7 +30,7 @@ SWITCHES: tuple[tuple[str, dict[str, Any]], ...] = (
 
 def judge(reference: Reference, found: Sequence[Any], who: str) -> Answer:
     """Say whether what came back is what the graph computes, up to rounding; the report says by what proof."""
-    drawn = [n.name for n in reference.gm.graph.nodes if recording.is_random(n)]
+    drawn = [n.name for n in reference.gm.graph.nodes if snapshots.is_random(n)]
     if drawn:
         return Answer(UNKNOWN, f"the graph draws random numbers ({drawn[0]}), and the code draws others")
     outputs = reference.compare(found)

@@ -15,7 +15,8 @@ import torch
 
 from graphprobe.bisection.inductor.noise import Shaking
 from graphprobe.bisection.inductor.outputs import Compared, compared
-from graphprobe.bisection.inductor.recording import Recording, Seen
+from graphprobe.bisection.inductor.recording import Recording
+from graphprobe.bisection.inductor.values import Seen
 from graphprobe.bisection.oracle import Answer
 from graphprobe.bisection.search import BAD, GOOD, UNKNOWN
 from graphprobe.capturing import quiet

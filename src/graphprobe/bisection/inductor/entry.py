@@ -12,6 +12,7 @@ from graphprobe.bisection.inductor import recording
 from graphprobe.bisection.inductor.checked import Check, Checked
 from graphprobe.bisection.inductor.eager import Eager
 from graphprobe.bisection.inductor.inquiry import Inquiry
+from graphprobe.bisection.inductor.recorder import Interrupted, Recorder
 from graphprobe.bisection.records import Bisection, BisectStep
 from graphprobe.records import Report
 
@@ -41,7 +42,7 @@ def bisect(
             Inquiry(recorded, options, command, progress).run() if check is None else _checked(recorded, check, options)
         )
         return found
-    except recording.Interrupted as error:
+    except Interrupted as error:
         return _fails_itself(model, args, kwargs, error) or _failed(error)
     finally:
         torch.compiler.reset()
@@ -57,10 +58,10 @@ def _checked(recorded: recording.Recording, check: Check, options: dict[str, Any
 
 
 def _fails_itself(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: recording.Interrupted
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Interrupted
 ) -> Bisection | None:
     """Return the answer for a model that raises without the compiler, too; None for one that does not."""
-    eager = Eager(recording.Recording(model, model, recording.Recorder(), args, kwargs))
+    eager = Eager(recording.Recording(model, model, Recorder(), args, kwargs))
     if not eager.error:
         return None
     note = f"the model itself raises {eager.error}: no stage of the compiler is to blame"
@@ -68,7 +69,7 @@ def _fails_itself(
     return Bisection(verdict="unknown", steps=(step,), notes=(note,), pipeline="inductor")
 
 
-def _failed(error: recording.Interrupted) -> Bisection:
+def _failed(error: Interrupted) -> Bisection:
     label = f"{error.stage}: {error.name}" if error.name else error.stage
     reason = str(error)
     return Bisection(

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from graphprobe.bisection.choice import CODE, Choice
 from graphprobe.bisection.inductor import recording
+from graphprobe.bisection.inductor.recorder import Interrupted
 from graphprobe.bisection.inductor.segments import Segment
 from graphprobe.bisection.inductor.snapshots import Piece, Snapshot
 from graphprobe.bisection.inductor.trials import Trials
@@ -50,7 +51,7 @@ def run(
         else:
             total = _chosen(trials, choice)
             steps = [RunStep(choice.after or CODE, f"{choice.before} to {choice.after or 'the end'}", "", "applied")]
-    except recording.Interrupted as error:
+    except Interrupted as error:
         label = f"{error.stage}: {error.name}" if error.name else error.stage
         steps = [RunStep(error.name or error.stage, label, error.stage, "failed", reason=str(error), error=str(error))]
         total = last = None

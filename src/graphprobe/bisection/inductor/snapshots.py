@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch.utils._pytree as pytree
 from torch.fx import Graph, GraphModule, Node
 
 from graphprobe import nodes
+from graphprobe.bisection.inductor.signature import Adapter, output_count
 from graphprobe.capturing import quiet
 from graphprobe.pipeline import fresh_copy
 from graphprobe.provenance import target_name
@@ -138,41 +138,9 @@ def in_aten(gm: GraphModule, args: tuple[Any, ...]) -> GraphModule:
     return found
 
 
-@dataclass
-class Adapter:
-    """How the graph after AOTAutograd is called in the way of the graph before it."""
-
-    inputs: tuple[Any, ...] = ()  # for each of its placeholders: an index into the outer inputs, or a tensor it holds
-    outputs: tuple[int, ...] = ()  # which of its outputs are the outer ones, in their order
-
-    def adapted(self, gm: GraphModule, names: Iterable[str]) -> GraphModule:
-        """Return a copy with the outer calling convention; `names` are those of the outer placeholders."""
-        source = fresh_copy(gm)
-        graph = Graph()
-        outer = [graph.placeholder(name) for name in names]
-        made: dict[Node, Node] = {}
-        for place, given in zip(source.graph.find_nodes(op="placeholder"), self.inputs, strict=True):
-            if isinstance(given, int):
-                made[place] = outer[given]
-                outer[given].meta = dict(place.meta)
-            else:
-                made[place] = self._constant(source, graph, place, given)
-        for node in source.graph.nodes:
-            if node.op == "output":
-                flat = list(node.args[0])
-                kept = [flat[i] for i in self.outputs]
-                graph.output(tuple(made[v] if isinstance(v, Node) else v for v in kept))
-            elif node.op != "placeholder":
-                made[node] = graph.node_copy(node, made.__getitem__)
-        return GraphModule(source, graph)
-
-    @staticmethod
-    def _constant(gm: GraphModule, graph: Graph, place: Node, value: Any) -> Node:
-        name = f"_held_{place.name}"
-        gm.register_buffer(name, value)
-        read = graph.get_attr(name)
-        read.meta = dict(place.meta)
-        return read
+def is_random(node: Node) -> bool:
+    """Whether a node draws random numbers, in ATen's way or in Inductor's."""
+    return nodes.is_random(node) or "inductor_seed" in str(node.target) or "inductor_random" in str(node.target)
 
 
 @dataclass(eq=False)
@@ -194,3 +162,9 @@ class Piece:
         """The index of the first snapshot behind AOTAutograd."""
         stages = [snapshot.stage for snapshot in self.snapshots]
         return next((i for i, stage in enumerate(stages) if stage not in ("dynamo", "pre_grad")), len(stages))
+
+    @property
+    def counts(self) -> tuple[int, int, tuple[int, int]]:
+        """Return how many values the graphs before and after AOTAutograd return, and which of them are the model's."""
+        before, after = self.snapshots[0].gm, self.snapshots[self.boundary].gm
+        return output_count(before), output_count(after), self.returned

@@ -7,10 +7,11 @@ from functools import cached_property
 from typing import Any
 
 from graphprobe.bisection.choice import CODE, EAGER, RUNTIME, Choice
-from graphprobe.bisection.inductor import code, recording
+from graphprobe.bisection.inductor import code, recording, snapshots
 from graphprobe.bisection.inductor.eager import Eager, Traced
 from graphprobe.bisection.inductor.outputs import Reference
-from graphprobe.bisection.inductor.recording import Plan, Recording
+from graphprobe.bisection.inductor.recorder import Interrupted, Plan
+from graphprobe.bisection.inductor.recording import Recording
 from graphprobe.bisection.inductor.segments import Segment, labels_of, segments_of
 from graphprobe.bisection.inductor.snapshots import Piece
 from graphprobe.bisection.oracle import Answer, compare
@@ -40,7 +41,7 @@ class Trials:
                 known = self._asked(choice)
             except PipelineError:
                 raise
-            except recording.Interrupted as error:
+            except Interrupted as error:
                 known = Answer(UNKNOWN, f"it cannot be compiled so: {error}")
             except Exception as error:  # such as a graph that cannot be run in exact arithmetic
                 known = Answer(UNKNOWN, f"{type(error).__name__}: {error}")
@@ -65,7 +66,7 @@ class Trials:
     def is_random(self) -> bool:
         """Whether the model draws random numbers, so that it cannot be compared end to end."""
         graphs = [snapshot.gm for piece in self.recorded.pieces for snapshot in piece.snapshots]
-        return any(recording.is_random(node) for gm in graphs for node in gm.graph.nodes)
+        return any(snapshots.is_random(node) for gm in graphs for node in gm.graph.nodes)
 
     def segments(self, piece: Piece) -> list[Segment]:
         """Return the graphs of a piece that are called in the same way."""
