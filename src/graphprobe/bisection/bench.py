@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch.fx import GraphModule
 
 from graphprobe import checking
+from graphprobe.bisection import store
 from graphprobe.bisection.oracle import deep_copy
 from graphprobe.errors import GraphprobeError
 from graphprobe.pipeline import Applied, FunctionTransform, Pipeline, Settings, Step, Transform
@@ -19,6 +20,7 @@ from graphprobe.records import Lint, Replacement
 
 #: The option by which a transform, or a function of the graph, can be limited to the first matches.
 LIMIT = "first"
+_TRIES = 4  # for a transform that makes another graph half of the time: found in 15 of 16 cases
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,25 @@ def run(captured: GraphModule, entries: tuple[Entry, ...], *, lint: bool = False
         steps.append(runner.step(entry.transform, entry.settings))
     crashed = next((i for i, step in enumerate(steps) if step.status == "failed"), None)
     return Trial(runner.gm, tuple(steps), crashed, tuple(watch.lints) if watch is not None else ())
+
+
+def unsteady(captured: GraphModule, entries: tuple[Entry, ...]) -> str:
+    """Return the label of the first transform that makes another graph when it is applied again, or an empty string."""
+
+    def prints() -> list[int]:
+        runner = Runner(deep_copy(captured), raising=False)
+        found = []
+        for entry in entries:
+            runner.step(entry.transform, entry.settings)
+            found.append(store.print_of(runner.gm))
+        return found
+
+    first = prints()
+    for again in (prints() for _ in range(_TRIES)):
+        for entry, one, other in zip(entries, first, again, strict=True):
+            if one != other:
+                return entry.label
+    return ""
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from graphprobe.bisection import bench, matching, search
+from graphprobe.bisection import bench, matching, search, store
 from graphprobe.bisection.bench import Entry, Trial
 from graphprobe.bisection.commands import Commands
 from graphprobe.bisection.oracle import Answer, Oracle, compare
@@ -42,6 +42,7 @@ class Hunt:
     notes: list[str] = field(default_factory=list)
     _full: Trial | None = None
     _told: set[str] = field(default_factory=set)
+    _prints: dict[Subset, int] = field(default_factory=dict)  # of the graphs that were judged
 
     @property
     def everything(self) -> Subset:
@@ -51,7 +52,7 @@ class Hunt:
     def run(self) -> Bisection:
         """Search, and say what was found."""
         self._full = bench.run(self.captured, self.entries, lint=True)
-        if not self._is_steady(()):
+        if self.commands.has_check and not self._is_steady(()):
             return self._result((), UNKNOWN)
         if self.answer(()).verdict == BAD:
             reason = self.answer(()).reason
@@ -62,7 +63,8 @@ class Hunt:
         if whole.verdict == UNKNOWN:
             groups = list(self._suspects())
         groups = self._blamed(groups)
-        if not self._is_steady(self.everything, *(part for group in groups for part in self._decisive(group))):
+        decisive = [part for group in groups for part in self._decisive(group)]
+        if (groups or self.commands.has_check) and not self._is_steady(self.everything, *decisive):
             return self._result((), UNKNOWN)
         self._doubt(groups)
         return self._result(tuple(groups), BAD if groups else whole.verdict)
@@ -85,17 +87,26 @@ class Hunt:
         return (*context, group[-1]), context
 
     def _is_steady(self, *trials: Subset) -> bool:
-        """Ask a user's check about decisive trials once more; where it then says something else, nothing is known."""
-        for subset in dict.fromkeys(trials) if self.commands.has_check else ():
+        """Make decisive trials once more; where one then comes out in another way, nothing is known."""
+        for subset in dict.fromkeys(trials):
             first, again = self.answer(subset), self._ask_again(subset)
             if first.verdict != again.verdict:
-                self.notes.append(
-                    f"the check is not steady: of {self._what(subset, None)} it has said {first.verdict} and then, of "
-                    f"the same graph, {again.verdict}; so nothing can be concluded. Fix its seeds, or let it decide by "
-                    "the majority of several runs"
-                )
+                self.notes.append(self._unsteady(self._what(subset, None), first.verdict, again.verdict))
                 return False
         return True
+
+    def _unsteady(self, what: str, first: str, again: str) -> str:
+        label = bench.unsteady(self.captured, self.entries)
+        if label:
+            who, cure = f"transform {label}", "its seeds, and let it keep nothing from one call to the next"
+        elif self.commands.has_check:
+            who, cure = "check", "its seeds, or let it decide by the majority of several runs"
+        else:
+            who, cure = "comparison", "the seeds of the model and of the transforms"
+        return (
+            f"the {who} is not steady: {what} was {first} and then, made again, {again}; so nothing can be concluded. "
+            f"Fix {cure}"
+        )
 
     def _ask_again(self, subset: Subset) -> Answer:
         trial = ",".join(map(str, subset)) + " again"
@@ -104,6 +115,8 @@ class Hunt:
             self._say(what)
             started = time.perf_counter()
             made = bench.run(self.captured, tuple(self.entries[i] for i in subset))  # a check may have run the last one
+            if not self.commands.has_check and self._prints.get(subset) == store.print_of(made.gm):
+                return self.answer(subset)  # graphprobe.diff says the same of the same graph
             answer = self._judged(made, subset)
             self.store.put(trial, answer, time.perf_counter() - started)
         return self.store.answers[trial]
@@ -152,6 +165,8 @@ class Hunt:
     def _judge(self, subset: Subset, entries: tuple[Entry, ...], limit: int | None) -> Answer:
         whole = subset == self.everything and limit is None and self._full is not None
         trial = self._full if whole and self._full is not None else bench.run(self.captured, entries)
+        if limit is None and not self.commands.has_check:
+            self._prints[subset] = store.print_of(trial.gm)
         return self._judged(trial, subset)
 
     def _judged(self, trial: Trial, subset: Subset) -> Answer:

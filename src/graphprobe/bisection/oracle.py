@@ -200,7 +200,8 @@ class CommandOracle:
         command = filled(self.command, str(before), str(after))
         done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=False)
         if done.returncode in NO_COMMAND:
-            raise InputError(f"the check {command!r} cannot be run: {(done.stderr or done.stdout).strip()[-300:]}")
+            said = (done.stderr or done.stdout).strip()[-300:]
+            raise InputError(f"the check {command!r} cannot be run: {said or f'exit status {done.returncode}'}")
         said = f"exit status {done.returncode}" if done.returncode >= 0 else f"killed by signal {-done.returncode}"
         verdict = {0: GOOD, CANNOT_JUDGE: UNKNOWN}.get(done.returncode, BAD)
         return Answer(verdict, f"the check ended with {said}")

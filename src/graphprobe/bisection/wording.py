@@ -24,8 +24,10 @@ def text(found: Bisection) -> str:
 def headline(found: Bisection) -> str:
     """Return the answer in one sentence."""
     if found.verdict == "good":
-        verdict = found.report.verdict if found.report is not None else "good"
-        return f"nothing is wrong: the whole pipeline is {verdict}"
+        report = found.report
+        if report is not None and not report.ok:
+            return f"nothing is wrong, says the check; graphprobe.diff calls the whole pipeline {report.verdict}"
+        return f"nothing is wrong: the whole pipeline is {report.verdict if report is not None else 'good'}"
     if not found.transform:
         return "it cannot be judged: see the trials and notes below"
     where = f", in the match {found.match}" if found.match else ""

@@ -109,7 +109,7 @@ class Runner:
         start = time.perf_counter()
         try:
             outcome, observation = _watched(transform, self.gm, text)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if backup is None:
                 raise error if isinstance(error, PipelineError) else _failure(text, error) from error
             adopt(self.gm, backup, text)
@@ -190,7 +190,7 @@ def _watched(transform: Transform, gm: GraphModule, text: str) -> tuple[Outcome,
     return (_inferred(observation) if isinstance(outcome, Unsaid) else outcome), observation
 
 
-def _failure(text: str, error: Exception) -> PipelineError:
+def _failure(text: str, error: Exception | SystemExit) -> PipelineError:
     return PipelineError(f"the transform {text} failed: {type(error).__name__}: {error}")
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch.fx import GraphModule
 
 from graphprobe import graphview, provenance
@@ -19,13 +20,16 @@ from graphprobe.records import VERDICTS, Finding, Report
 
 RULE = "3 no float64 form"
 #: Switches of Inductor: if one of them mends the code, that says what is wrong with it.
+WITH_CASTS: tuple[str, dict[str, Any]] = ("with every cast of eager", {"emulate_precision_casts": True})
 SWITCHES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("without vectorisation", {"cpp.simdlen": 1}),
     ("without fusion", {"max_fusion_size": 1, "epilogue_fusion": False}),
-    ("with every cast of eager", {"emulate_precision_casts": True}),
+    WITH_CASTS,
     ("without changes of layout", {"layout_optimization": False, "comprehensive_padding": False}),
     ("on one thread", {"cpp.threads": 1}),
 )
+
+_ROUNDINGS = 16  # so many of their dtype may lie between results that make the same casts
 
 
 def judge(reference: Reference, found: Sequence[Any], who: str) -> Answer:
@@ -61,6 +65,27 @@ def judge(reference: Reference, found: Sequence[Any], who: str) -> Answer:
         explanation=worst.said,
     )
     return Answer(BAD, worst.kind, report=dataclasses.replace(report, findings=(finding,)))
+
+
+def rests_on_casts(reference: Reference, report: Report) -> bool:
+    """Whether the difference may be that the code leaves out narrowing casts: it is nearer to exact arithmetic.
+
+    Two results that make the same casts differ by a few roundings of their dtype; by 0 where infinities are all.
+    """
+    if not reference.narrowing or report.verdict == "identical":
+        return False
+    if report.findings:
+        return report.findings[0].better == "after"
+    return any(
+        row.error is not None and (row.error > _ROUNDINGS * _unit(row.dtype) or row.error == 0)
+        for row in report.outputs
+        if not row.identical
+    )
+
+
+def _unit(dtype: str) -> float:
+    kind = getattr(torch, dtype)
+    return float(torch.finfo(kind).eps) / 2 if kind.is_floating_point else 0.0
 
 
 def located(report: Report, gm: GraphModule, place: str | None) -> Report:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from graphprobe.bisection.inductor.noise import Shaking
+from graphprobe.bisection.inductor.noise import Raising, Shaking
 from graphprobe.bisection.inductor.outputs import Compared, compared
 from graphprobe.bisection.inductor.recording import Recording
 from graphprobe.bisection.inductor.values import Seen
@@ -56,13 +56,15 @@ class Eager:
 
     @cached_property
     def truth(self) -> Seen | None:
-        """What the model raised to float64 returns, None where it cannot be run so."""
+        """What the model returns in float64, casts among floating dtypes left out; None where it cannot be run so."""
         recorded = self.recorded
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), quiet():
                 model = copy.deepcopy(recorded.model).double()
                 torch.manual_seed(0)
-                return recorded.seen(model, model, *recorded.inputs(exact.lift))
+                args, kwargs = recorded.inputs(exact.lift)
+                with Raising():
+                    return recorded.seen(model, model, args, kwargs)
         except Exception:
             return None
 

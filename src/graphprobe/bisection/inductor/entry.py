@@ -12,7 +12,7 @@ from graphprobe.bisection.inductor import recording
 from graphprobe.bisection.inductor.checked import Check, Checked
 from graphprobe.bisection.inductor.eager import Eager
 from graphprobe.bisection.inductor.inquiry import Inquiry
-from graphprobe.bisection.inductor.recorder import Interrupted, Recorder
+from graphprobe.bisection.inductor.recorder import Interrupted, Plan, Recorder
 from graphprobe.bisection.records import Bisection, BisectStep
 from graphprobe.records import Report
 
@@ -43,7 +43,9 @@ def bisect(
         )
         return found
     except Interrupted as error:
-        return _fails_itself(model, args, kwargs, error) or _failed(error)
+        return (
+            _fails_itself(model, args, kwargs, error) or _spoiled(model, args, kwargs, error, options) or _failed(error)
+        )
     finally:
         torch.compiler.reset()
 
@@ -65,19 +67,37 @@ def _fails_itself(
     if not eager.error:
         return None
     note = f"the model itself raises {eager.error}: no stage of the compiler is to blame"
-    step = BisectStep("compiling the model", (), "unknown", str(error).splitlines()[0])
-    return Bisection(verdict="unknown", steps=(step,), notes=(note,), pipeline="inductor")
+    return Bisection(verdict="unknown", steps=(_compiling("unknown", error),), notes=(note,), pipeline="inductor")
+
+
+def _spoiled(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Interrupted, options: dict[str, Any]
+) -> Bisection | None:
+    """Return the answer where the compiler fails on a graph that one of its own passes has made wrong before."""
+    try:
+        recorded = recording.record(model, args, kwargs, Plan(codegen=False))
+    except Interrupted:
+        return None
+    found = Inquiry(recorded, options).run_graphs()
+    if found.transform is None:
+        return None
+    note = f"after {found.transform} the compiler fails in {error.label}: {error}"
+    steps = (_compiling("bad", error), *found.steps)
+    return dataclasses.replace(found, steps=steps, notes=(note, *found.notes))
+
+
+def _compiling(verdict: str, error: Interrupted) -> BisectStep:
+    return BisectStep("compiling the model", (), verdict, str(error))
 
 
 def _failed(error: Interrupted) -> Bisection:
-    label = f"{error.stage}: {error.name}" if error.name else error.stage
-    reason = str(error)
+    label = error.label
     return Bisection(
         verdict="bad",
         transform=label,
         transforms=(label,),
         together=((label,),),
-        report=Report(verdict="structural", notes=(f"the compiler failed in {label}: {reason}",)),
-        steps=(BisectStep("compiling the model", (), "bad", reason),),
+        report=Report(verdict="structural", notes=(f"the compiler failed in {label}: {error}",)),
+        steps=(_compiling("bad", error),),
         pipeline="inductor",
     )

@@ -69,6 +69,8 @@ def _entering(original: Any, listener: Listener) -> Any:
 def _leaving(original: Any, listener: Listener) -> Any:
     def leave(self: Any, *error: Any) -> Any:
         result = original(self, *error)
+        if any(one is not None for one in error):  # it raises: what it leaves behind is no graph of the pipeline
+            return result
         listener.leave(_SUBSYSTEMS.get(self.subsystem, ""), self.passname, self.gm)
         return result
 

@@ -14,7 +14,7 @@ from graphprobe.bisection.choice import CODE, EAGER, RUNTIME, Choice
 from graphprobe.bisection.inductor import code
 from graphprobe.bisection.inductor.recording import Recording
 from graphprobe.bisection.inductor.segments import Segment
-from graphprobe.bisection.inductor.snapshots import Piece
+from graphprobe.bisection.inductor.snapshots import IN_ATEN, Piece
 from graphprobe.bisection.inductor.trials import Trials
 from graphprobe.bisection.oracle import Answer
 from graphprobe.bisection.records import Bisection, BisectStep
@@ -52,7 +52,13 @@ class Inquiry:
 
     def run(self) -> Bisection:
         """Search, and say what was found."""
-        found = list(self._guilty())
+        return self._result(list(self._guilty()))
+
+    def run_graphs(self) -> Bisection:
+        """Search among the FX graphs alone."""
+        return self._result([guilt for piece in self.recorded.pieces for guilt in self._in_graphs(piece)])
+
+    def _result(self, found: list[Guilt]) -> Bisection:
         labels = tuple(dict.fromkeys(guilt.label for guilt in found))
         # the steps decide; the leap over all of them is a net for what no step can see
         unknown = any(step.verdict == UNKNOWN for step in self.steps if step.what != _WHOLE)
@@ -181,12 +187,15 @@ class Inquiry:
         return Guilt(label, report, places[0] if places else None, places)
 
     def _places(self, report: Report, segment: Segment, k: int) -> tuple[str, ...]:
-        """Name what a step without pattern matches has rewritten: an operator of the graph before it, and where."""
-        names = {n.name: n for n in segment.graphs[k - 1].graph.nodes}
-        counted = ", ".join(segment.snapshots[k].counted)
+        """Name what a step without pattern matches has rewritten: its own node, else one of the graph before it."""
+        snapshot = segment.snapshots[k]
+        was, now = ({n.name: n for n in graph.graph.nodes} for graph in segment.graphs[k - 1 : k + 1])
+        made = {*snapshot.created, *snapshot.rewritten} if snapshot.stage in IN_ATEN else set()
+        counted = ", ".join(snapshot.counted)
         found = []
         for finding in [report.first, *report.findings] if report.first is not None else []:
-            node = next((names[name] for name in reversed(finding.before) if name in names), None)
+            node = now.get(finding.culprit) if finding.culprit in made else None
+            node = node or next((was[name] for name in reversed(finding.before) if name in was), None)
             if finding is not None and finding.kind == report.verdict and node is not None:
                 found.append(f"{counted or provenance.target_name(node)} at {node.name}")
         return tuple(dict.fromkeys(found)) or matching.all_of(report, ())
@@ -219,15 +228,37 @@ class Inquiry:
         """The last FX graph against what the generated code returns, then the call around it."""
         name = self._name(piece.number)
         found = self._ask(f"{name}the last graph against the generated code", Choice("", CODE, piece.number))
-        if found.verdict == BAD and found.report is not None:
-            yield self._code_guilt(piece, found.report)
-            return
         if found.report is None:
             return
-        self.reports.append(found.report)
+        excused = self._casts_left_out(piece, found.report)
+        if found.verdict == BAD:
+            if not excused:
+                yield self._code_guilt(piece, found.report)
+                return
+            said = "the generated code, outputs: what differs are casts that it leaves out"
+            found = dataclasses.replace(found, report=Report(verdict="rounding", notes=(said,)))
+        self.reports += [found.report] if found.report is not None else []
         found = self._ask(f"{name}what the compiled graph returns to its caller", Choice("", RUNTIME, piece.number))
         if found.verdict == BAD and found.report is not None:
-            yield Guilt("runtime", found.report)
+            first = found.report.first
+            if not (excused and first is not None and first.better == "after"):
+                yield Guilt("runtime", found.report)
+
+    def _casts_left_out(self, piece: Piece, report: Report) -> bool:
+        """Whether code differs only because it leaves out narrowing casts: that is rounding, and finer than eager."""
+        reference = self.trials.reference(piece, -1)
+        if not code.rests_on_casts(reference, report):
+            return False
+        choice = Choice("", CODE, piece.number, config=code.WITH_CASTS[1])
+        kept = self._ask(f"{self._name(piece.number)}the generated code {code.WITH_CASTS[0]}", choice)
+        if kept.verdict != GOOD or kept.report is None or code.rests_on_casts(reference, kept.report):
+            return False
+        names = ", ".join(reference.narrowing[:3]) + ", ..." * (len(reference.narrowing) > 3)
+        self.notes.append(
+            f"the generated code leaves out narrowing casts that the graph makes ({names}), which brings it nearer to "
+            f"exact arithmetic; with torch._inductor.config {code.WITH_CASTS[1]} it is {kept.reason}"
+        )
+        return True
 
     def _code_guilt(self, piece: Piece, report: Report) -> Guilt:
         """Find the operation with whose lowering the code becomes wrong, and the switch that mends it."""

@@ -26,6 +26,20 @@ def narrows(source: Any, value: Any) -> bool:
     return len(both) == 2 and both[1].dtype.itemsize < both[0].dtype.itemsize
 
 
+class Raising(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Makes every cast to a floating dtype, and every constant of one, float64 while a model runs in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.name != "aten::view":  # the bits of a value are read, which is no cast
+            args = tuple(exact.lift_dtype(arg) for arg in args)
+            kwargs = {name: exact.lift_dtype(arg) for name, arg in kwargs.items()}
+        return func(*args, **kwargs)
+
+
 class Shaking(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Shakes every floating result of an operator that rounds while a model runs eagerly."""
 

@@ -49,13 +49,14 @@ class Compared:
     floor: float | None = None  # rms(x - t) / rms(t)
     row: OutputRow | None = None
     note: str = ""
+    overflows: bool = False  # x is NaN or infinite where neither y nor exact arithmetic is
 
     @property
     def said(self) -> str:
         """Return the proof in words."""
         if self.kind == "identical":
             return "bitwise equal"
-        if self.row is None or self.ratio == self.reference == 0.0:
+        if self.row is None or (self.ratio == self.reference == 0.0 and not self.overflows):
             return self.note or self.kind
         text = (
             f"{self.kind}: it is {self.ratio:.2g} times as far from exact arithmetic as rounding explains, the graph "
@@ -67,7 +68,7 @@ class Compared:
     def better(self) -> str | None:
         """The side that is nearer to exact arithmetic where the other one is too far."""
         if self.kind in ("identical", "rounding"):
-            return None
+            return "after" if self.overflows else None
         return "after" if self.reference > precision.BOUND >= self.ratio else "before"
 
 
@@ -80,6 +81,7 @@ class Reference:
     native: dict[str, Any] = field(default_factory=dict)
     truth: dict[str, Any] = field(default_factory=dict)
     noisy: list[dict[str, Any]] = field(default_factory=list)
+    narrowing: tuple[str, ...] = ()  # the nodes that cast to a smaller floating dtype
 
     @staticmethod
     def of(gm: GraphModule, args: Sequence[Any]) -> Reference:
@@ -89,6 +91,7 @@ class Reference:
         reference = Reference(gm, tuple(args))
         native = _run(one, bound, None)
         reference.native = {path: native[node] for path, node in one.outputs.items()}
+        reference.narrowing = tuple(node.name for node in one.live if _narrows(node, native))
         lifted = _exactly(one, bound, native)
         reference.truth = {path: lifted[node] for path, node in one.outputs.items()}
         for draw in range(_DRAWS):
@@ -137,7 +140,9 @@ def compared(
     reference = _ratio(x_off, [y_off, *moves, unit * kept])
     worst = max(ratio, reference)
     kind = "rounding" if worst <= precision.BOUND else "precision" if worst <= _ANOTHER_FUNCTION else "semantic"
-    return Compared(path, kind, ratio, reference, row.error, floor, row)
+    lost = int((x_wrong & ~y_wrong & ~x.isfinite()).sum())
+    note = f"{lost} elements are NaN or infinite natively alone, not in exact arithmetic" if lost else ""
+    return Compared(path, kind, ratio, reference, row.error, floor, row, note, bool(lost))
 
 
 def _decided(

@@ -26,7 +26,7 @@ class Plan:
 
     limit: tuple[tuple[str, str, int], int] | None = None  # a pass, and how many of its matches may be applied
     lowered: Callable[[int, int], bool] | None = None  # whether the n-th operation of a piece is lowered
-    codegen: bool = True  # False: the last FX graph runs in place of generated code
+    codegen: bool = True  # False: no code is generated, and the first graph behind AOTAutograd runs in its place
     config: tuple[tuple[str, Any], ...] = ()
 
 
@@ -34,8 +34,14 @@ class Interrupted(Exception):
     """Compilation has failed; `stage` and `name` say where."""
 
     def __init__(self, stage: str, name: str, error: BaseException) -> None:
-        super().__init__(f"{type(error).__name__}: {error}")
+        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+        super().__init__(f"{type(error).__name__}: {lines[0][:300]}")
         self.stage, self.name, self.error = stage, name, error
+
+    @property
+    def label(self) -> str:
+        """Return 'joint: pass_pattern_0'."""
+        return f"{self.stage}: {self.name}" if self.name else self.stage
 
 
 @dataclass(eq=False)
@@ -49,6 +55,7 @@ class Recorder:
     where: tuple[str, str] = ("dynamo", "")
     keep: bool = False  # note inputs and outputs of the next call
     closed: bool = False  # all pieces are there
+    failed: Interrupted | None = None  # where the passes ended early, while no code was to be generated
     _top: GraphModule | None = None
     _signature: int = 0
     _depth: int = 0
@@ -108,9 +115,9 @@ class Recorder:
                 if self.keep:
                     piece.inner_inputs = cloned(given)
                     piece.adapter, piece.unadapted = signature.adapter(piece.counts, self._outer_args, given, held)
-                place = self.places.get(piece.number)
-                if place is not None or compiled is None:
-                    return piece.snapshots[len(piece.snapshots) - 1 if place is None else place].gm(*given)
+                place = self.places.get(piece.number, piece.boundary if compiled is None else None)
+                if place is not None:
+                    return piece.snapshots[place].gm(*given)
                 result = compiled(args)
                 if self.keep:
                     piece.inner_outputs = cloned(result)
@@ -124,7 +131,10 @@ class Recorder:
     def _generated(self, gm: GraphModule, example_inputs: Sequence[Any], options: dict[str, Any]) -> Any:
         if self.plan.codegen:
             return torch_private.fetch("compile_fx_inner")(gm, example_inputs, **options)
-        torch_private.fetch("post_grad_passes")(gm, is_inference=options.get("is_inference", True))
+        try:
+            torch_private.fetch("post_grad_passes")(gm, is_inference=options.get("is_inference", True))
+        except Exception as error:  # the graphs up to here can be compared all the same
+            self.failed = Interrupted(*self.where, error)
         return None
 
     # --- Inductor's side: hooks.Listener -----------------------------------------------------------------------------

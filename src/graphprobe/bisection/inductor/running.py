@@ -52,8 +52,9 @@ def run(
             total = _chosen(trials, choice)
             steps = [RunStep(choice.after or CODE, f"{choice.before} to {choice.after or 'the end'}", "", "applied")]
     except Interrupted as error:
-        label = f"{error.stage}: {error.name}" if error.name else error.stage
-        steps = [RunStep(error.name or error.stage, label, error.stage, "failed", reason=str(error), error=str(error))]
+        steps = [
+            RunStep(error.name or error.stage, error.label, error.stage, "failed", reason=str(error), error=str(error))
+        ]
         total = last = None
     finally:
         torch.compiler.reset()

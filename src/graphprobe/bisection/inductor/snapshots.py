@@ -19,6 +19,8 @@ from graphprobe.records import Replacement
 
 #: Where a lowering pattern's node keeps what it stands for.
 _STANDS_FOR = "graphprobe_stands_for"
+#: The stages whose passes work on the very graphs that are compared; before them graphs are exported first.
+IN_ATEN = ("joint", "post_grad")
 
 
 @dataclass(frozen=True)

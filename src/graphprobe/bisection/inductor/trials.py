@@ -145,6 +145,8 @@ class Trials:
                 if snapshot.key == key and place:
                     before, events = segment.graphs[place - 1], snapshot.replacements
                     return compare(before, segment.graphs[place], segment.inputs, {}, events, self.options)
+        if again.recorder.failed is not None:
+            raise again.recorder.failed
         return Answer(GOOD, "the pass then changes nothing")
 
     def _code(self, piece: Piece, choice: Choice) -> Answer:
