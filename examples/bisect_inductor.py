@@ -111,6 +111,18 @@ def twice_subtracted(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch
     return torch.sub(a, b, alpha=2), torch.sub(c, d, alpha=2)
 
 
+def narrowed(x: torch.Tensor) -> Inputs:
+    """Round to 16 bits and back, which the compiler may leave out: eager is the one farther from exact arithmetic."""
+    y = x.to(torch.float16).to(torch.float32)
+    return y, y.sum(1)
+
+
+def overflown(x: torch.Tensor) -> torch.Tensor:
+    """Square in 16 bits, where 5000 squared is infinite, unless the compiler keeps 32."""
+    y = x.to(torch.float16)
+    return (y * y).to(torch.float32)
+
+
 @dataclass(frozen=True)
 class Case:
     """A report of the tracker; `verdict`, `stage` and `match` are what torch 2.13.0 gives on a CPU."""
@@ -164,6 +176,8 @@ CASES = {
     "mm_plus_bias": Case(179567, lambda: (MatmulPlusBias(), (torch.randn(2, 3, 8, 8),)), "rounding"),
     "pooled_normalised": Case(181693, lambda: (PooledNormalised(), (torch.randn(8, 2, 14, 16),)), "rounding"),
     "norm_of_ones": Case(181696, lambda: (NormOfOnes(), (torch.ones(6, 10, 12),)), "rounding"),
+    "narrowed": Case(185337, of(narrowed, torch.arange(20.0).reshape(5, 4).t() / 7), "rounding"),
+    "overflown": Case(183607, of(overflown, torch.tensor([5000.0, 3.0, 2.0])), "rounding"),
     "condition_number": Case(150114, of(lambda x: torch.linalg.cond(torch.arctan(x)), torch.ones(2, 2)), "rounding"),
 }  # fmt: skip
 

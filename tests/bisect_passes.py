@@ -223,10 +223,6 @@ def divides_by_zero(gm: GraphModule) -> None:
     scaled(gm, aten.cos.default, float("nan"))
 
 
-def raises(gm: GraphModule) -> None:
-    raise RuntimeError("out of luck")
-
-
 def needs_clamp(gm: GraphModule) -> None:
     """Fail without `honest`."""
     assert node_of(gm, aten.clamp_min.default) is not None, "there is no clamp"

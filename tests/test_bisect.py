@@ -98,6 +98,22 @@ def test_two_that_are_wrong_only_together_are_both_named() -> None:
     assert search(*pipeline[2:]).ok and search(*pipeline[:3]).ok
 
 
+def test_four_that_are_wrong_only_together_are_all_named() -> None:
+    def mark(key: str) -> Any:
+        def marks(gm: GraphModule) -> None:
+            gm.meta[key] = True
+
+        return f"mark {key}", marks
+
+    def wrong_if_all(gm: GraphModule) -> None:
+        if all(gm.meta.get(key) for key in "abc"):
+            passes.wrong_sin(gm)
+
+    pipeline = [mark("a"), passes.idle, mark("b"), passes.honest, mark("c"), passes.idle, wrong_if_all, passes.idle]
+    found = search(*pipeline)
+    assert found.together == (("mark a", "mark b", "mark c", "wrong_if_all"),)
+
+
 @pytest.mark.parametrize(
     "pipeline",
     [
@@ -163,8 +179,12 @@ def test_decompositions_are_a_pipeline_of_one_operator_each(monkeypatch: pytest.
 # --- crashes, NaNs, what cannot be judged ----------------------------------------------------------------------------
 
 
-def test_a_transform_that_fails_is_bad() -> None:
-    found = search(passes.honest, passes.raises, passes.idle)
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit, MemoryError, RecursionError])
+def test_a_transform_that_fails_is_bad(error: type[BaseException]) -> None:
+    def raises(gm: GraphModule) -> None:
+        raise error("out of luck")
+
+    found = search(passes.honest, raises, passes.idle)
     assert found.transforms == ("raises",)
     assert found.report is not None and found.report.verdict == "structural"
     assert "out of luck" in str(found)
@@ -198,6 +218,19 @@ def test_a_check_that_is_not_steady_proves_nothing() -> None:
     found = search(passes.idle, passes.wrong_sin, check=moody)
     assert (found.verdict, found.transforms) == ("unknown", ())
     assert any("not steady" in note for note in found.notes)
+
+
+def test_a_transform_that_is_not_steady_is_named_and_proves_nothing() -> None:
+    calls: list[int] = []
+
+    def moody(gm: GraphModule) -> None:
+        calls.append(1)
+        if len(calls) % 2:
+            passes.wrong_sin(gm)
+
+    found = search(passes.idle, moody, passes.honest)
+    assert (found.verdict, found.transforms) == ("unknown", ())
+    assert any("the transform moody is not steady" in note for note in found.notes)
 
 
 def test_one_nan_more_is_bad_where_there_were_some_before() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,20 +15,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 import graphprobe
-import models
+from bisect_models import mlp, needs_compiler
 from graphprobe import torch_private
 from graphprobe.bisection.choice import Choice, is_inductor
 from graphprobe.bisection.inductor import recording
-from graphprobe.bisection.inductor.noise import Shaking
-from graphprobe.bisection.inductor.outputs import Reference, compared
-from graphprobe.bisection.inductor.recorder import Plan
+from graphprobe.bisection.inductor.recorder import Plan, Recorder
 from graphprobe.bisection.records import Bisection
 from graphprobe.cli import main
 from graphprobe.errors import InputError, PipelineError
 from graphprobe.records import RunReport
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs g++ on a CPU")
 needs_213 = pytest.mark.skipif(not torch.__version__.startswith("2.13"), reason="the bugs were seen in torch 2.13")
 
 
@@ -86,12 +82,6 @@ def test_reports_of_the_tracker_are_bugs_or_rounding(name: str) -> None:
 
 
 # --- recording -------------------------------------------------------------------------------------------------------
-
-
-def mlp() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)).eval(), (torch.randn(4, 8),)
 
 
 def test_every_recorded_graph_runs_in_the_place_of_the_code() -> None:
@@ -207,131 +197,50 @@ def test_a_point_that_is_not_there_is_named() -> None:
         graphprobe.run(model, args, pipeline='inductor{before="dynamo", after="aott"}', check=("total",))
 
 
-# --- models of all kinds ---------------------------------------------------------------------------------------------
-
-
-class Cached(nn.Module):
-    """Attention over a cache in its buffers: each call writes one row and counts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.keys = nn.Linear(8, 8)
-        self.register_buffer("cache", torch.zeros(4, 8))
-        self.register_buffer("length", torch.zeros((), dtype=torch.long))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.cache.index_copy_(0, self.length.view(1), self.keys(x))
-        self.length.add_(1)
-        return torch.softmax(x @ self.cache.t(), -1) @ self.cache
-
-
-class Broken(nn.Module):
-    """How it goes on depends on a number, so that Dynamo makes several graphs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.first(x)
-        return x if x.sum().item() > 1e9 else torch.softmax(self.second(x.relu()), -1)
-
-
-def seeded(kind: type[nn.Module]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return kind().eval()
-
-
 @needs_compiler
-def test_state_is_compared_and_left_as_it_was() -> None:
-    model, x = seeded(Cached), torch.randn(1, 8)
-    found = graphprobe.bisect(model, (x,), pipeline="inductor")
-    assert found.ok and int(model.length) == 0 and not model.cache.any()  # type: ignore[operator]
-    assert found.steps[-1].what == "eager against the compiled model, end to end"
+def test_everything_that_is_listened_to_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a torch that has the names but does other things with them, this fails."""
+    heard: set[str] = set()
+    for name in ("phase", "enter", "leave", "match", "lowered", "falls_back"):
+        honest = getattr(Recorder, name)
+
+        def told(self: Recorder, *args: Any, name: str = name, honest: Any = honest) -> Any:
+            heard.add(name if name not in ("phase", "enter") else f"{name} {args[0]}")
+            return honest(self, *args)
+
+        monkeypatch.setattr(Recorder, name, told)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x @ x.transpose(-1, -2) / 4.0, -1) @ x  # an attention, and a product with a constant
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return forward(x)
+
+    recorded = recording.record(Net(), (torch.randn(2, 4, 8, 16),), {})
+    stages = {f"{what} {stage}" for what in ("phase", "enter") for stage in ("joint", "post_grad")}
+    assert {*stages, "leave", "match", "lowered", "falls_back"} <= heard
+    (piece,) = recorded.pieces
+    assert piece.adapter is not None and piece.inner_outputs is not None and piece.outputs is not None
+    assert recorded.recorder.lowerings[0]
+    torch.compiler.reset()
 
 
-@needs_compiler
-def test_graphs_around_a_break_are_judged_each() -> None:
-    found = graphprobe.bisect(seeded(Broken), (torch.randn(4, 8),), pipeline="inductor")
-    assert found.ok
-    assert {"graph 0: dynamo against aot", "graph 1: dynamo against aot"} <= {step.what for step in found.steps}
-
-
-@needs_compiler
-def test_an_exported_program_goes_through_inductor() -> None:
+def test_what_graphprobe_itself_raises_is_no_failure_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Recorder, "_take")
     model, args = mlp()
-    assert graphprobe.bisect(torch.export.export(model, args), args, pipeline="inductor").ok
+    with pytest.raises(Exception, match="'Recorder' object has no attribute '_take'"):
+        graphprobe.bisect(model, args, pipeline="inductor")
 
 
-class Raises(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(7, 7)
-
-
-class Dropped(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.dropout(x, 0.5, training=True) + x
-
-
-@needs_compiler
-@pytest.mark.parametrize(("kind", "reason"), [(Raises, "the model itself raises"), (Dropped, "draws random numbers")])
-def test_what_cannot_be_judged_is_unknown(kind: type[nn.Module], reason: str) -> None:
-    found = graphprobe.bisect(seeded(kind), (torch.randn(4, 8),), pipeline="inductor")
-    assert (found.verdict, found.transform) == ("unknown", None)
-    assert any(reason in text for text in (*found.notes, *(step.reason for step in found.steps)))
-
-
-@needs_compiler
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "bert", "mistral", "mixtral", "conv", "mlp", "branch"])
-def test_honest_models_are_not_blamed(name: str, dtype: torch.dtype) -> None:
-    if name in models.TEXT:
-        pytest.importorskip("transformers")
-    model, args, kwargs = models.tiny(name, dtype)
-    found = graphprobe.bisect(model, args, kwargs, pipeline="inductor")
-    assert (found.verdict, found.transform, found.transforms) == ("good", None, ())
-    assert found.report is not None and found.report.verdict in ("identical", "rounding")
-
-
-# --- outputs ---------------------------------------------------------------------------------------------------------
-
-
-def test_outputs_are_judged_by_their_distance_from_exact_arithmetic() -> None:
+def test_a_torch_that_lacks_a_name_or_an_option_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     model, args = mlp()
-    gm = graphprobe.capture(model, args)
-    reference = Reference.of(gm, args)
-    (x,) = [v for k, v in reference.native.items() if not k.startswith("state:")]
-    step = torch.finfo(x.dtype).eps / 2
-    verdicts = [reference.compare([y])[0].kind for y in (x, x * (1 + 2 * step), x * (1 + 100 * step), 1.5 * x, x[:2])]
-    assert verdicts == ["identical", "rounding", "precision", "semantic", "structural"]
-    spoiled = x.clone()
-    spoiled[0, 0] = float("nan")
-    assert reference.compare([spoiled])[0].kind == "nonfinite"
-
-
-def test_another_dtype_is_another_output_unless_both_are_floating() -> None:
-    x = torch.ones(4, dtype=torch.uint8)
-    assert compared("y", x, x.to(torch.int64), x).kind == "structural"
-    y = torch.linspace(0, 1, 64)
-    assert compared("y", y, y.bfloat16(), y.double(), [y.bfloat16().float()]).kind == "rounding"
-
-
-def test_noise_reaches_what_is_rounded_and_nothing_else() -> None:
-    x = torch.rand(64, generator=torch.Generator().manual_seed(0)) + 0.5
-    with Shaking(0):
-        moved, kept, narrowed, added = x * 2, x.view(8, 8).t().flip(0), x.half(), x.clone().add_(1)
-    for found, plain in ((moved, x * 2), (narrowed, x.half()), (added, x + 1)):
-        assert not torch.equal(found, plain) and torch.allclose(found, plain, rtol=1e-2)
-    assert torch.equal(kept, x.view(8, 8).t().flip(0))
-
-
-def test_the_reference_can_be_the_one_that_is_wrong() -> None:
-    truth = torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    right = truth.float()
-    assert compared("y", 1.5 * right, right, truth).better == "after"
-    assert compared("y", right, 1.5 * right, truth).better == "before"
+    monkeypatch.setitem(recording.CONFIG, "no_such_option", 1)
+    with pytest.raises(PipelineError, match=r"torch 2.*has no option torch._inductor.config.no_such_option"):
+        graphprobe.bisect(model, args, pipeline="inductor")
+    monkeypatch.setitem(torch_private.TABLE, "gone", torch_private.Private("torch._inductor.graph:Gone", "go on"))
+    with pytest.raises(PipelineError, match=r"has no torch._inductor.graph:Gone"):
+        graphprobe.bisect(model, args, pipeline="inductor")
 
 
 # --- private names ---------------------------------------------------------------------------------------------------
