@@ -12,20 +12,23 @@ large as before; what is due to rounding falls by orders of magnitude, and only 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.judge.function import same_function
-from graphprobe.judge.same import RULE, Sameness
+from graphprobe.judge.same import RULE, Sameness, difference, rms
 from graphprobe.lanes.regions import SMALL, Region, Regions
 from graphprobe.lanes.replay import Replay
 
 LARGEST = 2 * SMALL  # value-making operations of a region that is asked from further up
 STEPS = (4, SMALL)  # what is withdrawn: first only what is near, a mean or a root, then a whole branch of a residual
+_SHARE = 100.0  # a difference more than so many times what rounding of the derived values moves is none of rounding
 _FALLS = 1e-3  # what is left of the difference when the derived values are no longer rounded, at most
 NOTE = "what the frontier held twice was computed again: {}"
 
@@ -42,6 +45,8 @@ class Looks:
         self.wider.pop(region.claim, None)
         answer = same_function(self.replay, region)
         if answer.same is not False or answer.rule != RULE or answer.where == "shape":
+            return answer
+        if not answer.wrong_class and not _may_be_rounding(self.replay, region, answer):
             return answer
         for wide, withdrawn in self._further_up(region, alignment, failing):
             self.replay.fetch_frontiers([wide])
@@ -71,6 +76,27 @@ class Looks:
             if len(withdrawn) > seen:
                 seen = len(withdrawn)
                 yield wide, withdrawn
+
+
+def _may_be_rounding(replay: Replay, region: Region, answer: Sameness) -> bool:
+    """Whether the rounding of the derived values can move either side by as much as the sides differ (cheap to ask)."""
+    rounded = {}
+    noise = torch.Generator().manual_seed(0)
+    for p, _ in derived_pairs(region):
+        value = replay.values[p]
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            xi = torch.rand(value.shape, generator=noise, dtype=torch.float64) * 2 - 1
+            rounded[p] = value.double() * (1 + torch.finfo(value.dtype).eps / 2 * xi.to(value.device))
+    if not rounded:
+        return False
+    largest = 0.0
+    for side in ("before", "after"):
+        plain, moved = replay.exact(side, region), replay.exact(side, region, given=rounded)
+        change, kept, wrong = difference(replay, region, plain, moved)
+        if bool(wrong.any()):
+            return True
+        largest = max(largest, rms(change) / size if (size := rms(kept)) > 0 else math.inf)
+    return answer.exact is None or answer.exact <= _SHARE * largest
 
 
 def _has_fallen(answer: Sameness, again: Sameness) -> bool:

@@ -139,11 +139,25 @@ class Withdrawal:
         if layouts:
             self._withdraw(layouts, "wrong claim: nobody meant the other layout")
             return
-        guessed = [c for c in group if c.evidence in GUESSED and not c.output and not c.certain]
-        if len(group) > 1 and guessed:
-            self._withdraw(guessed[:1], "wrong claim: what it feeds is judged instead")
+        wrong = self._wrong_guess(group) if len(group) > 1 else None
+        if wrong is not None:
+            self._withdraw([wrong], "wrong claim: what it feeds is judged instead")
         else:
             self.settled.guilty.update(dict.fromkeys(group, ""))
+
+    def _wrong_guess(self, group: list[Claim]) -> Claim | None:
+        """Return the first guess of the group that nothing speaks for: what it feeds does not begin to fail without it.
+
+        A claim below which all agrees is a good place to cut, wherever the defect is: withdrawn, it would hand the
+        failure on to what it feeds, and that in turn, down to the outputs.
+        """
+        for claim in group:
+            if claim.evidence not in GUESSED or claim.output or claim.certain:
+                continue
+            agreed = [r for r in consumers([claim], self.regions.values()) if r.claim not in self.failing]
+            if not self._without([claim], agreed, first=True)[1]:
+                return claim
+        return None
 
     def _meets_below(self, group: list[Claim]) -> bool:
         """Pardon a group that something further down than the next claims makes good."""
