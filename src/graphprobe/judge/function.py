@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from graphprobe.judge.constants import ask_constants
+from graphprobe.judge.masked import without_masked_rows
 from graphprobe.judge.nonfinite import ask_nonfinite
 from graphprobe.judge.opaque import ask_opaque
 from graphprobe.judge.quantization import ask_quantization
@@ -36,6 +37,9 @@ def same_function(replay: Replay, region: Region) -> Sameness:
     if plain.same is not True and (opaque := _opaque(replay, region)) is not None:
         return opaque
     if plain.same is not False or plain.where == "shape":
+        return plain
+    plain = without_masked_rows(replay, region, plain)
+    if plain.same is not False:
         return plain
     for excuse in EXCUSES:
         try:

@@ -182,6 +182,8 @@ def _kind(replay: Replay, row: Measured, answers: dict[Claim, Sameness], settled
     if row.introduced is None:
         return Judged(row, "unknown", "9 structural", note="could not be run or has another shape")
     answer = answers.get(claim)
+    if answer is not None and answer.left_out:
+        row = dataclasses.replace(row, left_out=row.left_out + answer.left_out)
     spread = answer.spread if answer else (0.0 if row.exact is not None else None)
     if claim in settled.guilty or (answer is not None and answer.same is False):
         return _guilty(row, answer, settled.guilty.get(claim, ""))

@@ -40,6 +40,7 @@ class Sameness:
     kind: str = ""  # a verdict that follows at once: "quantization", "rounding", "nonfinite"
     note: str = ""
     better: str | None = None
+    left_out: int = 0  # elements of fully masked rows
     exact: float | None = None  # relative difference left after a substitution
 
 

@@ -218,6 +218,28 @@ def _no_half_to_float(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any])
     return target, (*args[:2], False), {}
 
 
+SOFTMAXES = {"aten::softmax", "aten::_softmax", "aten::_safe_softmax", "aten::log_softmax", "aten::_log_softmax"}
+_NEAR = 6  # operations between a mask and the softmax it is meant for: casts, views, a maximum
+
+
+def _sum(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Add; where a mask swallows its score natively, so it does here (only asked of sums that a softmax reads)."""
+    target, args, kwargs = _plain(node, args, kwargs)
+    value = nodes.tensor_val(node)
+    if kwargs or len(args) != 2 or value is None or value.dtype not in LIFTED or not _feeds_softmax(node):
+        return target, args, kwargs
+    return references.masked_sum, (*args, value.dtype), {}
+
+
+def _feeds_softmax(node: Node) -> bool:
+    level = [node]
+    for _ in range(_NEAR):
+        level = [user for one in level for user in one.users][:_NEAR]
+        if any(nodes.schema_name(n) in SOFTMAXES or nodes.schema_name(n) == "aten::exp" for n in level):
+            return True
+    return False
+
+
 @dataclass(frozen=True)
 class Reference:
     """The rule for a kernel without a float64 form: it is replaced by its definition."""
@@ -245,6 +267,7 @@ RULES: dict[str, Rule] = {
     **{f"aten::{name}": _factory for name in _FACTORIES},
     **dict.fromkeys(nodes.UNDEFINED, _undefined),
     "aten::view": _view,
+    "aten::add": _sum,
     "aten::rms_norm": _fill_eps(3),
     "aten::_fused_rms_norm": _fused_rms_norm,
     "aten::_softmax": _no_half_to_float,

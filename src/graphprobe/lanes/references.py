@@ -31,6 +31,24 @@ def attention(
     return torch.softmax(score, -1) @ value, torch.logsumexp(score, -1)
 
 
+#: No score of a model lies this low: what does has been masked (-1e4 in bfloat16 is -9,984).
+MASKED = -9e3
+
+
+def masked_sum(x: Any, y: Any, dtype: torch.dtype) -> Any:
+    """Return x + y in float64, but the mask itself where it swallows the score in the dtype of the native sum.
+
+    -65504 + score is -65504 in float16: a row in which all is masked is uniform there, and would not be here.
+    """
+    total = x + y
+    if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
+        return total
+    native = x.to(dtype) + y.to(dtype)
+    for mask in (x, y):
+        total = torch.where((mask <= MASKED) & (native == mask.to(dtype)), mask, total)
+    return total
+
+
 def scaled_dot_product_attention(
     q: Tensor,
     k: Tensor,

@@ -19,6 +19,7 @@ from graphprobe.lanes.regions import Region
 from graphprobe.lanes.relaxed import relaxed_call
 
 U64 = 2.0**-53
+_MASK = -1e30
 
 
 class Replay:
@@ -46,6 +47,11 @@ class Replay:
     def mask(self, x: Node, y: Node) -> torch.Tensor | None:
         """Return where the values of x and y move when padding is drawn anew: nobody cares about them there."""
         return self._masks.get((x, y))
+
+    def leave_out(self, x: Node, y: Node, where: torch.Tensor) -> None:
+        """Leave elements of the claimed pair out of every further measure."""
+        known = self._masks.get((x, y))
+        self._masks[x, y] = where if known is None or known.shape != where.shape else known | where
 
     def fetch_masks(self, pairs: Iterable[tuple[Node, Node]]) -> None:
         """Make the don't-care masks of these pairs available: four forward runs, none where nothing is padded."""
@@ -252,4 +258,8 @@ def jittered(value: Any, noise: torch.Generator, size: float) -> Any:
     if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float64, torch.complex128):
         return value
     xi = torch.rand(value.shape, generator=noise, dtype=torch.float64, device=value.device) * 2 - 1
-    return value * (1 + size * xi)
+    noisy = value * (1 + size * xi)
+    if value.is_complex():
+        return noisy
+    # the largest number of a dtype is a mask: natively it swallows what is added, rounding included
+    return torch.where(value <= _MASK, value, noisy)

@@ -1,0 +1,115 @@
+"""Rows in which all is masked: nobody means what they hold. They are left out and counted; a mask that hides less than
+it should is still found, in those rows, too."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import graphprobe
+from graphprobe.records import Report
+
+F = nn.functional
+LOWEST = "lowest"
+Place = tuple[int, int]
+
+
+class Attention(nn.Module):
+    """Attention with the mask added, filled in, or given to the fused operator; `leak` is a place let through."""
+
+    def __init__(self, how: str, fill: float, leak: Place | None = None) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(32, 32) for _ in range(4))
+        self.how, self.fill, self.leak = how, fill, leak
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        q, k, v = (f(x).unflatten(-1, (4, 8)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        if self.leak is not None:
+            rows = torch.arange(x.shape[1])
+            keep = keep | ((rows == self.leak[0])[:, None] & (rows == self.leak[1]))
+        added = torch.zeros_like(keep, dtype=x.dtype).masked_fill(~keep, self.fill)
+        if self.how == "fused":
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
+        elif self.how == "fused, added":
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=added)
+        else:
+            score = q @ k.transpose(-1, -2) * 8**-0.5
+            score = score + added if self.how == "added" else score.masked_fill(~keep, self.fill)
+            y = torch.softmax(score.float(), -1).to(x.dtype) @ v
+        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+EMPTY, PARTLY = 7, 6  # a query that sees nothing, and one that sees what came before
+
+
+def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Padding to the left of one text, and a query of the other that may look at nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        keep = torch.ones(12, 12, dtype=torch.bool).tril()[None, None].repeat(2, 1, 1, 1)
+        keep[0, :, :, :4] = False
+        keep[1, :, EMPTY] = False
+        return torch.randn(2, 12, 32).to(dtype), keep
+
+
+def model(dtype: torch.dtype, how: str, fill: float | str, leak: Place | None = None) -> nn.Module:
+    lowest = torch.finfo(dtype).min
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Attention(how, lowest if isinstance(fill, str) else fill, leak).to(dtype).eval()
+
+
+def compare(dtype: torch.dtype, before: Any, after: Any, leak: Place | None = None) -> Report:
+    return graphprobe.diff(model(dtype, *before), model(dtype, *after, leak), inputs(dtype))
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+FILLS = (LOWEST, -1e4, -1e9)
+#: float16 holds no -1e9.
+CASES = [(d, f) for d, f in itertools.product(DTYPES, FILLS) if not (d == torch.float16 and f == -1e9)]
+HOWS = ("filled", "fused", "fused, added")
+PLACES = [(PARTLY, 9), (EMPTY, 3)]
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(("dtype", "fill"), CASES, ids=str)
+def test_rows_that_see_nothing_are_nobodys_concern(dtype: torch.dtype, fill: float | str, how: str) -> None:
+    report = compare(dtype, ("added", fill), (how, LOWEST if how == "filled" else fill))
+    assert report.verdict in ("identical", "rounding"), report.to_json()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_they_are_counted_as_left_out(dtype: torch.dtype) -> None:
+    report = compare(dtype, ("added", LOWEST), ("fused", LOWEST))
+    assert report.coverage.dont_care == 5 * 32  # rows of the attention's output: 4 of padding, and one
+    assert any("fully masked rows are left out" in row.note for row in report.regions)
+
+
+LEAKS = [(*case, HOWS[(i + j) % 3], place) for i, case in enumerate(CASES) for j, place in enumerate(PLACES)]
+
+
+@pytest.mark.parametrize(("dtype", "fill", "how", "place"), LEAKS, ids=str)
+def test_a_mask_that_lets_something_through_is_found(
+    dtype: torch.dtype, fill: float | str, how: str, place: Place
+) -> None:
+    report = compare(dtype, ("added", fill), (how, LOWEST if how == "filled" else fill), leak=place)
+    assert report.verdict == "semantic", report.to_json()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_that_are_no_numbers_are_not_left_out(dtype: torch.dtype) -> None:
+    report = compare(dtype, ("added", -1e4), ("filled", -math.inf))
+    assert report.verdict in ("nonfinite", "semantic")
+
+
+def test_a_wrong_scale_beside_rows_that_see_nothing_is_found() -> None:
+    before, after = (model(torch.float16, how, LOWEST) for how in ("added", "fused"))
+    with torch.no_grad():
+        after.query.weight *= 1.002  # type: ignore[operator,union-attr]
+    report = graphprobe.diff(before, after, inputs(torch.float16))
+    assert report.verdict == "semantic"
