@@ -4,8 +4,9 @@
 
 The cases are planted bugs and benign changes made from the public record (tests/corpus/catalogue.py); three seeds draw
 weights, inputs, depth, the wrong layer and the dtype. By class it counts *exact* (every bug named: kind, module,
-operator, at most 8 operations, and nothing else), *near* (a finding in the wrong module's neighbourhood), *wrong*
-(findings elsewhere only), *missed*, and on benign changes *false alarms*. Beside it, measured in the same run:
+operator, at most 8 operations, no more findings than places in which the graphs differ, and nothing else), *near* (a
+finding in the wrong module's neighbourhood), *wrong* (findings elsewhere only), *missed*, and on benign changes *false
+alarms*. Beside it, measured in the same run:
 
 - *hooks*: every module's output against that of the same-named module, `allclose` with rtol 1e-3; the first that
   differs is blamed. Exact means the wrong module itself, near one above or below it.
@@ -33,8 +34,7 @@ import torch.utils._pytree as pytree
 from torch import nn
 from torch._dynamo.utils import same
 
-import graphprobe
-from corpus.catalogue import CASES, Case, Truth, score
+from corpus.catalogue import CASES, Case, Truth, judged
 
 RTOL, ATOL = 1e-3, 1e-5
 COLUMNS = ("exact", "near", "found", "wrong", "missed", "unknown", "error", "false alarm", "fine")
@@ -112,8 +112,7 @@ def outputs_same(before: nn.Module, after: nn.Module, args: Any, kwargs: Any, tr
 
 def graphs(before: nn.Module, after: nn.Module, args: Any, kwargs: Any, truth: Truth, show: bool) -> str:
     """Ask graphprobe."""
-    report = graphprobe.diff(before, after, args, kwargs)
-    result = score(report, truth)
+    report, result = judged(before, after, args, kwargs, truth)
     if show and result not in ("exact", "fine"):
         print(f"    {report.verdict}, wanted {[(b.module, b.kind) for b in truth.bugs]}")
         for f in report.findings[:5]:
@@ -125,9 +124,9 @@ def one(case: Case, seed: int, show: bool) -> dict[str, str]:
     """Judge one case in the three ways."""
     out = {}
     for name, judge in (("graphprobe", graphs), ("hooks", hooks), ("same", outputs_same)):
-        before, after, args, kwargs, truth = case.build(seed)
         more = (show,) if judge is graphs else ()
         try:
+            before, after, args, kwargs, truth = case.build(seed)
             out[name] = judge(before, after, args, kwargs, truth, *more)  # type: ignore[operator]
         except Exception as error:
             out[name] = "error"

@@ -71,7 +71,7 @@ def test_each_operator_is_listed_with_what_evaluates_it(folder: Path, capsys: py
         "aten.view.dtype": "native",
         "higher_order.cond": "bodies",
         "aten.rms_norm.default": "adapted",
-        "aten.add.Tensor": "float64",
+        "aten.add.Tensor": "adapted",
         "aten.sum.default": "float64",
         "aten.gt.Scalar": "float64",
         "operator.getitem": "float64",  # of what cond returns

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import graphprobe
-from corpus.catalogue import CASES, score
+from corpus.catalogue import CASES, judged
 
 #: Small models of many architectures; every class of defect but the slowest ones.
 QUICK = {
@@ -45,14 +44,14 @@ COARSE = {"positions shifted under rotary", "attention block by block", "experts
 def judge(name: str, seed: int) -> None:
     case = CASES[name]
     before, after, args, kwargs, truth = case.build(seed)
-    report = graphprobe.diff(before, after, args, kwargs)
+    report, said = judged(before, after, args, kwargs, truth)
     told = [(f.kind, f.module_path, f.op, f.rule, f.hint) for f in report.findings if f.kind != "rounding"]
     right = {"fine"} if case.benign else {"exact"}
     if name in NEAR:
         right.add("near")
     if name in COARSE:
         right.add("unknown")
-    assert score(report, truth) in right, (report.verdict, truth.bugs, told)
+    assert said in right, (report.verdict, truth.bugs, told)
     if not case.benign and name not in NEAR:
         assert report.first is not None and report.exit_code == 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from corpus import benign, defects_attention, defects_layers, defects_quantised
-from corpus.records import CASES, Bug, Case, Truth, score
+from corpus.records import CASES, Bug, Case, Truth, judged
 
 __all__ = [
     "CASES",
@@ -14,5 +14,5 @@ __all__ = [
     "defects_attention",
     "defects_layers",
     "defects_quantised",
-    "score",
+    "judged",
 ]

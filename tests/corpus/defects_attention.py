@@ -34,21 +34,21 @@ TURNED = (
 )
 
 
-@changed("rotary", llama, ops=TURNED + " chunk.default", places=4)
+@changed("rotary", llama, ops=TURNED + " chunk.default")
 def neighbours_rotated_for_halves(after: Any, draw: Draw) -> str:
     found, path = attention(after, draw)
     found.rotate = blocks.interleaved
     return path
 
 
-@changed("rotary", neox, ops=TURNED + " chunk.default", places=4)
+@changed("rotary", neox, ops=TURNED + " chunk.default")
 def halves_rotated_for_neighbours(after: Any, draw: Draw) -> str:
     found, path = attention(after, draw)
     found.rotate = blocks.half
     return path
 
 
-@changed("rotary", qwen3, ops=TURNED + " chunk.default", places=4)
+@changed("rotary", qwen3, ops=TURNED + " chunk.default")
 def rotated_the_other_way(after: Any, draw: Draw) -> str:
     found, path = attention(after, draw)
     found.rotate = blocks.half_wrong_sign
@@ -67,27 +67,27 @@ def theta_off_by_a_thousandth(after: Any, draw: Draw) -> str:
     return "rotary"
 
 
-@changed("rotary", llama, ops="roll.default mul.Tensor", places=2)
+@changed("rotary", llama, ops="roll.default mul.Tensor")
 def queries_one_position_late(after: Any, draw: Draw) -> str:
     found, path = attention(after, draw)
     found.late = 1
     return path
 
 
-@changed("rotary", qwen3, ops="mul.Tensor", places=4)
+@changed("rotary", qwen3, ops="mul.Tensor")
 def cosines_and_sines_swapped(after: Any, draw: Draw) -> str:
     found, path = attention(after, draw)
     found.swapped_tables = True
     return path
 
 
-@changed("rotary", deepseek, ops="mul.Tensor", places=2)
+@changed("rotary", deepseek, ops="mul.Tensor")
 def yarn_factor_on_the_tables(after: Any, draw: Draw) -> str:
     after.rotary.factor = 1.1
     return "rotary"
 
 
-@changed("rotary", late_llama, kind="precision", places=2, ops="cos.default sin.default")
+@changed("rotary", late_llama, kind="precision", ops="cos.default sin.default")
 def rotary_phases_in_bfloat16(after: Any, draw: Draw) -> str:
     after.rotary.narrow = True
     return "rotary"
@@ -243,7 +243,7 @@ def attention_cap_after_the_mask(after: Any, draw: Draw) -> str:
 def attention_cap_of_another_model(after: Any, draw: Draw) -> list[Bug]:
     found, path = attention(after, draw)
     found.cap = 30.0
-    return [Bug(path, ("aten.div.Tensor", "aten.mul.Tensor"), places=2)]
+    return [Bug(path, ("aten.div.Tensor", "aten.mul.Tensor"))]
 
 
 @changed("softcaps", gemma2, ops="div.Tensor mul.Tensor tanh.default linear.default")
@@ -255,19 +255,14 @@ def logits_cap_missing(after: Any, draw: Draw) -> str:
 # --- the order of heads -----------------------------------------------------------------------------------------------
 
 
-@changed(
-    "heads",
-    llama,
-    ops="repeat.default expand.default unsqueeze.default repeat_interleave.self_int clone.default",
-    places=2,
-)
+@changed("heads", llama, ops="repeat.default expand.default unsqueeze.default repeat_interleave.self_int clone.default")
 def keys_tiled_for_repeated(after: Any, draw: Draw) -> str:
     found, path = attention(after, draw)
     found.repeat = "tile"
     return path
 
 
-@changed("heads", gpt2, places=3)
+@changed("heads", gpt2)
 def heads_split_the_other_way(after: Any, draw: Draw) -> str:
     found, path = attention(after, draw)
     found.split_heads_last = True
@@ -281,7 +276,7 @@ def norm_of_queries_after_their_rotation(after: Any, draw: Draw) -> str:
     return path
 
 
-@changed("heads", t5, places=2)
+@changed("heads", t5)
 def keys_and_values_of_the_encoder_swapped(after: Any, draw: Draw) -> str:
     i = draw.rng.randrange(len(after.decoder))
     after.decoder[i].cross.swapped = True

@@ -107,7 +107,7 @@ def latent_norm_forgotten(after: Any, draw: Draw) -> str:
 # --- routing ----------------------------------------------------------------------------------------------------------
 
 
-def _routing(name: str, architecture: Any, ops: str = "", places: int = 1, **attributes: Any) -> None:
+def _routing(name: str, architecture: Any, ops: str = "", **attributes: Any) -> None:
     def change(after: Any, draw: Draw) -> str:
         i = pick(after, draw)
         for key, value in attributes.items():
@@ -115,7 +115,7 @@ def _routing(name: str, architecture: Any, ops: str = "", places: int = 1, **att
         return f"layers.{i}.mlp"
 
     change.__name__ = name
-    changed("routing", architecture, ops=ops, places=places)(change)
+    changed("routing", architecture, ops=ops)(change)
 
 
 _routing(
@@ -126,8 +126,8 @@ _routing("softmax_for_sigmoid_scores", deepseek, "softmax.int sigmoid.default", 
 _routing("bias_of_the_choice_in_the_weights", deepseek, "gather.default add.Tensor", biased_weights=True)
 _routing("bias_of_the_choice_forgotten", deepseek, use_bias=False)
 _routing("routing_factor_forgotten", deepseek, "mul.Tensor", factor=1.0)
-_routing("route_weight_on_the_input", mixtral, places=2, scale_input=True)
-_routing("gate_and_up_of_the_experts_swapped", mixtral, places=2, swapped=True)
+_routing("route_weight_on_the_input", mixtral, scale_input=True)
+_routing("gate_and_up_of_the_experts_swapped", mixtral, swapped=True)
 
 
 @changed("routing", mixtral)
@@ -148,14 +148,14 @@ def shared_expert_dropped(after: Any, draw: Draw) -> str:
 # --- fusions and residuals --------------------------------------------------------------------------------------------
 
 
-@changed("fusions", gpt2, ops="split_with_sizes.default operator.getitem", places=2)
+@changed("fusions", gpt2, ops="split_with_sizes.default operator.getitem")
 def keys_and_values_split_in_the_wrong_order(after: Any, draw: Draw) -> str:
     found, path = attention(after, draw)
     found.order = (0, 2, 1)
     return path
 
 
-@changed("fusions", llama, ops="silu.default mul.Tensor", places=2)
+@changed("fusions", llama, ops="silu.default mul.Tensor")
 def gate_and_up_swapped(after: Any, draw: Draw) -> str:
     i = pick(after, draw)
     after.layers[i].mlp.swapped = True
@@ -282,7 +282,7 @@ def positions_start_at_one(after: Any, draw: Draw) -> str:
     return ""
 
 
-@changed("constants", t5, places=8)
+@changed("constants", t5)
 def distances_counted_both_ways(after: Any, draw: Draw) -> str:
     after.bias_2.both = True
     return "bias_2"
@@ -294,7 +294,7 @@ def distances_cut_off_elsewhere(after: Any, draw: Draw) -> str:
     return "bias"
 
 
-def _mixer(name: str, ops: str = "", places: int = 1, **attributes: Any) -> None:
+def _mixer(name: str, ops: str = "", **attributes: Any) -> None:
     def change(after: Any, draw: Draw) -> str:
         i = pick(after, draw)
         for key, value in attributes.items():
@@ -302,17 +302,17 @@ def _mixer(name: str, ops: str = "", places: int = 1, **attributes: Any) -> None
         return f"layers.{i}"
 
     change.__name__ = name
-    changed("state space", mamba, ops=ops, places=places)(change)
+    changed("state space", mamba, ops=ops)(change)
 
 
 _mixer("skip_of_the_scan_dropped", "add.Tensor mul.Tensor", with_skip=False)
 _mixer("relu_for_softplus_of_the_step", "relu.default softplus.default", softplus=False)
 _mixer("convolution_sees_the_next_token", "slice.Tensor conv1d.default", shift=1)
 _mixer("decay_inverted", negative=False)
-_mixer("b_and_c_of_the_scan_swapped", places=8, swapped_bc=True)  # once for all tokens, and at each
+_mixer("b_and_c_of_the_scan_swapped", swapped_bc=True)  # once for all tokens, and at each
 
 
-@changed("recurrence", gru, places=15)
+@changed("recurrence", gru)
 def reset_and_update_swapped(after: Any, draw: Draw) -> str:
     after.swapped = True
     return ""

@@ -116,9 +116,11 @@ class Fp8Blocks(Coded):
     """Eight-bit floats with a scale for every block of 8x8. Wrong: "transposed", "missing", "inverted"."""
 
     def encode(self, weight: Tensor) -> None:
-        blocks = weight.unflatten(0, (-1, 8)).unflatten(2, (-1, 8))
+        rows, columns = weight.shape
+        padded = F.pad(weight, (0, -columns % 8, 0, -rows % 8))  # the last blocks may be smaller
+        blocks = padded.unflatten(0, (-1, 8)).unflatten(2, (-1, 8))
         scale = blocks.abs().amax((1, 3), True) / 448
-        codes = (blocks / scale).to(FP8).flatten(2).flatten(0, 1)
+        codes = (blocks / scale).to(FP8).flatten(2).flatten(0, 1)[:rows, :columns]
         flat = scale.squeeze(3).squeeze(1)
         flat = {
             "transposed": lambda s: s.t().reshape(s.shape),
@@ -129,7 +131,8 @@ class Fp8Blocks(Coded):
 
     def decoded(self) -> Tensor:
         wide = self.scale.repeat_interleave(8, 0).repeat_interleave(8, 1)
-        return (self.codes.float() * wide).to(self.dtype)
+        rows, columns = self.codes.shape
+        return (self.codes.float() * wide[:rows, :columns]).to(self.dtype)
 
 
 class Nvfp4(Coded):

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+import graphprobe
+from corpus import changes
 from graphprobe.records import Finding, Report
 
 GRAVE = ("quantization", "precision", "semantic", "nonfinite", "structural")
@@ -28,7 +30,6 @@ class Bug:
     module: str  # path of the module whose operation is wrong
     ops: tuple[str, ...] = ()  # operators that may rightly be named; none: any operation of that module
     kind: str = "semantic"
-    places: int = 1  # how many operations it makes wrong: a rotation is done to queries and to keys
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,6 @@ def changed(
     *,
     ops: str = "",
     kind: str = "semantic",
-    places: int = 1,
     benign: bool = False,
     background: tuple[str, ...] = (),
     dtype: torch.dtype | None = None,
@@ -112,7 +112,7 @@ def changed(
                 after, wrong = wrong, None
             wrongs = wrong if isinstance(wrong, list) else [wrong] if wrong is not None else []
             named = tuple(op if "." in op and op.startswith("operator") else f"aten.{op}" for op in ops.split())
-            bugs = tuple(p if isinstance(p, Bug) else Bug(p, named, kind, places) for p in wrongs)
+            bugs = tuple(p if isinstance(p, Bug) else Bug(p, named, kind) for p in wrongs)
             assert bool(bugs) != benign, name
             after.train(before.training)
             return before, after, args, kwargs, Truth(bugs, background)
@@ -126,12 +126,25 @@ def changed(
 # --- scoring ----------------------------------------------------------------------------------------------------------
 
 
-def score(report: Report, truth: Truth) -> str:
+def judged(before: Any, after: Any, args: tuple[Any, ...], kwargs: dict[str, Any], truth: Truth) -> tuple[Report, str]:
+    """Compare two models of a case; return the report and its score."""
+    if not truth.bugs:
+        report = graphprobe.diff(before, after, args, kwargs)
+        return report, score(report, truth, [])
+    graphs = graphprobe.capture(before, args, kwargs), graphprobe.capture(after, args, kwargs)
+    differing = changes.places(*graphs)
+    allowed = [max(1, changes.inside(differing, *graphs, bug.module)) for bug in truth.bugs]
+    report = graphprobe.diff(*graphs, args, kwargs)
+    return report, score(report, truth, allowed)
+
+
+def score(report: Report, truth: Truth, allowed: list[int]) -> str:
     """Return exact, near, wrong or missed for a defect; fine, unknown or false alarm for a benign change.
 
     *Exact*: every bug has findings of the right kind, in the right module, on a rightful operator, over at most `SMALL`
-    operations, no more of them than places it makes wrong, and there is no other finding. *Near*: some finding lies in
-    a module that is wrong.
+    operations, no more of them than places of its module in which the graphs really differ (`allowed`, one number a
+    bug, counted by `corpus.changes`), and there is no other finding. *Near*: some finding lies in a module that is
+    wrong.
     """
     grave = [f for f in report.findings if f.kind in GRAVE and f.kind not in truth.background]
     if not truth.bugs:
@@ -141,7 +154,8 @@ def score(report: Report, truth: Truth) -> str:
     if not grave:
         return "unknown" if report.verdict == "unknown" else "missed"
     named = [next((b for b in truth.bugs if _names(f, b, report)), None) for f in grave]
-    if all(1 <= named.count(bug) <= bug.places for bug in truth.bugs) and None not in named:
+    counts = [1 <= named.count(bug) <= most for bug, most in zip(truth.bugs, allowed, strict=True)]
+    if all(counts) and None not in named:
         return "exact"
     inside = any(
         _within(f.module_path, b.module) or _within(b.module, f.module_path) for f in grave for b in truth.bugs
