@@ -165,3 +165,45 @@ def test_a_pass_that_spoils_one_node_of_a_model_is_named(name: str, hook: str, s
     pytest.importorskip("transformers")
     found = planted(hook, Spoil(bisect_models.too_large, seed), bisect_models.build(name))
     assert found.transforms == (f"{HOOKS[hook]}: {hook}",)
+
+
+# --- planted lowerings -----------------------------------------------------------------------------------------------
+
+
+class Tanhs(nn.Module):
+    """Three layers, each with a tanh."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x)) + x
+        return x
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("by_pattern", [True, False], ids=["pattern", "operation"])
+def test_a_wrong_lowering_is_named_by_its_pattern_or_its_operation(
+    by_pattern: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import lowering
+    from torch._inductor.fx_passes import post_grad
+    from torch._inductor.pattern_matcher import Arg, CallFunction, PatternMatcherPass, register_lowering_pattern
+
+    tanh, mul = (lowering.lowerings[op] for op in (torch.ops.aten.tanh.default, torch.ops.aten.mul.Tensor))
+
+    def wrong_tanh(match: Any, x: Any) -> Any:
+        return mul(tanh(x), 1.01)
+
+    if by_pattern:
+        mine = PatternMatcherPass(pass_name="mine")
+        register_lowering_pattern(CallFunction(torch.ops.aten.tanh.default, Arg()), pass_dict=mine)(wrong_tanh)
+        monkeypatch.setattr(post_grad, "pass_patterns", [*post_grad.pass_patterns, mine])
+    else:
+        monkeypatch.setitem(lowering.lowerings, torch.ops.aten.tanh.default, lambda x: wrong_tanh(None, x))
+    found = graphprobe.bisect(seeded(Tanhs), (torch.randn(4, 8),), pipeline="inductor")
+    assert found.transforms == ("codegen",) and found.match is not None
+    assert found.match.startswith("wrong_tanh at tanh" if by_pattern else "aten.tanh.default at tanh")

@@ -25,7 +25,7 @@ class Choice:
     before: str = ""
     after: str = ""
     graph: int = 0  # which of Dynamo's graphs
-    first: int | None = None  # the pass `after` applies so many of its matches only
+    first: int | None = None  # the pass `after`, or `before` where that is codegen, applies so many of its matches only
     lowered: int | None = None  # so many operations are lowered, the others run their eager kernels
     config: dict[str, Any] = field(default_factory=dict)  # switches of torch._inductor.config
 

@@ -54,6 +54,8 @@ def decompose(gm: GraphModule, ops: Collection[str], args: Any = (), kwargs: Any
     source = fresh_copy(gm)
     for node in source.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
         node.target = torch.ops.aten.reshape.default  # what is decomposed may return other strides than it did
+    for node in source.graph.nodes:  # a chain that each export makes longer, and copies for each node
+        node.meta = {key: value for key, value in node.meta.items() if key != "from_node"}
     source.recompile()
     with torch.no_grad(), quiet():
         exported = torch.export.export(source, tuple(args), dict(kwargs or {}), strict=False)

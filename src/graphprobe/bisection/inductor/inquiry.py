@@ -12,6 +12,7 @@ from graphprobe import provenance
 from graphprobe.bisection import matching, search
 from graphprobe.bisection.choice import CODE, EAGER, RUNTIME, Choice
 from graphprobe.bisection.inductor import code
+from graphprobe.bisection.inductor.lowerings import LoweringHunt
 from graphprobe.bisection.inductor.recording import Recording
 from graphprobe.bisection.inductor.segments import Segment
 from graphprobe.bisection.inductor.snapshots import IN_ATEN, Piece
@@ -261,23 +262,16 @@ class Inquiry:
         return True
 
     def _code_guilt(self, piece: Piece, report: Report) -> Guilt:
-        """Find the operation with whose lowering the code becomes wrong, and the switch that mends it."""
-        names, number = self.recorded.recorder.lowerings.get(piece.number, []), piece.number
-
-        def lowered(count: int) -> str:
-            what = f"the generated code with the first {count} of {len(names)} operations lowered"
-            return self._ask(what, Choice("", CODE, number, lowered=count)).verdict
-
-        place = None
-        if names and lowered(0) == GOOD:
-            _, high = search.first_bad(0, len(names), lowered)
-            place = names[high - 1]
-        for words, patch in code.SWITCHES:
-            if self._ask(f"the generated code {words}", Choice("", CODE, number, config=patch)).verdict == GOOD:
-                self.notes.append(f"the generated code is right {words} (torch._inductor.config: {patch})")
+        """Find the operation, or the pattern, whose lowering makes the code wrong, and the switch that mends it."""
+        hunt = LoweringHunt(self._ask, self.recorded, piece, self._name(piece.number))
+        match, place = hunt.pattern(), None
+        if match is None:
+            place = hunt.operation()
+        self.notes += hunt.switches()
         report = code.located(report, self.trials.reference(piece, -1).gm, place)
         stage = "eager" if report.first is not None and report.first.better == "after" else "codegen"
-        match = f"{report.first.op} at {place}" if place and report.first is not None else None
+        if place and report.first is not None:
+            match = f"{report.first.op} at {place}"
         return Guilt(stage, report, match, (match,) if match else ())
 
     # --- words -------------------------------------------------------------------------------------------------------

@@ -102,10 +102,10 @@ class Trials:
         piece = next((p for p in self.recorded.pieces if p.number == choice.graph), None)
         if piece is None:
             raise PipelineError(f"there is no graph {choice.graph}: Dynamo has made {len(self.recorded.pieces)}")
-        if choice.first is not None:
-            return self._limited(piece, choice)
         if choice.after == CODE:
             return self._code(piece, choice)
+        if choice.first is not None:
+            return self._limited(piece, choice)
         if choice.after == RUNTIME:
             return self._runtime(piece)
         return self._graphs(piece, choice)
@@ -135,8 +135,7 @@ class Trials:
 
     def _limited(self, piece: Piece, choice: Choice) -> Answer:
         """Compile again; the pass applies its first matches only."""
-        index = _found({label: i for i, label in enumerate(labels_of(piece.snapshots))}, choice.after)
-        key = piece.snapshots[index].key
+        key = _key(piece, choice.after)
         plan = Plan(limit=(key, choice.first or 0), codegen=False, config=self.recorded.recorder.plan.config)
         again = recording.record(self.recorded.model, self.recorded.args, self.recorded.kwargs, plan)
         twin = next((p for p in again.pieces if p.number == piece.number), None)
@@ -152,9 +151,10 @@ class Trials:
     def _code(self, piece: Piece, choice: Choice) -> Answer:
         """The last graph against what generated code returns, compiled in another way where that was chosen."""
         twin = piece
-        if choice.lowered is not None or choice.config:
+        if choice.lowered is not None or choice.first is not None or choice.config:
             count, number = choice.lowered, piece.number
             plan = Plan(
+                limit=None if choice.first is None else (_key(piece, choice.before), choice.first),
                 lowered=None if count is None else lambda one, index: one != number or index < count,
                 config=(*self.recorded.recorder.plan.config, *choice.config.items()),
             )
@@ -173,6 +173,12 @@ class Trials:
         if again.verdict != BAD and found.report is not None and again.report is not None:
             return max((found, again), key=lambda one: VERDICTS.index(one.report.verdict))  # type: ignore[union-attr]
         return again
+
+
+def _key(piece: Piece, label: str) -> tuple[str, str, int]:
+    """Return what names a pass in every compilation of the model. Raises PipelineError for an unknown label."""
+    index: int = _found({one: i for i, one in enumerate(labels_of(piece.snapshots))}, label)
+    return piece.snapshots[index].key
 
 
 def _found(there: dict[Any, Any], name: Any) -> Any:
