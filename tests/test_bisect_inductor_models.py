@@ -14,6 +14,7 @@ import graphprobe
 import models
 from bisect_models import HOOKS, Spoil, mlp, needs_compiler
 from graphprobe.bisection.records import Bisection
+from graphprobe.capturing import quiet
 
 
 class Cached(nn.Module):
@@ -189,9 +190,10 @@ class Tanhs(nn.Module):
 def test_a_wrong_lowering_is_named_by_its_pattern_or_its_operation(
     by_pattern: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torch._inductor import lowering
-    from torch._inductor.fx_passes import post_grad
-    from torch._inductor.pattern_matcher import Arg, CallFunction, PatternMatcherPass, register_lowering_pattern
+    with quiet():  # torch's own imports warn
+        from torch._inductor import lowering
+        from torch._inductor.fx_passes import post_grad
+        from torch._inductor.pattern_matcher import Arg, CallFunction, PatternMatcherPass, register_lowering_pattern
 
     tanh, mul = (lowering.lowerings[op] for op in (torch.ops.aten.tanh.default, torch.ops.aten.mul.Tensor))
 
