@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,7 +63,22 @@ def diff(
     options = _Options(device, memory, exact, valid, events, tuple(accept), tuple(allow), min_coverage, progress)
     sets = arguments.input_sets(args, kwargs)
     theirs = arguments.other_sets(after_args, after_kwargs, len(sets))
-    return judge.join([_diff(before, after, *one, options, other) for one, other in zip(sets, theirs, strict=True)])
+    with _frozen():
+        return judge.join([_diff(before, after, *one, options, other) for one, other in zip(sets, theirs, strict=True)])
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    """Let the garbage collector leave alone what is there already: models and their graphs are many small objects, and
+    what a comparison writes would have them all walked again and again."""
+    if gc.get_freeze_count():  # someone else keeps objects frozen, and there is but one freezer
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

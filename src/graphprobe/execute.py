@@ -35,22 +35,26 @@ def run_program(
     hold: Iterable[Node] = (),
     skip: Iterable[Node] = (),
     observe: Callable[[Any], Any] | None = None,
+    known: Values | None = None,
+    resumable: bool = False,
 ) -> Values:
     """Run a program natively and return the values of the wanted nodes.
 
     A node in `replace` takes what its function makes of the environment; nodes in `hold` are kept alive for that. All
     other values die after their last use. Nodes in `skip` are not run, nor any after the last one that is wanted (if
-    any is). With `observe`, what it returns is kept in place of the values.
+    any is). With `observe`, what it returns is kept in place of the values. With `known` values only what lies between
+    them and the wanted nodes is run; if it is to be `resumable`, what was alive at the end is returned, too.
     """
     wanted, skip, held = set(wanted), set(skip), set(hold)
     end = max((program.order[n] for n in wanted if n in program.order), default=len(program.live) - 1)
     run = program.live[: end + 1]
+    if known is not None:
+        needed = _between(known, wanted | held)
+        run = [n for n in run if n in needed]
     weight = _weights(program, run)
-    last: dict[Node, Node] = {}
-    for node in program.live:
-        for operand in node.all_input_nodes:
-            last[operand] = node
+    last = {operand: node for node in program.live for operand in node.all_input_nodes}
     env: Values = {node: inputs[path] for path, node in program.inputs.items() if path in inputs}
+    env.update(known or {})
     kept: Values = {}
     with torch.no_grad():
         for node in run:
@@ -75,7 +79,19 @@ def run_program(
     for node in wanted:
         if node not in kept and node in env:
             kept[node] = observe(env[node]) if observe else env[node]
-    return kept
+    return kept | {n: v for n, v in env.items() if n.op == "call_function"} if resumable else kept
+
+
+def _between(known: Values, wanted: Iterable[Node]) -> set[Node]:
+    """Return the wanted nodes and all that they are computed from, as far as it is not known."""
+    found: set[Node] = set()
+    stack = list(wanted)
+    while stack:
+        node = stack.pop()
+        if node not in found and node not in known:
+            found.add(node)
+            stack += node.all_input_nodes
+    return found
 
 
 def _weights(program: Program, run: Sequence[Node]) -> Callable[[Node], Any]:

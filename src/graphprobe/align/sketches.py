@@ -38,6 +38,9 @@ def sketches(
         return {}
     sizes = [raw[n].numel() for n in kept]
     read = torch.split(torch.cat([raw[n] for n in kept]).cpu(), sizes)
+    if observe is with_moments:
+        rooted = _rooted(torch.stack([s[-MOMENTS:] for s in read]))
+        read = tuple(torch.cat([s[:-MOMENTS], m]) for s, m in zip(read, rooted, strict=True))
     known = dict(zip(kept, read, strict=True))
     telling = _telling(known, 0 if observe is sample else MOMENTS)
     return {n: s for n, s in known.items() if n in telling}
@@ -56,28 +59,28 @@ def sample(value: Any) -> torch.Tensor | None:
 
 
 def with_moments(value: Any) -> torch.Tensor | None:
-    """Return the sample and, behind it, what no permutation changes: mean, absolute mean, rms, skew, extremes."""
+    """Return the sample and, behind it, what no permutation changes: the means of x, |x|, x^2 and x^3, the extremes."""
     picked = sample(value)
     if picked is None:
         return None
     if not value.dtype.is_floating_point or value.dim() < 2:
         return torch.cat([picked, picked.new_zeros(MOMENTS)])
     x = value.detach().float()
-    square = x.square()
-    third = (square * x).mean(dtype=torch.float64)
     low, high = torch.aminmax(x)
-    numbers = torch.stack(
-        [
-            x.mean(dtype=torch.float64),
-            x.abs().mean(dtype=torch.float64),
-            square.mean(dtype=torch.float64).sqrt(),
-            third.sign() * third.abs().pow(1 / 3),
-            high.double(),
-            low.double(),
-        ]
-    )
-    numbers = torch.nan_to_num(numbers, nan=_LARGE, posinf=_LARGE, neginf=-_LARGE).clamp(-_LARGE, _LARGE)
-    return torch.cat([picked, numbers.float()])
+    means = [x.mean()]
+    work = x.abs()  # written over again: fresh memory for every step costs more than the arithmetic
+    means.append(work.mean())
+    means.append(torch.mul(x, x, out=work).mean())
+    means.append(work.mul_(x).mean())
+    return torch.cat([picked, torch.stack([*means, high, low])])
+
+
+def _rooted(moments: torch.Tensor) -> torch.Tensor:
+    """Turn the means of x^2 and x^3 into numbers of the size of x: [values, 6] float32."""
+    square, cube = moments[:, 2].double(), moments[:, 3].double()
+    roots = torch.stack([square.sqrt(), cube.sign() * cube.abs().pow(1 / 3)], dim=1).float()
+    numbers = torch.cat([moments[:, :2], roots, moments[:, 4:]], dim=1)
+    return torch.nan_to_num(numbers, nan=_LARGE, posinf=_LARGE, neginf=-_LARGE).clamp(-_LARGE, _LARGE)
 
 
 @functools.lru_cache(maxsize=512)

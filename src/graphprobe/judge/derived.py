@@ -40,17 +40,19 @@ class Looks:
     replay: Replay
     wider: dict[Claim, Region] = field(default_factory=dict)  # claim -> the region that agrees
 
-    def ask(self, region: Region, alignment: Alignment, failing: Collection[Claim] = ()) -> Sameness:
+    def ask(
+        self, region: Region, alignment: Alignment, failing: Collection[Claim] = (), hasty: bool = False
+    ) -> Sameness:
         """Answer rule 1 for a region; its frontier must have been fetched. `failing` claims are not believed."""
         self.wider.pop(region.claim, None)
-        answer = same_function(self.replay, region)
+        answer = same_function(self.replay, region, hasty)
         if answer.same is not False or answer.rule != RULE or answer.where == "shape":
             return answer
         if not answer.wrong_class and not _may_be_rounding(self.replay, region, answer):
             return answer
         for wide, withdrawn in self._further_up(region, alignment, failing):
             self.replay.fetch_frontiers([wide])
-            again = same_function(self.replay, wide)
+            again = same_function(self.replay, wide, hasty)
             if again.same is True and again.rule == RULE and _has_fallen(answer, again):
                 self.wider[region.claim] = wide
                 names = ", ".join(dict.fromkeys(self.replay.plan.after.label(c.after) for c in withdrawn))

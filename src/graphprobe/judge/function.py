@@ -31,9 +31,12 @@ def _opaque(replay: Replay, region: Region) -> Sameness | None:
         return Sameness(None, math.nan, reason=f"{type(error).__name__}: {error}"[:300])
 
 
-def same_function(replay: Replay, region: Region) -> Sameness:
-    """Answer rule 1, and where it says no, ask whether another rule explains the difference."""
-    plain = ask(replay, region)
+def same_function(replay: Replay, region: Region, hasty: bool = False) -> Sameness:
+    """Answer rule 1, and where it says no, ask whether another rule explains the difference.
+
+    `hasty` is for the many regions in which a rewrite might meet again (see `judge.same.ask`).
+    """
+    plain = ask(replay, region, hasty=hasty)
     if plain.same is not True and (opaque := _opaque(replay, region)) is not None:
         return opaque
     if plain.same is not False or plain.where == "shape":

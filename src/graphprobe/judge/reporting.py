@@ -246,7 +246,8 @@ def _with_cures(
         for j in judgement.judged
         if j.region.claim.output and j.measured.total is not None
     }
-    cures = Cures(judgement.replay, errors, [r for j in asked for r in (j.region, *j.also)])
+    identical = [j.region.claim for j in judgement.judged if j.measured.bitwise]
+    cures = Cures(judgement.replay, errors, [r for j in asked for r in (j.region, *j.also)], identical)
     out: list[tuple[Judged | None, Finding]] = []
     for j, finding in found:
         share = cures.share([j.region, *j.also]) if j is not None and any(j is a for a in asked) else None

@@ -32,7 +32,8 @@ class Measured:
     forced_class: int
     before_nonfinite: int
     forced_nonfinite: int
-    identical: bool  # free is bitwise before
+    identical: bool  # free is before, as far as it counts
+    bitwise: bool  # free is before in every element
     reproduced: bool  # forced is bitwise before
     max_abs: float
     left_out: int
@@ -86,6 +87,7 @@ def read(region: Region, row: torch.Tensor, isomorphic: bool) -> Measured:
         before_nonfinite=int(c[Column.BEFORE_NONFINITE]),
         forced_nonfinite=int(c[Column.FORCED_NONFINITE]),
         identical=ran and _nothing(c, Column.FREE_EQUAL, Column.FREE, Column.FREE_CLASS),
+        bitwise=ran and c[Column.FREE_EQUAL] > 0,
         reproduced=ran and _nothing(c, Column.FORCED_EQUAL, Column.FORCED, Column.FORCED_CLASS),
         max_abs=c[Column.FREE_MAX],
         left_out=int(c[Column.LEFT_OUT]),

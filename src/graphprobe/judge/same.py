@@ -25,6 +25,8 @@ from graphprobe.lanes.replay import U64, Replay
 BOUND = 1e4
 RULE = "1 same function"
 _DRAWS = 2
+_CLEAR = 1e3  # so far above the bound no other draw can decide otherwise: draws differ by a small factor
+_HOPELESS = 1e8  # above the bound, in units of the rounding of the result itself
 
 
 @dataclass(frozen=True)
@@ -85,29 +87,39 @@ class Compared:
         return top / bottom if bottom > 0 else (0.0 if top == 0 else math.inf)
 
 
-def ask(replay: Replay, region: Region, variant: Variant = PLAIN) -> Sameness:
-    """Evaluate both pieces exactly, then again under noise, and compare the difference with the noise."""
+def ask(replay: Replay, region: Region, variant: Variant = PLAIN, hasty: bool = False) -> Sameness:
+    """Evaluate both pieces exactly, then again under noise, and compare the difference with the noise.
+
+    `hasty` takes a difference that only a condition of 1e8 and more could make harmless for one, without asking.
+    """
     try:
         found = compare(replay, region, variant)
         if not isinstance(found, Compared):
             return found
         if bool(found.wrong.any()):
             return Sameness(False, math.inf, wrong_class=int(found.wrong.sum()), where=_first(found.wrong))
-        return judge_difference(replay, region, found, variant)
+        return judge_difference(replay, region, found, variant, hasty)
     except Exception as error:
         return Sameness(None, math.nan, reason=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
 
 
-def judge_difference(replay: Replay, region: Region, found: Compared, variant: Variant = PLAIN) -> Sameness:
+def judge_difference(
+    replay: Replay, region: Region, found: Compared, variant: Variant = PLAIN, hasty: bool = False
+) -> Sameness:
     """Set the difference against the region's float64 noise; elements of different class are not looked at."""
     if not bool(found.difference.any()):
         return Sameness(True, 0.0, exact=0.0)
     noises = [(2 * U64 / math.sqrt(3)) * found.kept]  # rounding of the result itself
-    for draw in range(_DRAWS):
+    spread, where = worst_ratio(found.difference, noises)
+    for draw in range(0 if hasty and spread > _HOPELESS * BOUND else _DRAWS):
         for side, plain, taken in zip(("before", "after"), (found.truth, found.other), found.decisions, strict=True):
+            if spread <= BOUND:
+                break  # more noise only makes it smaller
             noisy = variant.noisy(replay, side, region, taken, draw)
             noises.append(difference(replay, region, plain, noisy)[0])
-    spread, where = worst_ratio(found.difference, noises)
+            spread, where = worst_ratio(found.difference, noises)
+        if not BOUND < spread <= _CLEAR * BOUND:
+            break
     return Sameness(spread <= BOUND, spread, where, exact=found.relative)
 
 

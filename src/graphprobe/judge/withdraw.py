@@ -165,7 +165,7 @@ class Withdrawal:
             return False
 
         def fails(between: list[Claim], below: list[Region]) -> list[Region]:
-            regions, failing = self._without(between, below)
+            regions, failing = self._without(between, below, hasty=True)
             return [r for r in regions if r.claim in failing]
 
         together = meeting(group, self.regions, self.rows, fails)
@@ -200,7 +200,7 @@ class Withdrawal:
         return None if failing else regions
 
     def _without(
-        self, group: list[Claim], below: list[Region], first: bool = False
+        self, group: list[Claim], below: list[Region], first: bool = False, hasty: bool = False
     ) -> tuple[list[Region], list[Claim]]:
         """Return D's regions with the group withdrawn, and the claims that do not hold then (`first`: only one)."""
         left = self.active.without(set(group))
@@ -210,7 +210,7 @@ class Withdrawal:
         failing: list[Claim] = []
         looks = Looks(self.replay)  # of its own: nothing is withdrawn yet
         for region in regions:
-            if looks.ask(region, left, self.failing).same is not True:
+            if looks.ask(region, left, self.failing, hasty).same is not True:
                 failing.append(region.claim)
                 if first:
                     break

@@ -89,25 +89,56 @@ def taken(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def compared(x: Tensor, y: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return (difference, x, mask of elements whose class differs or None); 0 where a class compares."""
-    difference = y - x
-    if not x.is_cuda and _plain(difference, x, bounds[0]):
-        return difference, x, None
+    return summed(x, y, bounds)[:3]
+
+
+def summed(
+    x: Tensor, y: Tensor, bounds: Bounds, size: Tensor | None = None, room: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """Return what `compared` does, and the sums of squares of the first two.
+
+    `size` is the norm of x where it is known, `room` memory that the difference may take.
+    """
+    difference = y - x if room is None else torch.sub(y, x, out=room)
+    if not x.is_cuda:
+        top, size = _norm(difference), _norm(x) if size is None else size
+        if _is_plain(top, size, bounds):
+            return difference, x, None, top.square(), size.square()
     finite = torch.isfinite(x) & torch.isfinite(y)
     masked = (x.abs() >= bounds[0]) & (y.abs() >= bounds[1]) & (torch.signbit(x) == torch.signbit(y))
     same = masked | (x == y) | (torch.isnan(x) & torch.isnan(y))
     counts = finite & ~masked
     zero = x.new_zeros(())
-    return torch.where(counts, difference, zero), torch.where(counts, x, zero), ~(finite | same)
+    difference, x = torch.where(counts, difference, zero), torch.where(counts, x, zero)
+    return difference, x, ~(finite | same), squares(difference), squares(x)
 
 
-def _plain(difference: Tensor, x: Tensor, bound: float) -> bool:
-    """Whether no element needs a class: a finite norm has finite elements only, and none beyond the norm itself.
+def _is_plain(difference: Tensor, x: Tensor, bounds: Bounds) -> bool:
+    """Whether no element needs a class, given the norms: a finite norm has finite elements only, and none beyond it.
 
     Asked on the CPU alone, where reading a number does not wait for a device.
     """
-    if not math.isfinite(float(torch.linalg.vector_norm(difference))):
-        return False
-    return float(torch.linalg.vector_norm(x)) < bound
+    return math.isfinite(float(difference)) and float(x) < bounds[0]
+
+
+_ROW = 16384  # so many float32 squares are added up in float32, the rest in float64
+_SAFE = (1e-12, 1e15)  # norms within are neither overflowed nor, by any element that matters, underflowed
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Return the L2 norm in float64; on the CPU, where a widening reduction is slow, float32 goes row by row."""
+    found: Tensor
+    if x.dtype is torch.float32 and not x.is_cuda and x.is_contiguous() and x.numel():
+        flat = x.view(-1)
+        cut = x.numel() // _ROW * _ROW
+        parts = [torch.linalg.vector_norm(flat[:cut].view(-1, _ROW), dim=1)] if cut else []
+        if cut < x.numel():
+            parts.append(torch.linalg.vector_norm(flat[cut:])[None])
+        found = torch.linalg.vector_norm(torch.cat(parts).double())
+        if _SAFE[0] < float(found) < _SAFE[1]:
+            return found
+    found = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return found
 
 
 def count(wrong: Tensor | None) -> Tensor | int:
@@ -128,8 +159,7 @@ def real(x: Tensor) -> Tensor:
 
 def squares(x: Tensor) -> Tensor:
     """Return sum x^2 in float64."""
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-    return norm.square()
+    return _norm(x).square()
 
 
 def keep(moved: Tensor | None, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
@@ -140,11 +170,25 @@ def keep(moved: Tensor | None, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]
 
 
 def buffers(rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the buffer of all rows, and room for partial results where fused kernels measure (else none)."""
+    """Return the buffer of all rows, and room for partial results (where nothing fuses them: for one difference)."""
     slots = torch.zeros(rows, WIDTH, dtype=torch.float64, device=device)
     if device.type != "cuda" or not triton_works():
         return slots, slots.new_empty(0)
     return slots, _kernels().new_partials(device)
+
+
+def _is_fused(partials: Tensor) -> bool:
+    return partials.is_cuda and partials.numel() > 0
+
+
+def _room(partials: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+    """Return memory on the CPU that every row uses again: fresh pages cost more than the arithmetic on them."""
+    if partials.is_cuda:
+        return None
+    wanted = -(-shape.numel() * dtype.itemsize // partials.itemsize)
+    if partials.numel() < wanted:
+        partials.resize_(wanted)
+    return partials[:wanted].view(dtype)[: shape.numel()].view(shape)
 
 
 @functools.cache
@@ -163,7 +207,7 @@ def _kernels() -> Any:
 
 def join(slots: Tensor, partials: Tensor, first: int, rows: int) -> None:
     """Make the rows ``first .. first + rows`` of `slots` complete; at most `JOINED` of them."""
-    if partials.numel():
+    if _is_fused(partials):
         _kernels().join(slots, partials, first, rows)
 
 
@@ -178,15 +222,17 @@ def native(
     bounds: Bounds,
 ) -> None:
     """Measure the free and the forced lane against before; a lane that is None may be measured by another call."""
-    if partials.numel() and _kernels().compare_native(partials, row, b, f, r, moved, bounds):
+    if _is_fused(partials) and _kernels().compare_native(partials, row, b, f, r, moved, bounds):
         return
     out = slots[row]
     out[Column.NATIVE_DONE] = 1
     out[Column.COUNT] = b.numel()
     if moved is not None:
         out[Column.LEFT_OUT] = moved.sum()
-    equal_f = _pair(out, b, f, moved, bounds, (Column.FREE, Column.FREE_CLASS, Column.FREE_EQUAL), Column.FREE_MAX)
-    equal_r = _pair(out, b, r, moved, bounds, (Column.FORCED, Column.FORCED_CLASS, Column.FORCED_EQUAL), None)
+    free = Column.FREE, Column.FREE_CLASS, Column.FREE_EQUAL
+    equal_f = _pair(out, partials, b, f, moved, bounds, free, Column.FREE_MAX)
+    forced = Column.FORCED, Column.FORCED_CLASS, Column.FORCED_EQUAL
+    equal_r = _pair(out, partials, b, r, moved, bounds, forced, None)
     if not (equal_f and equal_r) and r is not None and (b.is_cuda or out[Column.FORCED_CLASS] > 0):
         out[Column.BEFORE_NONFINITE] = _nonfinite(b, moved)
         out[Column.FORCED_NONFINITE] = _nonfinite(r, moved)
@@ -194,6 +240,7 @@ def native(
 
 def _pair(
     out: Tensor,
+    partials: Tensor,
     b: Tensor,
     y: Tensor | None,
     moved: Tensor | None,
@@ -211,9 +258,8 @@ def _pair(
         out[equal] = (b == y).all() if not b.dtype.is_floating_point else ((b == y) | (b.isnan() & y.isnan())).all()
     work = work_dtype(b, y)
     left, right = keep(moved, real(b).to(work), real(y).to(work))
-    difference, kept, wrong = compared(left, right, bounds)
-    out[Column.BEFORE] = squares(kept)
-    out[squared] = squares(difference)
+    room = _room(partials, left.shape, work)
+    difference, _, wrong, out[squared], out[Column.BEFORE] = summed(left, right, bounds, room=room)
     out[wrong_class] = count(wrong)
     if top is not None and difference.numel():
         out[top] = difference.abs().amax()
@@ -221,7 +267,24 @@ def _pair(
 
 
 def _bitwise(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors of one dtype on the CPU hold equal numbers; eight bytes at once is much the quickest."""
+    words = [_words(t) for t in (x, y)] if x.shape == y.shape else []
+    if words and words[0] is not None and words[1] is not None and torch.equal(*words):
+        return not x.dtype.is_floating_point or not math.isnan(float(x.sum())) or torch.equal(x, y)
     return torch.equal(x, y)
+
+
+def _words(x: Tensor) -> Tensor | None:
+    size = x.dtype.itemsize
+    if (
+        size >= 8
+        or (size < 2 and x.dtype.is_floating_point)
+        or not x.is_contiguous()
+        or x.numel() * size % 8
+        or x.storage_offset() * size % 8
+    ):
+        return None
+    return x.view(-1).view(torch.int64)
 
 
 def _nonfinite(x: Tensor, moved: Tensor | None) -> Tensor:
@@ -243,7 +306,7 @@ def exact(
     bounds: Bounds,
 ) -> None:
     """Measure the two exact lanes against each other, and both native lanes against the exact before."""
-    if partials.numel() and _kernels().compare_exact(partials, row, b, r, xb, xa, moved, bounds):
+    if _is_fused(partials) and _kernels().compare_exact(partials, row, b, r, xb, xa, moved, bounds):
         return
     out = slots[row]
     out[Column.EXACT_DONE] = 1
@@ -252,25 +315,35 @@ def exact(
         return
     mine = bounds[0], bounds[0]
     truth, other = keep(moved, real(xb).double(), real(xa).double())
-    if not b.is_cuda and torch.equal(truth, other):
-        kept = compared(truth, truth, mine)[1]
+    size = None if b.is_cuda else _norm(truth)
+    if size is not None and float(size) < bounds[0] and torch.equal(truth, other):
+        out[Column.EXACT_BEFORE] = size.square()
     else:
-        difference, kept, wrong = compared(truth, other, bounds)
-        out[Column.EXACT] = squares(difference)
+        room = _room(partials, truth.shape, truth.dtype)
+        difference, kept, wrong, out[Column.EXACT], out[Column.EXACT_BEFORE] = summed(truth, other, bounds, size, room)
         out[Column.EXACT_CLASS] = count(wrong)
         if difference.numel():
             out[Column.EXACT_MAX] = difference.abs().amax()
             out[Column.EXACT_SLICE] = worst_slice(difference.square(), kept.square())
-    out[Column.EXACT_BEFORE] = squares(kept)
-    out[Column.BEFORE_ERROR] = _error(truth, b, moved, mine)
+    out[Column.BEFORE_ERROR] = _error(partials, truth, b, moved, mine, size)
     if r is not None and r.shape == b.shape:
-        equal = not b.is_cuda and r.dtype == b.dtype and torch.equal(r, b)
-        out[Column.FORCED_ERROR] = out[Column.BEFORE_ERROR] if equal else _error(truth, r, moved, bounds)
+        equal = not b.is_cuda and r.dtype == b.dtype and _bitwise(r, b)
+        out[Column.FORCED_ERROR] = (
+            out[Column.BEFORE_ERROR] if equal else _error(partials, truth, r, moved, bounds, size)
+        )
 
 
-def _error(truth: Tensor, value: Tensor, moved: Tensor | None, bounds: Bounds) -> Tensor:
+def _error(
+    partials: Tensor, truth: Tensor, value: Tensor, moved: Tensor | None, bounds: Bounds, size: Tensor | None
+) -> Tensor:
+    """Return the sum of (value - truth)^2; `size` is the norm of truth where it is known."""
+    room = _room(partials, truth.shape, truth.dtype) if moved is None and size is not None else None
+    if room is not None and size is not None and value.shape == truth.shape:
+        top = _norm(room.copy_(value).sub_(truth))
+        if _is_plain(top, size, bounds):
+            return top.square()
     (given,) = keep(moved, real(value).double())
-    return squares(compared(truth, given, bounds)[0])
+    return summed(truth, given, bounds, size)[3]
 
 
 def worst_slice(difference: Tensor, scale: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """A second look: evaluate single regions again, on before's values, with noise or with other values at the frontier.
 
-One forward run of `before` collects the values at the frontiers; then each region is a handful of operators.
+One forward run of `before`, as far as it is needed, collects the values at the frontiers; then each region is a handful
+of operators.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ class Replay:
 
     def __init__(self, plan: Plan, inputs: Mapping[str, Any], redrawn: Mapping[str, Any] | None = None) -> None:
         self.plan, self.inputs, self.redrawn = plan, inputs, redrawn
-        self.values: Values = {}  # before's native values at the frontiers asked for so far
+        self.values: Values = {}  # before's native values at the frontiers so far, and what a run goes on from
         self._masks: dict[tuple[Node, Node], torch.Tensor] = {}
 
     def fetch(self, wanted: Iterable[Node]) -> None:
-        """Make before's values of these nodes available; runs `before` once if any is missing."""
+        """Make before's values of these nodes available; runs what of `before` lies between them and what is known."""
         missing = [n for n in wanted if n not in self.values]
         if missing:
-            self.values.update(run_program(self.plan.before, self.inputs, missing))
+            found = run_program(self.plan.before, self.inputs, missing, known=self.values, resumable=True)
+            self.values.update(found)
 
     def fetch_frontiers(self, regions: Iterable[Region]) -> None:
         """Make all frontier values of the regions available."""
