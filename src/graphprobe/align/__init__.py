@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.align import codes, identity, layouts, occurrence, slices, structure, values
+from graphprobe.align import alike, codes, identity, layouts, occurrence, slices, structure, values
 from graphprobe.align import events as events_
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.align.leftovers import MET, explained, leftovers
@@ -51,7 +51,7 @@ def match(
 
 def _completed(matching: Matching) -> Matching:
     """Ask all evidence that does not come first."""
-    _grow(matching, SURE)
+    _grown(matching)
     if matching.bound is not None:
         for evidence in VALUES:
             if matching.unclaimed_before() or matching.unclaimed_after():
@@ -76,8 +76,8 @@ def align(
 def quick(
     before: Program, after: Program, events: Sequence[Replacement] = (), bound: Mapping[str, Any] | None = None
 ) -> Alignment | None:
-    """Align where events and ids claim all of `after`, so that nothing need be written into a copy; else None."""
-    matching = _certain(Matching(before, after, bound), events)
+    """Align where structure claims all of `after`, so that nothing need be written into a copy; else None."""
+    matching = _grown(_certain(Matching(before, after, bound), events))
     return None if matching.unclaimed_after() else _completed(matching).alignment
 
 
@@ -90,6 +90,13 @@ def record(claim: Claim, before: Program, after: Program) -> ClaimRecord:
 def _certain(matching: Matching, events: Sequence[Replacement]) -> Matching:
     events_.claim(matching, events)
     identity.claim(matching)
+    return matching
+
+
+def _grown(matching: Matching) -> Matching:
+    """Ask for structure, which looks at no value and writes into no graph."""
+    _grow(matching, SURE)
+    alike.claim(matching, lambda m: _grow(m, SURE))
     return matching
 
 

@@ -60,6 +60,13 @@ class Alignment:
         self.of_before[claim.before].append(claim)
         self.of_after[claim.after].append(claim)
 
+    def forget(self, known: int) -> None:
+        """Take back all claims but the first `known`."""
+        for claim in self.claims[known:]:
+            self.of_before[claim.before].remove(claim)
+            self.of_after[claim.after].remove(claim)
+        del self.claims[known:]
+
     def without(self, withdrawn: set[Claim]) -> Alignment:
         """Return the alignment that is left when some claims are withdrawn."""
         left = Alignment()

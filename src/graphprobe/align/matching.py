@@ -46,6 +46,11 @@ class Matching:
         """Claim one pair."""
         self.alignment.add(Claim(x, y, evidence, certain))
 
+    def forget(self, known: int) -> None:
+        """Take back all claims but the first `known`, and what was concluded from them."""
+        self.alignment.forget(known)
+        self._after = None
+
     def unclaimed_before(self) -> list[Node]:
         """Return the value-making nodes of before that nothing claims."""
         return [n for n in self.makers("before") if not self.alignment.of_before.get(n)]

@@ -145,7 +145,7 @@ def claim_operands(matching: Matching) -> None:
         mine, theirs = terms[0].of.get(x), terms[1].of.get(y)
         if mine is None or theirs is None or mine.expression[:1] != theirs.expression[:1]:
             continue
-        if _shape_of(mine.expression) != _shape_of(theirs.expression) or len(mine.operands) != len(theirs.operands):
+        if shape_of(mine.expression) != shape_of(theirs.expression) or len(mine.operands) != len(theirs.operands):
             continue
         pairs = list(zip(mine.operands, theirs.operands, strict=True))
         unequal = [(p, q) for p, q in pairs if before[p] != after[q]]
@@ -173,11 +173,11 @@ def _likeness(
     return count
 
 
-def _shape_of(expression: Expression) -> Expression:
+def shape_of(expression: Expression) -> Expression:
     """Strip an expression of its constants; a weight that is turned first is that weight."""
     if expression[0] == "turned":
         return expression[2]  # type: ignore[no-any-return]
-    return (expression[0], *(_shape_of(c) if isinstance(c, tuple) else c for c in expression[2:]))
+    return (expression[0], *(shape_of(c) if isinstance(c, tuple) else c for c in expression[2:]))
 
 
 def _claim_operand(matching: Matching, terms: tuple[Terms, Terms], p: Node, q: Node) -> None:

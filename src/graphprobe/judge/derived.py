@@ -22,7 +22,7 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.judge.function import same_function
-from graphprobe.judge.same import RULE, Sameness, difference, rms
+from graphprobe.judge.same import RULE, Compared, Sameness, compare, difference, rms
 from graphprobe.lanes.regions import SMALL, Region, Regions
 from graphprobe.lanes.replay import Replay
 
@@ -41,18 +41,26 @@ class Looks:
     wider: dict[Claim, Region] = field(default_factory=dict)  # claim -> the region that agrees
 
     def ask(
-        self, region: Region, alignment: Alignment, failing: Collection[Claim] = (), hasty: bool = False
+        self, region: Region, alignment: Alignment, failing: Collection[Claim] = (), rounded: float | None = None
     ) -> Sameness:
-        """Answer rule 1 for a region; its frontier must have been fetched. `failing` claims are not believed."""
+        """Answer rule 1 for a region; its frontier must have been fetched. `failing` claims are not believed.
+
+        Where `rounded` is given, only a relative difference up to it may be due to a rounded value, and the answer is
+        a hasty one (see `judge.same.ask`).
+        """
         self.wider.pop(region.claim, None)
-        answer = same_function(self.replay, region, hasty)
+        answer = same_function(self.replay, region, hasty=rounded is not None)
         if answer.same is not False or answer.rule != RULE or answer.where == "shape":
+            return answer
+        if rounded is not None and answer.exact is not None and answer.exact > rounded:
             return answer
         if not answer.wrong_class and not _may_be_rounding(self.replay, region, answer):
             return answer
         for wide, withdrawn in self._further_up(region, alignment, failing):
             self.replay.fetch_frontiers([wide])
-            again = same_function(self.replay, wide, hasty)
+            if not _may_fall(self.replay, wide, answer):
+                continue
+            again = same_function(self.replay, wide, hasty=rounded is not None)
             if again.same is True and again.rule == RULE and _has_fallen(answer, again):
                 self.wider[region.claim] = wide
                 names = ", ".join(dict.fromkeys(self.replay.plan.after.label(c.after) for c in withdrawn))
@@ -99,6 +107,15 @@ def _may_be_rounding(replay: Replay, region: Region, answer: Sameness) -> bool:
             return True
         largest = max(largest, rms(change) / size if (size := rms(kept)) > 0 else math.inf)
     return answer.exact is None or answer.exact <= _SHARE * largest
+
+
+def _may_fall(replay: Replay, wide: Region, answer: Sameness) -> bool:
+    """Whether it is worth to ask for noise: not where the difference is as large as before."""
+    try:
+        found = compare(replay, wide)
+    except Exception:  # said where the whole question is asked
+        return True
+    return not isinstance(found, Compared) or answer.exact is None or found.relative <= _FALLS * answer.exact
 
 
 def _has_fallen(answer: Sameness, again: Sameness) -> bool:

@@ -18,6 +18,7 @@ After a pardon everything below is judged again on its new frontier. Outputs are
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +34,7 @@ from graphprobe.lanes.replay import Replay
 
 ROUNDS = 4
 LARGEST_GROUP = 64
+_LEFT = 1e-2
 GUESSED = ("slot", "weight", "value", "operand")  # evidence that names a likely partner, not a certain one
 
 
@@ -164,11 +166,16 @@ class Withdrawal:
         if any(c.output for c in group):
             return False
 
+        differences = [self.failing[c].exact for c in group if c in self.failing]
+        # halves that compensate leave next to nothing of what each of them does
+        rounded = _LEFT * max((d for d in differences if d is not None), default=math.inf)
+
         def fails(between: list[Claim], below: list[Region]) -> list[Region]:
-            regions, failing = self._without(between, below, hasty=True)
+            regions, failing = self._without(between, below, rounded=rounded)
             return [r for r in regions if r.claim in failing]
 
-        together = meeting(group, self.regions, self.rows, fails)
+        with self.replay.remembering():
+            together = meeting(group, self.regions, self.rows, fails)
         if together is None:
             return False
         below = consumers(together, self.regions.values())
@@ -200,7 +207,7 @@ class Withdrawal:
         return None if failing else regions
 
     def _without(
-        self, group: list[Claim], below: list[Region], first: bool = False, hasty: bool = False
+        self, group: list[Claim], below: list[Region], first: bool = False, rounded: float | None = None
     ) -> tuple[list[Region], list[Claim]]:
         """Return D's regions with the group withdrawn, and the claims that do not hold then (`first`: only one)."""
         left = self.active.without(set(group))
@@ -210,7 +217,7 @@ class Withdrawal:
         failing: list[Claim] = []
         looks = Looks(self.replay)  # of its own: nothing is withdrawn yet
         for region in regions:
-            if looks.ask(region, left, self.failing, hasty).same is not True:
+            if looks.ask(region, left, self.failing, rounded).same is not True:
                 failing.append(region.claim)
                 if first:
                     break

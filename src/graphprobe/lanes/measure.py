@@ -268,8 +268,8 @@ def _pair(
 
 def _bitwise(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors of one dtype on the CPU hold equal numbers; eight bytes at once is much the quickest."""
-    words = [_words(t) for t in (x, y)] if x.shape == y.shape else []
-    if words and words[0] is not None and words[1] is not None and torch.equal(*words):
+    left, right = (_words(x), _words(y)) if x.shape == y.shape else (None, None)
+    if left is not None and right is not None and torch.equal(left, right):
         return not x.dtype.is_floating_point or not math.isnan(float(x.sum())) or torch.equal(x, y)
     return torch.equal(x, y)
 

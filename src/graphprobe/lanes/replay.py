@@ -6,7 +6,8 @@ of operators.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from graphprobe.lanes import control, exact, measure
 from graphprobe.lanes.build import Plan
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.relaxed import relaxed_call
+from graphprobe.lanes.remembered import Remembered
 
 U64 = 2.0**-53
 _MASK = -1e30
@@ -30,6 +32,7 @@ class Replay:
         self.plan, self.inputs, self.redrawn = plan, inputs, redrawn
         self.values: Values = {}  # before's native values at the frontiers so far, and what a run goes on from
         self._masks: dict[tuple[Node, Node], torch.Tensor] = {}
+        self._known: Remembered | None = None
 
     def fetch(self, wanted: Iterable[Node]) -> None:
         """Make before's values of these nodes available; runs what of `before` lies between them and what is known."""
@@ -45,6 +48,15 @@ class Replay:
     def forget(self) -> None:
         """Free all fetched values."""
         self.values.clear()
+
+    @contextlib.contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Evaluate no node twice in exact arithmetic that many regions hold, as far as memory allows."""
+        self._known = Remembered()
+        try:
+            yield
+        finally:
+            self._known = None
 
     def mask(self, x: Node, y: Node) -> torch.Tensor | None:
         """Return where the values of x and y move when padding is drawn anew: nobody cares about them there."""
@@ -140,6 +152,8 @@ class Replay:
         if cast:
             env = {leaf: _as_taken(value, leaf) for leaf, value in env.items()}
         env = {leaf: exact.lift(value) for leaf, value in env.items()}
+        plain = not (noise or given or cast or override or relaxed or only)
+        known = self._known.of(side, region) if self._known is not None and plain else None
         native: Values = {}
         if any(self._is_native(n) for n in getattr(region, side)):
             native = self.native(side, region, given, self._stored(side, override))
@@ -147,12 +161,16 @@ class Replay:
         for node in getattr(region, side):
             if node.op == "get_attr" or (only is not None and node not in only):
                 continue
-            if node in override:
+            if known is not None and node in known:
+                env[node] = known[node]
+            elif node in override:
                 env[node] = override[node] if exact.decides(node) else jitter(override[node])
             elif self._is_native(node):
                 env[node] = exact.lift(native[node])
             else:
                 env[node] = self._exact_node(side, node, env, jitter, override, relaxed)
+        if known is not None and self._known is not None:
+            self._known.keep(side, region, env)
         return env
 
     def _stored(self, side: str, override: Mapping[Node, torch.Tensor]) -> dict[Node, torch.Tensor]:
