@@ -41,7 +41,9 @@ CASES = 12  # of one model, which is captured once
 Row = dict[str, Any]
 
 
-def block(seed: int, number: int, models: list[str], only: int | None = None, show: bool = False) -> list[Row]:
+def block(
+    seed: int, number: int, models: list[str], device: str | None = None, only: int | None = None, show: bool = False
+) -> list[Row]:
     """Draw one model and `CASES` changes of it; return a row for each."""
     rng = random.Random(f"{seed}/{number}")
     name, dtype, layers = rng.choice(models), rng.choice(list(DTYPES)), rng.choice((1, 2, 2, 3))
@@ -52,7 +54,7 @@ def block(seed: int, number: int, models: list[str], only: int | None = None, sh
         if only is not None and case != only:
             continue
         row = {"id": f"{seed}/{number}/{case}", "model": name, "dtype": dtype, "layers": layers}
-        rows.append(row | one(before, (args, kwargs), random.Random(f"{seed}/{number}/{case}"), show))
+        rows.append(row | one(before, (args, kwargs), random.Random(f"{seed}/{number}/{case}"), device, show))
     return rows
 
 
@@ -64,7 +66,7 @@ def captured(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     return graphprobe.capture(torch.export.export(model, args, kwargs, strict=False).run_decompositions({}))
 
 
-def one(before: torch.fx.GraphModule, given: scoring.Inputs, rng: random.Random, show: bool) -> Row:
+def one(before: torch.fx.GraphModule, given: scoring.Inputs, rng: random.Random, device: str | None, show: bool) -> Row:
     """Change a graph once and judge it."""
     benign, level = rng.random() < 0.36, rng.choice(scoring.LEVELS)
     mutant = None
@@ -74,7 +76,7 @@ def one(before: torch.fx.GraphModule, given: scoring.Inputs, rng: random.Random,
     row: Row = {"level": level, "benign": benign, "change": mutant.change, "nodes": mutant.nodes}
     started = time.perf_counter()
     try:
-        report = graphprobe.diff(before, after, *given)
+        report = graphprobe.diff(before, after, *given, device=device)
         effect = mutant.benign or scoring.has_effect(before, mutant, given)
         row["result"] = scoring.classify(report, mutant, scoring.renamed(mutant.gm, after), effect)
         row["verdict"], row["resolution"] = report.verdict, round(report.coverage.resolution, 3)
@@ -122,6 +124,7 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=8, help=f"of {CASES} cases each")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--models", default=",".join(SUBJECTS))
+    parser.add_argument("--device", help="where both graphs are run, as for diff; changes are made on the CPU")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no block after so many")
     parser.add_argument("--out", help="append one line a case to this file")
     parser.add_argument("--table", help="print the table of such a file")
@@ -134,7 +137,7 @@ def main() -> int:
         return 0
     if options.again:
         seed, number, case = map(int, options.again.split("/"))
-        print(json.dumps(block(seed, number, models, case, show=True), indent=1))
+        print(json.dumps(block(seed, number, models, options.device, case, show=True), indent=1))
         return 0
     seed = options.seed if options.seed is not None else time.time_ns() % 1_000_000
     print(f"seed {seed}, torch {torch.__version__}", flush=True)
@@ -142,7 +145,7 @@ def main() -> int:
     for number in range(options.blocks):
         if time.perf_counter() - started > options.seconds:
             break
-        made = block(seed, number, models)
+        made = block(seed, number, models, options.device)
         rows += made
         if options.out:
             with pathlib.Path(options.out).open("a") as file:
