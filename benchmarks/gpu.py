@@ -142,16 +142,22 @@ def _bytes(tap: graphprobe.Tap) -> int:
 
 
 def measure_lanes(row: Row, before: torch.fx.GraphModule, kwargs: Row, modes: list[str]) -> None:
-    """Lanes of a graph against itself: "never" and "auto" are three native lanes, "always" all five."""
+    """Lanes of a graph against itself.
+
+    "lockstep" is both graphs, compared at every cut; "native" has the forced lane, too, as where every region of the
+    two differs; "auto" is what `diff` runs; "always" all five lanes everywhere.
+    """
+    settings = {"lockstep": ("never", "auto"), "native": ("never", "always"), "auto": ("auto", "auto")}
     for mode in modes:
-        measure_mode(row, timing.lanes(before, before, (), kwargs, exact=mode), mode)
+        exact, forced = settings.get(mode, (mode, "always"))
+        measure_mode(row, timing.lanes(before, before, (), kwargs, exact=exact, forced=forced), mode)
 
 
-def measure_mode(row: Row, lanes: Callable[[], torch.Tensor], exact: str) -> None:
-    attempt(row, f"lanes_{exact}", lambda: best(lanes, 3))
-    attempt(row, f"lanes_{exact}_extra_gb", lambda: extra_memory(lanes))
-    if row["tokens"] < 2048 or exact == "never":
-        attempt(row, f"lanes_{exact}_recorded", lambda: best(devices.recorded(lanes), 3))
+def measure_mode(row: Row, lanes: Callable[[], torch.Tensor], mode: str) -> None:
+    attempt(row, f"lanes_{mode}", lambda: best(lanes, 3))
+    attempt(row, f"lanes_{mode}_extra_gb", lambda: extra_memory(lanes))
+    if row["tokens"] < 2048 or mode in ("lockstep", "native"):
+        attempt(row, f"lanes_{mode}_recorded", lambda: best(devices.recorded(lanes), 3))
 
 
 class FiveReductions:
@@ -221,10 +227,13 @@ def ratios(row: Row) -> Row:
     pairs = {
         "taps_recorded / graph_recorded": ("taps_recorded", base),
         "taps / graph": ("taps", row.get("graph")),
-        "lanes_never_recorded / 3 graph_recorded": ("lanes_never_recorded", _times(3, base)),
-        "lanes_never / 3 graph": ("lanes_never", _times(3, row.get("graph"))),
+        "lanes_lockstep_recorded / 2 graph_recorded": ("lanes_lockstep_recorded", _times(2, base)),
+        "lanes_lockstep / 2 graph": ("lanes_lockstep", _times(2, row.get("graph"))),
+        "lanes_native_recorded / 3 graph_recorded": ("lanes_native_recorded", _times(3, base)),
+        "lanes_native / 3 graph": ("lanes_native", _times(3, row.get("graph"))),
         "lanes_auto / graph": ("lanes_auto", row.get("graph")),
         "lanes_always / (3 graph_recorded + float64 products)": ("lanes_always", _floor(row, base)),
+        "lanes_always / (the same without attention's products)": ("lanes_always", _floor(row, base, attention=False)),
     }
     return {
         name: round(row[figure] / bottom, 3)
@@ -237,12 +246,13 @@ def _times(factor: int, figure: Any) -> Any:
     return factor * figure if isinstance(figure, float) else None
 
 
-def _floor(row: Row, base: Any) -> Any:
+def _floor(row: Row, base: Any, attention: bool = True) -> Any:
     if not isinstance(base, float):
         return None
-    flop = row["linear_flop"] + row["attention_flop"]
-    row["float64_products"] = round(2 * flop / row["float64_tflop_per_s"] / 1e9, 1)
-    return 3 * base + row["float64_products"]
+    flop = row["linear_flop"] + attention * row["attention_flop"]
+    products = round(2 * flop / row["float64_tflop_per_s"] / 1e9, 1)
+    row["float64_products" if attention else "float64_products_of_linears"] = products
+    return 3 * base + products
 
 
 def measure(model: torch.nn.Module, tokens: int, parts: list[str], modes: list[str], device: Row) -> Row:
@@ -263,22 +273,27 @@ def measure(model: torch.nn.Module, tokens: int, parts: list[str], modes: list[s
     if "diff" in parts:
         measure_diff(row, before, kwargs)
     if "profile" in parts:
-        profile(before, kwargs)
+        profile(row, before, kwargs)
     row["ratios"] = ratios(row)
     print(json.dumps(row["ratios"], indent=1), flush=True)
     return row
 
 
-def profile(before: torch.fx.GraphModule, kwargs: Row) -> None:
-    """Print where the time of five lanes goes."""
+def profile(row: Row, before: torch.fx.GraphModule, kwargs: Row) -> None:
+    """Note where the time of the lanes goes: milliseconds and launches of the kernels that take most of it."""
     from torch.profiler import ProfilerActivity
 
-    lanes = timing.lanes(before, before, (), kwargs, exact="always")
-    lanes()
-    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    for mode in ("never", "always"):
+        lanes = timing.lanes(before, before, (), kwargs, exact=mode, forced="always")
         lanes()
-        torch.cuda.synchronize()
-    print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=28, max_name_column_width=90))
+        with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            lanes()
+            torch.cuda.synchronize()
+        events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)[:40]
+        row[f"kernels_{mode}"] = {
+            event.key[:110]: [round(event.self_device_time_total / 1e3, 2), event.count] for event in events
+        }
+        print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=28, max_name_column_width=90))
 
 
 def measure_large(result: Row, options: argparse.Namespace) -> None:
@@ -300,7 +315,7 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--tokens", default="16,512,2048")
     parser.add_argument("--parts", default="taps,lanes,peers,diff")
-    parser.add_argument("--exact", default="never,auto,always")
+    parser.add_argument("--exact", default="lockstep,native,auto,always")
     parser.add_argument("--files", type=int, default=4, help="layers of the large model that have files of their own")
     parser.add_argument("--changed", action="store_true", help="compare the large model with one changed layer, too")
     parser.add_argument("--out")

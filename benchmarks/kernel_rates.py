@@ -1,12 +1,14 @@
 """How near to the memory's speed the fused kernels run, for several ways to cut the work. Prints TB/s of bytes read.
 
-    python benchmarks/kernel_rates.py
+    python benchmarks/kernel_rates.py [--native] [--rows 256,512] [--warps 4,8] [--programs 264,528]
 
-Launches are recorded in a CUDA graph and go over eight sets of tensors in turn, which the cache does not hold.
+First it prints whether taps on a stream of their own hide behind matrix products. Launches are recorded in a CUDA graph
+and go over eight sets of tensors in turn, which the cache does not hold.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Callable
 
@@ -22,6 +24,11 @@ SETS = 8
 
 def rate(run: Callable[[int], object], gigabytes: float) -> float:
     """Return TB/s of one launch."""
+    return round(gigabytes / duration(run), 2)
+
+
+def duration(run: Callable[[int], object]) -> float:
+    """Return ms of one launch."""
     for index in range(SETS):
         run(index)
     torch.cuda.synchronize()
@@ -37,7 +44,7 @@ def rate(run: Callable[[int], object], gigabytes: float) -> float:
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) / SETS)
-    return round(gigabytes / min(times), 2)
+    return min(times)
 
 
 def gigabytes(*tensors: torch.Tensor) -> float:
@@ -48,7 +55,7 @@ def drawn(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(shape, device="cuda").to(dtype)
 
 
-def compare_cuts(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def compare_cuts(shape: tuple[int, ...], dtype: torch.dtype, options: argparse.Namespace) -> None:
     """Print the rates of one kind of value."""
     device = torch.device("cuda")
     partials = launching.new_partials(device)
@@ -60,13 +67,17 @@ def compare_cuts(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     def one_tap(stats: torch.Tensor) -> float:
         return rate(lambda i: triton_stats.write_row(native[i][0], stats, i), three / 3)
 
-    for rows, warps, programs in itertools.product((256, 512, 1024), (4, 8), (264, 528)):
+    for rows, warps, programs in itertools.product(options.rows, options.warps, options.programs):
         triton_stats._ROWS, triton_stats._WARPS = rows, warps
         launching._ROWS, launching._WARPS, launching._PROGRAMS = rows, warps, programs
         triton_stats._LAUNCHES, launching._LAUNCHES = launches.Launches(), launches.Launches()
         tap = one_tap(torch.zeros(SETS, programs, columns.COLUMNS, dtype=torch.float64, device=device))
-        pairs = rate(lambda i: launching.compare_native(partials, i, *native[i], None, bounds), three)
-        print(f"  rows {rows} warps {warps} programs {programs}: statistics {tap}, native {pairs}", flush=True)
+        found = rate(lambda i: launching.compare_native(partials, i, *native[i], None, bounds), three)
+        pair = rate(lambda i: launching.compare_native(partials, i, *native[i][:2], None, None, bounds), three * 2 / 3)
+        cut = f"rows {rows} warps {warps} programs {programs}"
+        print(f"  {cut}: statistics {tap}, three tensors {found}, two {pair}", flush=True)
+    if options.native:
+        return
     for tile, height, programs in itertools.product((256, 512, 1024), (2, 4, 8), (264, 528, 1024)):
         launching._LAUNCHES = launches.Launches()
         launching._TILE, launching._HEIGHT, launching._EXACT_PROGRAMS = tile, height, programs
@@ -74,15 +85,55 @@ def compare_cuts(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         print(f"  tile {tile} height {height} programs {programs}: exact {found}", flush=True)
 
 
+def overlap() -> None:
+    """Print ms of sixteen products, each followed by a tap: without taps, on one stream, and on two."""
+    device, count = torch.device("cuda"), 16
+    x, w = drawn((2048, 4096), torch.bfloat16), drawn((14336, 4096), torch.bfloat16)
+    stats = torch.zeros(count, 264, columns.COLUMNS, dtype=torch.float64, device=device)
+    outs = [torch.empty(2048, 14336, dtype=torch.bfloat16, device=device) for _ in range(2)]
+    side = torch.cuda.Stream()
+
+    def products(how: str) -> None:
+        main, read = torch.cuda.current_stream(), [None, None]
+        for index in range(count):
+            y, turn = outs[index % 2], index % 2
+            if read[turn] is not None:  # nobody may write what is still being read
+                main.wait_event(read[turn])
+            torch.mm(x, w.t(), out=y)
+            if how == "one stream":
+                triton_stats.write_row(y, stats, index)
+            elif how == "two streams":
+                made = main.record_event()
+                with torch.cuda.stream(side):
+                    side.wait_event(made)
+                    triton_stats.write_row(y, stats, index)
+                    read[turn] = side.record_event()
+        main.wait_stream(side)
+
+    for how in ("no taps", "one stream", "two streams"):
+        print(f"  {how}: {duration(lambda _: products(how)):.3f} ms", flush=True)  # noqa: B023
+
+
+def numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--native", action="store_true", help="leave the comparison of exact lanes out")
+    parser.add_argument("--rows", type=numbers, default=[256, 512, 1024])
+    parser.add_argument("--warps", type=numbers, default=[4, 8])
+    parser.add_argument("--programs", type=numbers, default=[264, 528])
+    options = parser.parse_args()
     print(torch.cuda.get_device_name(), torch.__version__)
+    overlap()
     for shape, dtype in (
         ((2048, 4096), torch.bfloat16),
         ((2048, 4096), torch.float32),
         ((2048, 14336), torch.bfloat16),
     ):
         print(shape, dtype, flush=True)
-        compare_cuts(shape, dtype)
+        compare_cuts(shape, dtype, options)
 
 
 if __name__ == "__main__":

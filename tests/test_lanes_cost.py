@@ -16,7 +16,7 @@ from graphprobe import align, binding
 from graphprobe.lanes import exact
 from graphprobe.lanes.build import Plan, Probe, build
 from graphprobe.lanes.regions import Region, regions_of
-from graphprobe.lanes.same import Weights, isomorphic, substitutes
+from graphprobe.lanes.same import Weights, isomorphic, repeats, substitutes
 from models import tiny
 
 
@@ -30,7 +30,7 @@ def probed(before, after, args, kwargs, choose) -> tuple[Plan, Probe]:
     regions = regions_of(left, right, align.align(left, right, (), bound))
     weights = Weights(left, right)
     chosen = {r for r in regions if choose(r, weights)}
-    plan = Plan(left, right, regions, chosen, substitutes(regions, weights))
+    plan = Plan(left, right, regions, chosen, set(), substitutes(regions, weights))
     return plan, build(plan)
 
 
@@ -109,3 +109,72 @@ def test_float64_copies_of_weights_live_for_one_region() -> None:
     lives = [(order[n], max(order[user] for user in n.users)) for n in weights if n.users]
     large = [sum(start <= place <= end for start, end in lives) for place, _ in lives]
     assert max(large) <= 3  # a weight, a bias, and one that a mask or a table needs
+
+
+class Unsteady(torch.nn.Module):
+    def forward(self, x, index):
+        return torch.zeros(4, 8).index_add(0, index, torch.tanh(x)).exp()
+
+
+def forced_operations(plan: Plan, probe: Probe) -> list[str]:
+    return [str(node.target) for lane, node in probe.origin.values() if lane == "forced"]
+
+
+def repeating(before, after, args, kwargs) -> tuple[Plan, Probe]:
+    left, right, bound = binding.programs(before, after, args, kwargs)
+    regions = regions_of(left, right, align.align(left, right, (), bound))
+    weights = Weights(left, right)
+    repeated = {r for r in regions if repeats(r, weights)}
+    plan = Plan(left, right, regions, set(), repeated, substitutes(regions, weights))
+    return plan, build(plan)
+
+
+def test_the_forced_lane_does_not_repeat_what_before_did() -> None:
+    gm, args, kwargs = captured("llama", torch.bfloat16)
+    plan, probe = repeating(gm, gm, args, kwargs)
+    assert len(plan.repeated) == len(plan.regions) and not forced_operations(plan, probe)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_what_a_mutation_changes_is_forced(seed: int) -> None:
+    gm, args, kwargs = captured("llama", torch.bfloat16)
+    mutant = mutations.draw(gm, random.Random(seed), benign=seed == 1)
+    plan, probe = repeating(gm, mutant.gm, args, kwargs)
+    forced = {node for lane, node in probe.origin.values() if lane == "forced"}
+    for region in plan.regions:
+        mine, theirs = (sorted(repr(shown(n, plan, s)) for n in getattr(region, s)) for s in ("before", "after"))
+        if mine != theirs:
+            assert region not in plan.repeated and forced.issuperset(region.operations("after"))
+
+
+def test_weights_that_lie_otherwise_in_memory_are_forced() -> None:
+    before = torch.nn.Linear(8, 8).eval()
+    after = copy.deepcopy(before)
+    after.weight.data = after.weight.data.t().contiguous().t()
+    args = (torch.randn(3, 8),)
+    plan, _ = repeating(graphprobe.capture(before, args), graphprobe.capture(after, args), args, {})
+    assert not plan.repeated and all(isomorphic(r, Weights(plan.before, plan.after)) for r in plan.regions)
+
+
+def test_what_sums_in_whatever_order_comes_is_forced() -> None:
+    args = (torch.randn(6, 8), torch.tensor([0, 1, 1, 2, 3, 3]))
+    gm = graphprobe.capture(Unsteady(), args)
+    plan, probe = repeating(gm, gm, args, {})
+    assert forced_operations(plan, probe) == ["aten.index_add.default"]
+    assert 0 < len(plan.repeated) < len(plan.regions)
+
+
+def test_an_operation_that_differs_from_itself_is_seen_without_the_forced_lane(monkeypatch) -> None:
+    """What atomics do, an operator of torch that is not known for it does here."""
+    calls = []
+
+    def tanh(x):
+        calls.append(None)
+        return torch.sigmoid(x) * (1 + 1e-7 * len(calls))
+
+    args = (torch.randn(64, 8),)
+    before, after = (graphprobe.capture(torch.nn.Tanh(), args) for _ in range(2))
+    monkeypatch.setattr(torch.ops.aten.tanh.default, "_op", tanh)
+    report = graphprobe.diff(before, after, args)
+    assert report.verdict == "rounding"
+    assert any("nondeterministic" in note for note in report.notes), report.notes

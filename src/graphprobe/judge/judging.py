@@ -20,7 +20,7 @@ from graphprobe.lanes.build import Plan
 from graphprobe.lanes.regions import Region, regions_of
 from graphprobe.lanes.replay import Replay
 from graphprobe.lanes.run import measure
-from graphprobe.lanes.same import Weights, isomorphic, substitutes
+from graphprobe.lanes.same import Weights, isomorphic, repeats, substitutes
 from graphprobe.program import Program
 
 #: Kinds that stand against a version, unless the operation differs from itself.
@@ -141,11 +141,26 @@ def _measure(
     chosen = {"always": set(regions), "never": set(), "auto": set(regions) - same}[exact]
     tick = (lambda row: progress(row, len(regions), "comparing")) if progress else None
     lanes = "" if redrawn is None else "before" if leaks else "both"
-    plan = Plan(before, after, regions, chosen, substitutes(regions, weights), lanes, tick=tick)
+    repeated = {r for r in same - chosen if repeats(r, weights)}
+    plan = Plan(before, after, regions, chosen, repeated, substitutes(regions, weights), lanes, tick=tick)
     found = measure(plan, dict(inputs), dict(redrawn) if redrawn else None)
     plan = dataclasses.replace(plan, broken=set(found.raised), native_only=set(found.native_only), tick=None)
     rows = [read(region, row, region in same) for region, row in zip(regions, found.rows, strict=True)]
-    return plan, rows, found
+    return plan, _unrepeated(rows, repeated), found
+
+
+def _unrepeated(rows: list[Measured], repeated: set[Region]) -> list[Measured]:
+    """Where the forced lane was left out, see by the free lane whether it would have repeated before's bits.
+
+    What starts from bits that are equal on both sides and ends in others differs from itself.
+    """
+    differing = {(r.region.claim.before, r.region.claim.after) for r in rows if not r.identical}
+    return [
+        dataclasses.replace(row, reproduced=False)
+        if row.region in repeated and not row.identical and not differing.intersection(row.region.frontier)
+        else row
+        for row in rows
+    ]
 
 
 def _measure_regions(

@@ -33,6 +33,7 @@ class Plan:
     after: Program
     regions: Sequence[Region]
     exact_regions: set[Region] = field(default_factory=set)  # regions whose exact lanes run
+    repeated: set[Region] = field(default_factory=set)  # regions whose forced lane would only repeat before's
     same_weight: dict[Node, Node] = field(default_factory=dict)  # after's weight -> before's that it stands for
     redraw: str = ""  # lanes on redrawn padding that say where nobody cares: "", "before", "both"
     broken: set[Node] = field(default_factory=set)  # nodes of after that raise: they and all below are left out
@@ -212,6 +213,9 @@ class _Builder:
         if not _comparable(x, y):
             return
         moved, bounds = self._moved(x, y), measure.sentinel_bounds(x, y)
+        if region in self.plan.repeated and region not in self.plan.exact_regions:
+            self._call(measure.native, row, b, f, None, moved, bounds)
+            return
         if _is_large(x):  # the free lane's value can go before the forced lane makes one
             self._call(measure.native, row, b, f, None, moved, bounds)
             forced = self._forced(region)

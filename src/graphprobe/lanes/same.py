@@ -1,7 +1,13 @@
-"""Which regions are the same program on the same tensors, and which weight of `after` stands for which of `before`."""
+"""Which regions are the same program on the same tensors, and which weight of `after` stands for which of `before`.
+
+One program on the same content needs no exact lanes; where the weights also lie alike in memory and no operation is
+known to differ from itself, the forced lane would do over again what the before lane just did, and is left out, too.
+"""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +16,16 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.lanes.regions import Region
 from graphprobe.program import Program
+
+#: Forward operators of torch that may sum in another order at every run (torch.use_deterministic_algorithms).
+_UNSTEADY = {
+    "index_add", "index_put", "index_reduce", "scatter_add", "scatter_reduce", "scatter", "put", "cumsum", "histc",
+    "bincount", "embedding_bag", "_embedding_bag", "kthvalue", "median", "nanmedian", "max_unpool2d", "max_unpool3d",
+    "_ctc_loss", "segment_reduce", "resize", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided",
+}  # fmt: skip
+#: Functions that are no operators, and make no numbers that another call would not make.
+_PLAIN = {operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv}
+_LINE = 64  # bytes; kernels ask for no wider alignment
 
 
 class Weights:
@@ -27,6 +43,10 @@ class Weights:
         """Whether after's weight is bitwise before's, or bitwise its cast to another dtype, in either direction."""
         return self._compare(x, y, cast=True)
 
+    def lie_alike(self, x: Node, y: Node) -> bool:
+        """Whether they are `equal`, and kernels cannot tell them apart by how they lie in memory."""
+        return self.equal(x, y) and _layout(self.before.held(x)) == _layout(self.after.held(y))
+
     def _compare(self, x: Node, y: Node, cast: bool) -> bool:
         mine, theirs = self.before.held(x), self.after.held(y)
         if mine is theirs:
@@ -43,6 +63,13 @@ class Weights:
         return self._known[key]
 
 
+def _layout(value: Any) -> Any:
+    """Return what a kernel sees of a weight beside its numbers."""
+    if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.layout is not torch.strided or value.is_meta:
+        return id(value)
+    return tuple(value.shape), value.stride(), value.dtype, value.device, value.data_ptr() % _LINE
+
+
 def _same_content(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
     if mine.dtype == theirs.dtype:
         same_memory = mine.data_ptr() == theirs.data_ptr() and mine.stride() == theirs.stride()
@@ -53,6 +80,29 @@ def _same_content(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
         return False
     there = theirs.to(mine.device)
     return torch.equal(mine.to(theirs.dtype), there) or torch.equal(there.to(mine.dtype), mine)
+
+
+def repeats(region: Region, weights: Weights) -> bool:
+    """Whether the forced lane would run the same kernels on the same tensors as before: it can only make the same bits.
+
+    More is asked than of `isomorphic`: equal dtypes at the frontier, weights that lie alike in memory (kernels are
+    chosen by that), and operations that are torch's own and not among those that sum in whatever order comes.
+    """
+    if any(_dtype(p) != _dtype(q) for p, q in region.frontier):
+        return False
+    steady = all(_is_steady(n) for n in region.after if n.op != "get_attr")
+    return steady and _Matcher(region, weights.lie_alike).match()
+
+
+def _dtype(node: Node) -> torch.dtype | None:
+    value = nodes.tensor_val(node)
+    return None if value is None else value.dtype
+
+
+def _is_steady(node: Node) -> bool:
+    name = nodes.schema_name(node)
+    plain = name.startswith(("aten::", "prims::")) if name else callable(node.target) and node.target in _PLAIN
+    return plain and name.removeprefix("aten::") not in _UNSTEADY and not nodes.is_random(node)
 
 
 def substitutes(regions: list[Region], weights: Weights) -> dict[Node, Node]:
@@ -73,12 +123,12 @@ def substitutes(regions: list[Region], weights: Weights) -> dict[Node, Node]:
 
 def isomorphic(region: Region, weights: Weights) -> bool:
     """Whether both pieces are one program: equal operators, constants, dtypes and weight content."""
-    return _Matcher(region, weights).match()
+    return _Matcher(region, weights.equal).match()
 
 
 class _Matcher:
-    def __init__(self, region: Region, weights: Weights) -> None:
-        self.region, self.weights = region, weights
+    def __init__(self, region: Region, equal: Callable[[Node, Node], bool]) -> None:
+        self.region, self.equal = region, equal
         self.frontier = set(region.frontier)
         self.leaves = {p for p, _ in region.frontier} | {q for _, q in region.frontier}
         self.same: dict[Node, Node] = {}
@@ -105,7 +155,7 @@ class _Matcher:
         if x.op != y.op or x in self.leaves or y in self.leaves:
             return False
         if x.op == "get_attr":
-            return self.weights.equal(x, y)
+            return self.equal(x, y)
         if x.target is not y.target or len(x.all_input_nodes) != len(y.all_input_nodes):
             return False
         mine, theirs = nodes.tensor_val(x), nodes.tensor_val(y)

@@ -10,7 +10,7 @@ import torch
 from graphprobe import align, inputs
 from graphprobe.lanes.build import Plan, build
 from graphprobe.lanes.regions import regions_of
-from graphprobe.lanes.same import Weights, isomorphic, substitutes
+from graphprobe.lanes.same import Weights, isomorphic, repeats, substitutes
 from graphprobe.program import program
 
 
@@ -21,15 +21,20 @@ def lanes(
     kwargs: dict[str, Any],
     *,
     exact: str = "auto",
+    forced: str = "auto",
 ) -> Callable[[], torch.Tensor]:
-    """Build the probe graph of two captured graphs; a call runs it once and returns its buffer on the device."""
+    """Build the probe graph of two captured graphs; a call runs it once and returns its buffer on the device.
+
+    With `forced` "always" the forced lane runs also where it can only repeat before's.
+    """
     left, right = program(before, args, kwargs), program(after, args, kwargs)
     bound = inputs.bind(before, args, kwargs, "before")
     regions = regions_of(left, right, align.align(left, right, (), bound))
     weights = Weights(left, right)
     same = {r for r in regions if exact == "auto" and isomorphic(r, weights)}
     chosen = set() if exact == "never" else set(regions) - same
-    probe = build(Plan(left, right, regions, chosen, substitutes(regions, weights)))
+    repeated = {r for r in regions if forced == "auto" and r not in chosen and repeats(r, weights)}
+    probe = build(Plan(left, right, regions, chosen, repeated, substitutes(regions, weights)))
     values = [bound[path] for path in probe.paths]
     probe.place(next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu")))
 
