@@ -1,6 +1,6 @@
 """How near to the memory's speed the fused kernels run, for several ways to cut the work. Prints TB/s of bytes read.
 
-    python benchmarks/kernel_rates.py [--native] [--rows 256,512] [--warps 4,8] [--programs 264,528]
+    python benchmarks/kernel_rates.py [--native] [--rows 256,512] [--warps 4,8] [--stages 1,2] ...
 
 First it prints whether taps on a stream of their own hide behind matrix products. Launches are recorded in a CUDA graph
 and go over eight sets of tensors in turn, which the cache does not hold.
@@ -67,22 +67,27 @@ def compare_cuts(shape: tuple[int, ...], dtype: torch.dtype, options: argparse.N
     def one_tap(stats: torch.Tensor) -> float:
         return rate(lambda i: triton_stats.write_row(native[i][0], stats, i), three / 3)
 
-    for rows, warps, programs in itertools.product(options.rows, options.warps, options.programs):
+    for rows, warps, stages, programs in itertools.product(
+        options.rows, options.warps, options.stages, options.programs
+    ):
+        launching._STAGES = stages
         triton_stats._ROWS, triton_stats._WARPS = rows, warps
         launching._ROWS, launching._WARPS, launching._PROGRAMS = rows, warps, programs
         triton_stats._LAUNCHES, launching._LAUNCHES = launches.Launches(), launches.Launches()
         tap = one_tap(torch.zeros(SETS, programs, columns.COLUMNS, dtype=torch.float64, device=device))
         found = rate(lambda i: launching.compare_native(partials, i, *native[i], None, bounds), three)
         pair = rate(lambda i: launching.compare_native(partials, i, *native[i][:2], None, None, bounds), three * 2 / 3)
-        cut = f"rows {rows} warps {warps} programs {programs}"
+        cut = f"rows {rows} warps {warps} stages {stages} programs {programs}"
         print(f"  {cut}: statistics {tap}, three tensors {found}, two {pair}", flush=True)
     if options.native:
         return
-    for tile, height, programs in itertools.product((256, 512, 1024), (2, 4, 8), (264, 528, 1024)):
+    for tile, height, stages, programs in itertools.product((512, 1024), (4, 8), options.stages, (528, 1056)):
+        launching._EXACT_STAGES = stages
         launching._LAUNCHES = launches.Launches()
         launching._TILE, launching._HEIGHT, launching._EXACT_PROGRAMS = tile, height, programs
         found = rate(lambda i: launching.compare_exact(partials, i, *exact[i], None, bounds), four)
-        print(f"  tile {tile} height {height} programs {programs}: exact {found}", flush=True)
+        cut = f"tile {tile} height {height} stages {stages} programs {programs}"
+        print(f"  {cut}: exact {found}", flush=True)
 
 
 def overlap() -> None:
@@ -108,7 +113,8 @@ def overlap() -> None:
                     side.wait_event(made)
                     triton_stats.write_row(y, stats, index)
                     read[turn] = side.record_event()
-        main.wait_stream(side)
+        if how == "two streams":
+            main.wait_stream(side)
 
     for how in ("no taps", "one stream", "two streams"):
         print(f"  {how}: {duration(lambda _: products(how)):.3f} ms", flush=True)  # noqa: B023
@@ -123,6 +129,7 @@ def main() -> None:
     parser.add_argument("--native", action="store_true", help="leave the comparison of exact lanes out")
     parser.add_argument("--rows", type=numbers, default=[256, 512, 1024])
     parser.add_argument("--warps", type=numbers, default=[4, 8])
+    parser.add_argument("--stages", type=numbers, default=[1, 2, 3])
     parser.add_argument("--programs", type=numbers, default=[264, 528])
     options = parser.parse_args()
     print(torch.cuda.get_device_name(), torch.__version__)

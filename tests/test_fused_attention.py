@@ -23,6 +23,8 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     plain = {"query": drawn(2, 4, 5, 8), "key": drawn(2, 4, 7, 8), "value": drawn(2, 4, 7, 6)}
     yield "plain", plain
     yield "causal and scaled", {**plain, "is_causal": True, "scale": 0.3}
+    yield "a negative scale", {**plain, "is_causal": True, "scale": -0.3}
+    yield "one sequence", {key: value[:1] for key, value in plain.items()}
     yield "a mask that adds", {**plain, "attn_mask": drawn(2, 1, 5, 7)}
     chosen = drawn(5, 7) > 0
     chosen[2] = False  # nothing is left of one row

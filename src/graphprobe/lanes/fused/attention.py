@@ -28,13 +28,18 @@ def _softmax(  # type: ignore[no-untyped-def]
     head, batch = (row // queries) % heads, row // queries // heads
     key = tl.arange(0, BLOCK)
     inside = key < keys
-    v = tl.load(scores + row * keys + key, mask=inside, other=float("-inf")) * SCALE
+    wanted = inside  # what is masked is not read
+    if CAUSAL:
+        wanted = wanted & (key <= query)
     if HAS_M:
         place = mask + batch * m0 + head * m1 + query * m2 + key * m3
         w = tl.load(place, mask=inside, other=0)
-        v = tl.where(w != 0, v, float("-inf")) if CHOOSES else v + w.to(tl.float64)
-    if CAUSAL:
-        v = tl.where(key <= query, v, float("-inf"))
+        if CHOOSES:
+            wanted = wanted & (w != 0)
+    v = tl.load(scores + row * keys + key, mask=wanted, other=0.0) * SCALE
+    if HAS_M and not CHOOSES:
+        v += w.to(tl.float64)
+    v = tl.where(wanted, v, float("-inf"))
     top = tl.max(v, axis=0)
     e = tl.exp(v - tl.where(top > float("-inf"), top, 0.0))
     total = tl.sum(e, axis=0)
@@ -61,7 +66,10 @@ def attend(
         part = slice(start, start + together)
         scores = torch.matmul(query[:, part], key[:, part].transpose(-2, -1)).contiguous()
         _normalise(scores, None if mask is None else mask[:, part], causal, size**-0.5 if scale is None else scale)
-        out[:, part] = torch.matmul(scores, value[:, part])
+        if batch == 1:
+            torch.bmm(scores[0], value[0, part], out=out[0, part])
+        else:
+            out[:, part] = torch.matmul(scores, value[:, part])
     return out
 
 

@@ -53,7 +53,7 @@ def _load(value, at, along, inside, sizes, strides):
 def _share(
     xb, xa, b, r, m, rows, width, sizes, xs, ys, bs, rs, ms, BOUND: tl.constexpr, OTHER: tl.constexpr,
     HAS_R: tl.constexpr, HAS_M: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr,
-    SPAN: tl.constexpr, CAREFUL: tl.constexpr,
+    SPAN: tl.constexpr, STAGES: tl.constexpr, CAREFUL: tl.constexpr,
 ):  # fmt: skip
     """Measure the units of this program.
 
@@ -74,7 +74,7 @@ def _share(
         # of what this program has seen so far: never above the share of the whole tensor
         floor = tl.sum(kept, axis=0) / rows / width * _FLOOR
         over, under = flat, flat
-        for step in range(0, SPAN, ROWS):
+        for step in tl.range(0, SPAN, ROWS, num_stages=STAGES):
             row = start + step + tl.arange(0, ROWS)[:, None]
             inside = (row < rows) & (column < width)
             at, along = row.to(kind), column.to(kind)
@@ -129,7 +129,7 @@ def compare_exact(
     xb, xa, b, r, m, partials, place, rows, width,
     n1, n2, n3, x0, x1, x2, x3, x4, a0, a1, a2, a3, a4, b0, b1, b2, b3, b4, r0, r1, r2, r3, r4, m0, m1, m2, m3, m4,
     BOUND: tl.constexpr, OTHER: tl.constexpr, HAS_R: tl.constexpr, HAS_M: tl.constexpr, LONG: tl.constexpr,
-    ROWS: tl.constexpr, ACROSS: tl.constexpr, SPAN: tl.constexpr,
+    ROWS: tl.constexpr, ACROSS: tl.constexpr, SPAN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Compare [rows, width]; a unit of work is SPAN rows of ACROSS elements. Every program writes one slot."""
     sizes, xs, ys = (n1, n2, n3), (x0, x1, x2, x3, x4), (a0, a1, a2, a3, a4)
@@ -139,7 +139,7 @@ def compare_exact(
     if not HAS_M:
         found = _share(
             xb, xa, b, r, m, rows, width, sizes, xs, ys, bs, rs, ms,
-            BOUND, OTHER, HAS_R, HAS_M, LONG, ROWS, ACROSS, SPAN, False,
+            BOUND, OTHER, HAS_R, HAS_M, LONG, ROWS, ACROSS, SPAN, STAGES, False,
         )  # fmt: skip
         again = ((found[0] + found[1] + found[2] + found[3] < float("inf")) & (found[6] < BOUND * BOUND)) == 0
         if again == 0:
@@ -147,7 +147,7 @@ def compare_exact(
     if again:
         careful = _share(
             xb, xa, b, r, m, rows, width, sizes, xs, ys, bs, rs, ms,
-            BOUND, OTHER, HAS_R, HAS_M, LONG, ROWS, ACROSS, SPAN, True,
+            BOUND, OTHER, HAS_R, HAS_M, LONG, ROWS, ACROSS, SPAN, 1, True,
         )  # fmt: skip
         _write(cells, rows, careful)
 

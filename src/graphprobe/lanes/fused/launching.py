@@ -11,10 +11,10 @@ from graphprobe.lanes.fused.joint import Joint, joint
 Tensor = torch.Tensor
 
 _LAUNCHES = launches.Launches()
-#: Programs of one native comparison at most, and rows of 16 bytes that each reads per step.
-_PROGRAMS, _ROWS, _WARPS = 264, 256, 8
+#: Programs of one native comparison at most, rows of 16 bytes that each reads per step, and steps that are under way.
+_PROGRAMS, _ROWS, _WARPS, _STAGES = 264, 256, 8, 1
 #: The same of one exact comparison; elements of a step, at most so many rows high, and rows that one column sum spans.
-_EXACT_PROGRAMS, _EXACT_WARPS = 528, 4
+_EXACT_PROGRAMS, _EXACT_WARPS, _EXACT_STAGES = 528, 4, 1
 _TILE, _HEIGHT, _SPAN = 512, 4, 64
 _NARROW = {torch.float32, torch.float16, torch.bfloat16}
 _READABLE = {torch.float64, torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, *_NARROW}
@@ -57,7 +57,7 @@ def _native(
         HAS_F=f is not None, HAS_R=r is not None, HAS_M=moved is not None,
         SAME_F=f is not None and f.dtype == b.dtype, SAME_R=r is not None and r.dtype == b.dtype,
         FAST=narrow and moved is None, WIDE=not narrow, DENSE=walk.dense, LONG=walk.is_long,
-        ROWS=_ROWS, ACROSS=across,
+        ROWS=_ROWS, ACROSS=across, STAGES=_STAGES,
     )  # fmt: skip
     return grid, launches.Launch(native.compare_native, settled, constants, _WARPS)
 
@@ -92,6 +92,7 @@ def _exact(
     constants = dict(
         BOUND=bounds[0], OTHER=bounds[1],
         HAS_R=r is not None, HAS_M=moved is not None, LONG=walk.is_long, ROWS=height, ACROSS=across, SPAN=_SPAN,
+        STAGES=_EXACT_STAGES,
     )  # fmt: skip
     grid = (max(1, min(_EXACT_PROGRAMS, units)), 1)
     return grid, launches.Launch(exact.compare_exact, settled, constants, _EXACT_WARPS)

@@ -127,8 +127,7 @@ def compare_native(
     n1, n2, n3, n4, b0, b1, b2, b3, b4, f0, f1, f2, f3, f4, r0, r1, r2, r3, r4, m0, m1, m2, m3, m4,
     BOUND: tl.constexpr, OTHER: tl.constexpr, HAS_F: tl.constexpr, HAS_R: tl.constexpr,
     HAS_M: tl.constexpr, SAME_F: tl.constexpr, SAME_R: tl.constexpr, FAST: tl.constexpr, WIDE: tl.constexpr,
-    DENSE: tl.constexpr, LONG: tl.constexpr,
-    ROWS: tl.constexpr, ACROSS: tl.constexpr,
+    DENSE: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Compare f and r with b; every program writes one slot of the groups free and forced."""
     sizes = (n1, n2, n3, n4)
@@ -140,28 +139,12 @@ def compare_native(
     if FAST:
         real, narrow = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float32)
         state = (real, narrow, real, narrow, real, narrow)
-        for tile in range(pid, full, programs):  # from the end, which was written last and may still be in the cache
+        # from the end, which was written last and may still be in the cache
+        for tile in tl.range(pid, full, programs, num_stages=STAGES):
             x, y, z, w = _load(
-                b,
-                f,
-                r,
-                m,
-                full - 1 - tile,
-                count,
-                sizes,
-                bs,
-                fs,
-                rs,
-                ms,
-                HAS_F,
-                HAS_R,
-                False,
-                DENSE,
-                LONG,
-                False,
-                ROWS,
-                ACROSS,
-            )
+                b, f, r, m, full - 1 - tile, count, sizes, bs, fs, rs, ms, HAS_F, HAS_R, False, DENSE, LONG, False,
+                ROWS, ACROSS,
+            )  # fmt: skip
             state = _fast(state, x, y, z, HAS_F, HAS_R)
         for tile in range(tl.where(full % programs == pid, full, tiles), tiles, 1):  # the last one, not full
             x, y, z, w = _load(
