@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from graphprobe import render
 from graphprobe.errors import RenderError
 from graphprobe.records import GraphView
 from graphprobe.render.kernels import kernel_kind, operator_kind, pair_by_name
+from graphprobe.render.pairing import pair_from_the_end
 from graphprobe.render.trace import kernels_by_node, read_trace, short_kernel
 from render_reading import Picture
 from render_samples import llama
@@ -93,6 +96,47 @@ def test_kernels_that_have_no_operation_and_fused_ones_do_not_shift_the_rest() -
         assert kernel_kind(kernels[found[node.name][0]]) == operator_kind(node)
 
 
+def test_long_lists_are_paired_as_late_as_may_be() -> None:
+    """Against the table of the longest common subsequence, entry by entry."""
+    rng = random.Random(3)
+    for _ in range(60):
+        wanted, given = ([rng.choice("abcd") for _ in range(rng.randrange(30))] for _ in range(2))
+        pairs = pair_from_the_end(wanted, given)
+        assert all(wanted[p] == given[q] for p, q in pairs)
+        assert all(p < r and q < s for (p, q), (r, s) in itertools.pairwise(pairs))
+        first = pairs[0][1] if pairs else len(given)
+        assert len(pairs) == longest(wanted, given[first:])
+        assert longest(wanted, given) - len(pairs) <= 0.1 * first  # an earlier run brings few
+    many = [f"{i % 7}" for i in range(4000)]
+    assert pair_from_the_end(many, many * 3) == [(i, 8000 + i) for i in range(4000)]
+
+
+def longest(one: list[str], other: list[str]) -> int:
+    row = [0] * (len(other) + 1)
+    for x in one:
+        before = row
+        row = [0]
+        for place, y in enumerate(other):
+            row.append(before[place] + 1 if x == y else max(row[-1], before[place + 1]))
+    return row[-1]
+
+
+def test_of_many_kernels_the_longest_are_named(tmp_path: Path) -> None:
+    graph = llama()
+    trace = chrome(graph, ranges=True)
+    call = [e for e in trace["traceEvents"] if e.get("name") == "graphprobe:scores_1"][-1]
+    for number, (name, micros) in enumerate([("fill", 1.0), ("fill", 1.0), ("where", 2.5), ("flash_fprop", 8.0)]):
+        here = {"ph": "X", "pid": 1, "tid": 7, "ts": call["ts"] + 2, "args": {"correlation": 9000 + number}}
+        trace["traceEvents"] += [
+            {**here, "cat": "cuda_driver", "name": "cuLaunchKernel", "dur": 1},
+            {**here, "cat": "gpu_memset" if number == 0 else "kernel", "name": name, "pid": 0, "tid": 3, "dur": micros},
+        ]
+    (tmp_path / "t.json").write_text(json.dumps(trace))
+    overlay = render.overlay_trace(tmp_path / "t.json", graph)
+    assert [line.split(" ")[0] for line in overlay.lines["scores_1"]] == ["where", "flash_fprop", "Kernel2", "and"]
+    assert overlay.micros["scores_1"] == pytest.approx(15.5)
+
+
 @pytest.mark.parametrize(
     ("kernel", "kind"),
     [
@@ -139,6 +183,24 @@ def test_files_that_are_no_trace_get_a_clear_sentence(tmp_path: Path, content: b
         ("triton_poi_fused_add_0", "triton_poi_fused_add_0"),
         ("nvjet_sm90_tst_64x8_h_bz_TNT", "nvjet_sm90_tst_64x8_h_bz_TNT"),
         ("void f<a::operator()<int>, (x)3>(int)", "f"),
+        (
+            "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<bool>, T<1> >(int)",
+            "elementwise fill",
+        ),
+        (
+            "void at::native::elementwise_kernel<128, 2, at::native::gpu_kernel_impl_nocast<at::native::BinaryFunctor<"
+            "float, float, float, at::native::binary_internal::MulFunctor<float> > >(at::TensorIteratorBase&)>(int)",
+            "elementwise mul",
+        ),
+        (
+            "void at::native::elementwise_kernel<128, 4, at::native::gpu_kernel_impl_nocast<at::native::(anonymous "
+            "namespace)::where_kernel_impl(at::TensorIterator&)::{lambda()#1}::operator()() const>(int)",
+            "elementwise where",
+        ),
+        (
+            "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, at::native::MeanOps<float>, 4> >(R)",
+            "reduce mean",
+        ),
         ("", ""),
     ],
 )

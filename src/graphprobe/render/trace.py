@@ -26,11 +26,16 @@ from graphprobe.render.boxes import Overlay
 from graphprobe.render.kernels import pair_by_name
 from graphprobe.render.labels import clip
 from graphprobe.render.numbers import count
+from graphprobe.render.pairing import pair_from_the_end
 from graphprobe.render.wiring import CALLS
 
 PREFIX = "graphprobe:"
 _LISTED = 3  # kernels written on a box
-_AHEAD = 40  # operations of the trace looked at for the next one of the graph
+_WRAPPER = re.compile(r"(?:\w+_)?(elementwise|reduce|index)_kernel")
+#: What torch's wrappers do to each element: 'MulFunctor<float>' in 'BinaryFunctor<...>', 'neg_kernel_cuda', 'MeanOps'.
+_INNER = re.compile(
+    r"\b(?!Binary|Unary|AUnary|BUnary|gpu_)(?:CUDA)?(\w*?)(?:Functor(?:OnSelf|OnOther)?(_\w+)?|Ops|_kernel(?:_cuda|_impl)?)\b"
+)
 _SQLITE = b"SQLite format 3\x00"
 
 
@@ -74,8 +79,13 @@ def overlay_trace(path: str | os.PathLike[str], graph: GraphView) -> Overlay:
     mark = "" if exact else "guess: "
     lines = {}
     for name, kernels in found.items():
-        words = [f"{mark}{clip(short_kernel(k.kernel), 26)} {k.micros:.1f} \u00b5s" for k in kernels[:_LISTED]]
-        rest = kernels[_LISTED:]
+        shown = set(sorted(range(len(kernels)), key=lambda i: -kernels[i].micros)[:_LISTED])
+        words = [
+            f"{mark}{clip(short_kernel(k.kernel), 26)} {k.micros:.1f} \u00b5s"
+            for i, k in enumerate(kernels)
+            if i in shown
+        ]
+        rest = [k for i, k in enumerate(kernels) if i not in shown]
         lines[name] = [*words, f"and {len(rest)} more, {_sum(rest):.1f} \u00b5s"] if rest else words
     placed = sum(len(kernels) for kernels in found.values())
     how = "by the ranges around the operations" if exact else f"of {len(trace.launches):,}: a guess, by order and name"
@@ -132,14 +142,21 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
 
 
 def short_kernel(name: str) -> str:
-    """Return a kernel's bare name: 'elementwise_kernel' for 'void at::native::elementwise_kernel<128, 4>(int)'."""
+    """Return a kernel's bare name: 'softmax_warp' for 'void at::native::softmax_warp<float, 5>(float*)'.
+
+    Many of torch's kernels are one wrapper around what is done to each element: 'elementwise mul'.
+    """
+    name = re.sub(r"\(anonymous namespace\)::", "", name)
     text, depth = "", 0
-    for char in re.sub(r"\(anonymous namespace\)::", "", name):
+    for char in name:
         depth -= char == ">"
         if depth == 0 and char != ">":
             text += char if char != "<" else ""
         depth += char == "<"
-    return (text.split("(")[0].strip().split(" ")[-1].split("::")[-1]) or name
+    bare = (text.split("(")[0].strip().split(" ")[-1].split("::")[-1]) or name
+    wrapper = _WRAPPER.fullmatch(bare)
+    inner = _INNER.search(name, name.index("<")) if wrapper and "<" in name else None
+    return f"{wrapper[1]} {(inner[1] + (inner[2] or '')).strip('_').lower()}" if wrapper and inner else bare
 
 
 def _from_events(events: list[Any]) -> Trace:
@@ -153,7 +170,7 @@ def _from_events(events: list[Any]) -> Trace:
             ranges.append(_Range(str(event.get("name")), start, start + float(event.get("dur", 0)), thread))
         elif kind in ("cuda_runtime", "cuda_driver", "runtime", "driver"):
             calls[event.get("args", {}).get("correlation")] = (start, thread)
-    kernels = [e for e in spans if str(e.get("cat", "")).lower() == "kernel"]
+    kernels = [e for e in spans if str(e.get("cat", "")).lower() in ("kernel", "gpu_memcpy", "gpu_memset")]
     found = [
         Launch(str(event.get("name")), float(event.get("dur", 0)), float(event["ts"]), around, _correlation(event))
         for event, around in _around(kernels, calls, ranges, _correlation)
@@ -181,9 +198,14 @@ def _from_sqlite(file: Path) -> Trace:
                 name = str(text if text is not None else words.get(key, "")).split(", ")[0]
                 ranges.append(_Range(name, start / 1e3, end / 1e3, thread))
         query = "SELECT correlationId, demangledName, start, end FROM CUPTI_ACTIVITY_KIND_KERNEL"
+        rows = base.execute(query).fetchall()
+        for what in ("Memcpy", "Memset"):
+            if f"CUPTI_ACTIVITY_KIND_{what.upper()}" in tables:
+                query = f"SELECT correlationId, '{what}', start, end FROM CUPTI_ACTIVITY_KIND_{what.upper()}"
+                rows += base.execute(query).fetchall()
         found = [
             Launch(str(words.get(row[1], row[1])), (row[3] - row[2]) / 1e3, row[2] / 1e3, around, row[0])
-            for row, around in _around(base.execute(query).fetchall(), calls, ranges, lambda r: r[0])
+            for row, around in _around(rows, calls, ranges, lambda r: r[0])
         ]
     return _trace(found, ranges)
 
@@ -225,23 +247,17 @@ def _around(
 
 
 def _guess(trace: Trace, graph: GraphView) -> dict[str, list[Launch]]:
-    """Pair operations with those of the trace, both from the end: what ran last is the last run."""
+    """Pair operations with those of the trace, aligned from the end: what ran last is the last run."""
     calls: dict[tuple[str, float], list[Launch]] = {}
     for launch in trace.launches:
         outer = next((span for span in launch.ranges if "::" in span[0]), None)
         if outer is not None:
             calls.setdefault(outer, []).append(launch)
-    backwards = trace.operations[::-1]
-    found: dict[str, list[Launch]] = {}
-    at = 0
-    for node in reversed([n for n in graph.nodes if n.op in CALLS]):
-        ahead = range(at, min(at + _AHEAD, len(backwards)))
-        hit = next((i for i in ahead if backwards[i][0] == _host_name(node)), None)
-        if hit is not None:
-            at = hit + 1
-            if backwards[hit] in calls:
-                found[node.name] = calls[backwards[hit]]
-    return found
+    wanted = [n for n in graph.nodes if n.op in CALLS]
+    names = [name for name, _ in trace.operations]
+    pairs = pair_from_the_end([_host_name(n) for n in wanted], names) if calls else []
+    paired = [(wanted[at].name, trace.operations[place]) for at, place in pairs]
+    return {name: calls[operation] for name, operation in paired if operation in calls}
 
 
 def _host_name(node: NodeView) -> str:

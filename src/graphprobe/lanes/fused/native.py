@@ -69,6 +69,16 @@ def _fast(state, x, y, z, HAS_F: tl.constexpr, HAS_R: tl.constexpr):
 
 
 @triton.jit
+def _join_two(s0, t0, s1, t1, r0, u0, r1, u1):
+    return s0 + r0, tl.maximum(t0, u0), s1 + r1, tl.maximum(t1, u1)
+
+
+@triton.jit
+def _join_three(s0, t0, s1, t1, s2, t2, r0, u0, r1, u1, r2, u2):
+    return s0 + r0, tl.maximum(t0, u0), s1 + r1, tl.maximum(t1, u1), s2 + r2, tl.maximum(t2, u2)
+
+
+@triton.jit
 def _faint(top):
     return (top > 0) & (top < _FAINT)
 
@@ -151,11 +161,21 @@ def compare_native(
                 b, f, r, m, tile, count, sizes, bs, fs, rs, ms, HAS_F, HAS_R, False, DENSE, LONG, True, ROWS, ACROSS
             )
             state = _fast(state, x, y, z, HAS_F, HAS_R)
-        kept, top = tl.sum(state[0], axis=0), tl.max(state[1], axis=0)
-        free, free_top = tl.sum(state[2], axis=0), tl.max(state[3], axis=0)
-        forced, forced_top = tl.sum(state[4], axis=0), tl.max(state[5], axis=0)
+        # in one go: every reduction makes the warps wait for each other
+        if HAS_F and HAS_R:
+            kept, top, free, free_top, forced, forced_top = tl.reduce(state, 0, _join_three)
+        elif HAS_F:
+            kept, top, free, free_top = tl.reduce((state[0], state[1], state[2], state[3]), 0, _join_two)
+            forced, forced_top = 0.0, 0.0
+        else:
+            kept, top, forced, forced_top = tl.reduce((state[0], state[1], state[4], state[5]), 0, _join_two)
+            free, free_top = 0.0, 0.0
         plain = (kept + free + forced < float("inf")) & (top < BOUND)
-        again = (plain == 0) | _faint(top) | _faint(free_top) | _faint(forced_top)
+        again = (plain == 0) | _faint(top)
+        if HAS_F:
+            again = again | _faint(free_top)
+        if HAS_R:
+            again = again | _faint(forced_top)
         if again == 0:
             if HAS_F:
                 unequal = (free_top > 0).to(tl.float64) if SAME_F else 1.0
