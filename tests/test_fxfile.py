@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
+import weakref
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -522,3 +523,33 @@ def test_the_graph_takes_little_room(name: str, path: Path) -> None:
     graphprobe.save(captured(name), path, weights=None)
     nodes = len(captured(name).graph.nodes)
     assert os.path.getsize(path) < 120 * nodes  # bytes; the metadata is compressed and says nothing twice
+
+
+def test_the_bytes_of_a_tensor_live_as_long_as_they_are_looked_at() -> None:
+    """What lies on a GPU is copied to be written; nobody else holds the copy."""
+    seen = []
+    for number in range(50):
+        held = torch.full((64,), number, dtype=torch.uint8)
+        gone = weakref.ref(held)
+        seen.append(archive.buffer(held))
+        del held
+        assert gone() is not None
+    assert [set(part) for part in seen] == [{number} for number in range(50)]
+    seen.clear()
+    assert gone() is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_was_saved_from_a_gpu_is_read_again(tmp_path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers = [torch.nn.Linear(8, 8) for _ in range(40)]
+    for layer in layers:
+        layer.weight.data.normal_(generator=generator)
+    model = torch.nn.Sequential(*layers).eval()
+    wanted = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.randn(2, 8, device="cuda")
+    gm = graphprobe.capture(model.cuda(), (x,))
+    graphprobe.save(gm, tmp_path / "g.fx", args=(x,))
+    found = graphprobe.load(tmp_path / "g.fx")
+    assert all(torch.equal(found.get_parameter(name).cpu(), value) for name, value in wanted.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import random
 
@@ -13,7 +14,8 @@ from torch.fx import Node
 import graphprobe
 from corpus import mutations
 from graphprobe import align, binding
-from graphprobe.lanes import exact
+from graphprobe.judge.rows import read
+from graphprobe.lanes import exact, measure, run
 from graphprobe.lanes.build import Plan, Probe, build
 from graphprobe.lanes.regions import Region, regions_of
 from graphprobe.lanes.same import Weights, isomorphic, repeats, substitutes
@@ -145,6 +147,25 @@ def test_what_a_mutation_changes_is_forced(seed: int) -> None:
         mine, theirs = (sorted(repr(shown(n, plan, s)) for n in getattr(region, s)) for s in ("before", "after"))
         if mine != theirs:
             assert region not in plan.repeated and forced.issuperset(region.operations("after"))
+
+
+@pytest.mark.parametrize(("dtype", "seed"), [(torch.bfloat16, 2), (torch.float16, 3)])
+def test_what_is_left_out_is_known_all_the_same(dtype: torch.dtype, seed: int) -> None:
+    """Every row says what it says when all lanes run."""
+    gm, args, kwargs = captured("llama", dtype)
+    mutant = mutations.draw(gm, random.Random(seed), benign=False)
+    plan, probe = repeating(gm, mutant.gm, args, kwargs)
+    whole = dataclasses.replace(plan, repeated=set())
+    _, _, bound = binding.programs(gm, mutant.gm, args, kwargs)
+    lazy, full = (run.measure(p, bound).rows for p in (plan, whole))
+    assert full[:, measure.Column.FREE].count_nonzero() > 10
+    for row, region in enumerate(plan.regions):
+        assert (read(region, lazy[row], True).reproduced) is (read(region, full[row], True).reproduced)
+    told = [column for column in measure.Column if column is not measure.Column.FORCED_EQUAL]
+    torch.testing.assert_close(lazy[:, told], full[:, told], rtol=1e-6, atol=0.0)
+    taken = [n for n in probe.graph.nodes if n.target is measure.take]
+    measured = [n for n in probe.graph.nodes if n.target is measure.native]
+    assert len(taken) > 3 and len(taken) + len(measured) == len(plan.regions)
 
 
 def test_weights_that_lie_otherwise_in_memory_are_forced() -> None:

@@ -89,11 +89,13 @@ def _write_tensors(member: IO[bytes], tensors: Sequence[tuple[str, torch.Tensor]
 
 
 def buffer(tensor: torch.Tensor) -> memoryview:
-    """Return the bytes of a contiguous CPU tensor without a copy; the tensor must outlive the answer."""
+    """Return the bytes of a contiguous CPU tensor without a copy; they stay alive with the answer."""
     size = tensor.numel() * tensor.element_size()
     if not size:
         return memoryview(bytearray())
-    return memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr())).cast("B")
+    raw: Any = (ctypes.c_ubyte * size).from_address(tensor.data_ptr())
+    raw.owner = tensor  # else the copy of a tensor that lies on a GPU would be gone before it is read
+    return memoryview(raw).cast("B")
 
 
 class Archive:

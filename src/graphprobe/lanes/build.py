@@ -18,6 +18,7 @@ from graphprobe import nodes
 from graphprobe.execute import replayed, target_of, zeroed
 from graphprobe.lanes import exact, measure
 from graphprobe.lanes.regions import Region
+from graphprobe.lanes.same import widened
 from graphprobe.program import Program
 
 Key = frozenset[tuple[Node, Node]]
@@ -100,6 +101,8 @@ class _Builder:
         self.cast: dict[tuple[Node, torch.dtype], Node] = {}
         self.weights: dict[int, Node] = {}  # float64 weights of the region being emitted
         self.dead = plan.dead()
+        self.rows: dict[tuple[Node, Node], int] = {}  # claimed pair -> the row that measures it
+        self.taken: list[tuple[int, int]] = []  # rows that are told by another one, and which
 
     def build(self) -> Probe:
         self._placeholders()
@@ -124,6 +127,9 @@ class _Builder:
 
     def _join(self, first: int, rows: int) -> None:
         self.graph.call_function(measure.join, (self.slots, self.partials, first, rows))
+        for row, source in self.taken:  # below the source, which is complete by now
+            self.graph.call_function(measure.take, (self.slots, row, source))
+        self.taken.clear()
 
     def _stream(self) -> None:
         """Let weights come when they are needed, where a side is not on the device itself."""
@@ -213,8 +219,13 @@ class _Builder:
         if not _comparable(x, y):
             return
         moved, bounds = self._moved(x, y), measure.sentinel_bounds(x, y)
+        self.rows[x, y] = row
         if region in self.plan.repeated and region not in self.plan.exact_regions:
-            self._call(measure.native, row, b, f, None, moved, bounds)
+            source = self.rows.get(widened(region)) if moved is None else None
+            if source is not None:
+                self.taken.append((row, source))
+            else:
+                self._call(measure.native, row, b, f, None, moved, bounds)
             return
         if _is_large(x):  # the free lane's value can go before the forced lane makes one
             self._call(measure.native, row, b, f, None, moved, bounds)

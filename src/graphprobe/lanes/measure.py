@@ -211,6 +211,12 @@ def join(slots: Tensor, partials: Tensor, first: int, rows: int) -> None:
         _kernels().join(slots, partials, first, rows)
 
 
+def take(slots: Tensor, row: int, source: int) -> None:
+    """Tell the free lane's numbers of one row by those of another."""
+    slots[row, : Column.FREE_EQUAL + 1].copy_(slots[source, : Column.FREE_EQUAL + 1])
+    slots[row, Column.NATIVE_DONE].copy_(slots[source, Column.NATIVE_DONE])
+
+
 def native(
     slots: Tensor,
     partials: Tensor,

@@ -14,6 +14,7 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.chains import CASTS
 from graphprobe.lanes.regions import Region
 from graphprobe.program import Program
 
@@ -25,6 +26,11 @@ _UNSTEADY = {
 }  # fmt: skip
 #: Functions that are no operators, and make no numbers that another call would not make.
 _PLAIN = {operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv}
+_HALVES = (torch.float16, torch.bfloat16)
+_WIDENINGS = {
+    *((narrow, wide) for narrow in _HALVES for wide in (torch.float32, torch.float64)),
+    (torch.float32, torch.float64),
+}
 _LINE = 64  # bytes; kernels ask for no wider alignment
 
 
@@ -92,6 +98,19 @@ def repeats(region: Region, weights: Weights) -> bool:
         return False
     steady = all(_is_steady(n) for n in region.after if n.op != "get_attr")
     return steady and _Matcher(region, weights.lie_alike).match()
+
+
+def widened(region: Region) -> tuple[Node, Node] | None:
+    """Return the pair that both sides do nothing with but raise it to a wider floating type; None for other regions.
+
+    No number changes by that: what was measured of the pair holds for the raised one.
+    """
+    mine = [n for n in region.after if n.op != "get_attr"]
+    if len(mine) != 1 or len(region.frontier) != 1 or nodes.schema_name(mine[0]) not in CASTS:
+        return None
+    narrow, wide = _dtype(region.frontier[0][1]), _dtype(mine[0])
+    rising = narrow is not None and wide is not None and (narrow, wide) in _WIDENINGS
+    return region.frontier[0] if rising and nodes.shape(mine[0]) == nodes.shape(region.frontier[0][1]) else None
 
 
 def _dtype(node: Node) -> torch.dtype | None:

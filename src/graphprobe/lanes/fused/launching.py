@@ -12,7 +12,7 @@ Tensor = torch.Tensor
 
 _LAUNCHES = launches.Launches()
 #: Programs of one native comparison at most, rows of 16 bytes that each reads per step, and steps that are under way.
-_PROGRAMS, _ROWS, _WARPS, _STAGES = 264, 256, 8, 1
+_PROGRAMS, _ROWS, _WARPS, _STAGES = 528, 256, 4, 3
 #: The same of one exact comparison; elements of a step, at most so many rows high, and rows that one column sum spans.
 _EXACT_PROGRAMS, _EXACT_WARPS, _EXACT_STAGES = 528, 4, 1
 _TILE, _HEIGHT, _SPAN = 512, 4, 64
