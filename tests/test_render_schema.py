@@ -1,4 +1,4 @@
-"""The JSON schema in docs/ is that of the records, and what is saved obeys it."""
+"""The JSON schemas in docs/ are those of the records, and what is saved obeys them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from graphprobe.records import Report
-from graphprobe.render.schema import report_schema
+import graphprobe
+from graphprobe.bisection.records import Bisection, BisectStep
+from graphprobe.bisection.schema import bisection_schema
+from graphprobe.records import STATUSES, Lint, Replacement, Report, RunReport, RunStep
+from graphprobe.render.schema import report_schema, run_schema
 from render_samples import wrong_scale
 from test_render_text import reports
 
-FILE = Path(__file__).parent.parent / "docs" / "report.schema.json"
+DOCS = Path(__file__).parent.parent / "docs"
+SCHEMAS = {"report": report_schema, "run": run_schema, "bisection": bisection_schema}
 TYPES: dict[str, Any] = {"string": str, "boolean": bool, "null": type(None), "array": list, "object": dict}
 
 
@@ -67,9 +73,10 @@ def violations(schema: dict[str, Any], value: Any, top: dict[str, Any], where: s
     return found
 
 
-def test_the_file_in_docs_is_current() -> None:
-    assert json.loads(FILE.read_text()) == report_schema(), (
-        "docs/report.schema.json is stale: write json.dumps(report_schema(), indent=2) and a newline to it"
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_files_in_docs_are_current(name: str) -> None:
+    assert json.loads((DOCS / f"{name}.schema.json").read_text()) == SCHEMAS[name](), (
+        f"docs/{name}.schema.json is stale: write json.dumps({name}_schema(), indent=2) and a newline to it"
     )
 
 
@@ -100,3 +107,64 @@ def test_a_report_that_is_none_breaks_the_schema(path: tuple[str | int, ...], va
     here[path[-1]] = value
     schema = report_schema()
     assert violations(schema, data, schema)
+
+
+_short = st.text(max_size=4)
+_names = st.lists(_short, max_size=2).map(tuple)
+_lints = st.builds(Lint, _short, _short, _short, _short)
+_steps = st.builds(
+    RunStep,
+    name=_short,
+    transform=_short,
+    stage=_short,
+    status=st.sampled_from(STATUSES),
+    matches=_names,
+    created=_names,
+    replacements=st.lists(st.builds(Replacement, old=_short, new=_short), max_size=2).map(tuple),
+    seconds=st.floats(allow_nan=True),
+    lints=st.lists(_lints, max_size=2).map(tuple),
+    report=st.none() | reports,
+)
+_runs = st.builds(RunReport, pipeline=_short, steps=st.lists(_steps, max_size=2).map(tuple), report=st.none() | reports)
+_bisections = st.builds(
+    Bisection,
+    verdict=st.sampled_from(["good", "bad", "unknown"]),
+    transform=st.none() | _short,
+    transforms=_names,
+    together=st.lists(_names, max_size=2).map(tuple),
+    report=st.none() | reports,
+    lints=st.lists(_lints, max_size=2).map(tuple),
+    steps=st.lists(
+        st.builds(BisectStep, what=_short, transforms=_names, verdict=st.just("bad"), command=_short), max_size=2
+    ).map(tuple),
+    environment=st.dictionaries(_short, _short, max_size=2),
+)
+
+
+@pytest.mark.parametrize(("kind", "drawn"), [("run", _runs), ("bisection", _bisections)])
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_every_run_and_bisection_obeys_its_schema(kind: str, drawn: Any, data: st.DataObject) -> None:
+    record, schema = data.draw(drawn), SCHEMAS[kind]()
+    assert violations(schema, json.loads(record.to_json()), schema) == []
+    assert violations(schema, {**json.loads(record.to_json()), "steps": [{}]}, schema)
+
+
+def doubled(gm: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Be wrong: every relu counts twice."""
+    for node in [n for n in gm.graph.nodes if n.target is torch.ops.aten.relu.default]:
+        with gm.graph.inserting_after(node):
+            made = gm.graph.call_function(torch.ops.aten.mul.Tensor, (node, 2.0))
+        node.replace_all_uses_with(made, delete_user_cb=lambda user, made=made: user is not made)
+    gm.recompile()
+    return gm
+
+
+def test_what_is_saved_of_a_real_run_and_bisection_obeys_the_schemas() -> None:
+    model, args = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()).eval(), (torch.randn(3, 4),)
+    run = graphprobe.run(model, args, pipeline=[("doubled", doubled)], check=("diff", "total"))
+    found = graphprobe.bisect(model, args, pipeline=[("doubled", doubled)])
+    assert run.exit_code == 1 and found.transform is not None
+    for kind, record in (("run", run), ("bisection", found)):
+        schema = SCHEMAS[kind]()
+        assert violations(schema, json.loads(record.to_json()), schema) == []

@@ -1,4 +1,4 @@
-"""The JSON schema of saved reports, derived from the records themselves."""
+"""The JSON schemas of what is saved, derived from the records themselves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any
 
-from graphprobe.records import SCHEMA_VERSION, VERDICTS, Report
+from graphprobe.records import SCHEMA_VERSION, STATUSES, VERDICTS, Report, RunReport
 
 _NUMBER: dict[str, Any] = {"anyOf": [{"type": "number"}, {"enum": ["nan", "inf", "-inf"]}]}
 _PLAIN: dict[Any, dict[str, Any]] = {
@@ -18,17 +18,35 @@ _PLAIN: dict[Any, dict[str, Any]] = {
     type(None): {"type": "null"},
 }
 
+#: (record, field, the words it may hold)
+_WORDS = (
+    ("Report", "verdict", VERDICTS),
+    ("Finding", "kind", VERDICTS),
+    ("RunStep", "status", STATUSES),
+)
+
 
 def report_schema() -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of what `Report.to_json` writes; non-finite numbers are strings there."""
+    return schema_of(Report, "graphprobe report")
+
+
+def run_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of what `RunReport.to_json` writes."""
+    return schema_of(RunReport, "graphprobe run")
+
+
+def schema_of(kind: type, title: str) -> dict[str, Any]:
+    """Return the JSON schema of a record that is saved as JSON, and of all that it holds."""
     definitions: dict[str, Any] = {}
-    top = _record(Report, definitions)
-    definitions["Report"]["properties"]["verdict"] = {"enum": list(VERDICTS)}
-    definitions["Report"]["properties"]["version"] = {"const": SCHEMA_VERSION}
-    definitions["Finding"]["properties"]["kind"] = {"enum": list(VERDICTS)}
+    top = _record(kind, definitions)
+    for name, key, words in _WORDS:
+        if name in definitions:
+            definitions[name]["properties"][key] = {"enum": list(words)}
+    definitions[kind.__name__]["properties"]["version"] = {"const": SCHEMA_VERSION}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "graphprobe report",
+        "title": title,
         **top,
         "$defs": dict(sorted(definitions.items())),
     }
