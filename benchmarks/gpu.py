@@ -297,16 +297,17 @@ def profile(row: Row, before: torch.fx.GraphModule, kwargs: Row) -> None:
 
 
 def measure_large(result: Row, options: argparse.Namespace) -> None:
-    """Measure the model that no GPU holds; figures are saved as they come."""
-    large: Row = {}
-    result["large"] = large
+    """Measure the model that no GPU holds, or that a small one holds; figures are saved as they come."""
+    for name in options.large.split(","):
+        row: Row = {}
+        result[f"large_{name}"] = row
 
-    def run() -> str:
-        gpu_large.measure(large, 2048, 80, options.files, options.changed, lambda: save(result, options.out))
-        return "done"
+        def run() -> str:
+            gpu_large.measure(row, 2048, name, options.files, options.changed, lambda: save(result, options.out))  # noqa: B023
+            return "done"
 
-    attempt(result, "large_state", run)
-    save(result, options.out)
+        attempt(result, f"large_{name}_state", run)
+        save(result, options.out)
 
 
 def main() -> int:
@@ -316,6 +317,7 @@ def main() -> int:
     parser.add_argument("--tokens", default="16,512,2048")
     parser.add_argument("--parts", default="taps,lanes,peers,diff")
     parser.add_argument("--exact", default="lockstep,native,auto,always")
+    parser.add_argument("--large", default="70B", help="shapes of the part large: 70B, and 7B within 24 GB")
     parser.add_argument("--files", type=int, default=4, help="layers of the large model that have files of their own")
     parser.add_argument("--changed", action="store_true", help="compare the large model with one changed layer, too")
     parser.add_argument("--out")

@@ -23,7 +23,19 @@ from graphprobe.fxfile.archive import buffer
 
 Row = dict[str, Any]
 
-SHAPE = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8}
+#: name -> (layers, shape, GB of GPU memory that may be used; 0: all there is)
+SHAPES: dict[str, tuple[int, Row, int]] = {
+    "70B": (
+        80,
+        {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8},
+        0,
+    ),
+    "7B": (
+        32,
+        {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32},
+        24,
+    ),
+}
 
 
 def drawn(shape: torch.Size) -> torch.Tensor:
@@ -102,11 +114,16 @@ def peak_of(run: Callable[[], Any]) -> tuple[float, float, Any]:
     return seconds, round(torch.cuda.max_memory_allocated() / 1e9, 2), found
 
 
-def measure(row: Row, tokens: int, layers: int, files: int, changed: bool, save: Callable[[], None]) -> None:
+def measure(row: Row, tokens: int, name: str, files: int, changed: bool, save: Callable[[], None]) -> None:
     """Note the figures in `row`, and save them as they come; with `changed`, also those of one changed layer."""
+    layers, shape, budget = SHAPES[name]
     with tempfile.TemporaryDirectory() as place, torch.no_grad():
         row |= {"tokens": tokens, "layers": layers, "files": files, "host_to_device_gb_per_s": copy_rate()}
-        row["write_s"], model = timed(lambda: mapped_model(place, layers, files, SHAPE))
+        if budget:  # what is more raises
+            whole = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(budget * 1e9 / whole)
+            row["budget_gb"] = budget
+        row["write_s"], model = timed(lambda: mapped_model(place, layers, files, shape))
         row["read_gb_per_s"] = read_rate([os.path.join(place, f"{index}.safetensors") for index in range(1, 1 + files)])
         row["weights_gb"] = round(sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9, 1)
         ids = torch.randint(0, 1000, (1, tokens))

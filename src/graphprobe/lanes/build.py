@@ -221,7 +221,8 @@ class _Builder:
         moved, bounds = self._moved(x, y), measure.sentinel_bounds(x, y)
         self.rows[x, y] = row
         if region in self.plan.repeated and region not in self.plan.exact_regions:
-            source = self.rows.get(widened(region)) if moved is None else None
+            narrow = widened(region) if moved is None else None
+            source = self.rows.get(narrow) if narrow is not None else None
             if source is not None:
                 self.taken.append((row, source))
             else:

@@ -8,7 +8,7 @@ Formula: Hyyrö, Bit-parallel LCS-length computation revisited, 2004; the way ba
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 #: Pairs that one more entry of the longer list must bring on average: looking into an earlier run brings few.
 _WORTH = 0.1
@@ -17,7 +17,7 @@ _RUNS, _MORE = 8, 1000
 
 
 def pair_from_the_end(
-    wanted: Sequence[Hashable], given: Sequence[Hashable], also: Mapping[Hashable, Sequence[Hashable]] | None = None
+    wanted: Sequence[str], given: Sequence[str], also: Mapping[str, Sequence[str]] | None = None
 ) -> list[tuple[int, int]]:
     """Return pairs (place in `wanted`, place in `given`) of equal entries, both rising, as many and as late as may be.
 
@@ -25,7 +25,7 @@ def pair_from_the_end(
     """
     mine = wanted[::-1]
     theirs = given[: -(_RUNS * len(wanted) + _MORE) - 1 : -1]
-    masks: dict[Hashable, int] = {}
+    masks: dict[str, int] = {}
     for place, entry in enumerate(theirs):
         masks[entry] = masks.get(entry, 0) | 1 << place
     whole = (1 << len(theirs)) - 1

@@ -198,14 +198,14 @@ def _from_sqlite(file: Path) -> Trace:
                 name = str(text if text is not None else words.get(key, "")).split(", ")[0]
                 ranges.append(_Range(name, start / 1e3, end / 1e3, thread))
         query = "SELECT correlationId, demangledName, start, end FROM CUPTI_ACTIVITY_KIND_KERNEL"
-        rows = base.execute(query).fetchall()
+        launched = base.execute(query).fetchall()
         for what in ("Memcpy", "Memset"):
             if f"CUPTI_ACTIVITY_KIND_{what.upper()}" in tables:
                 query = f"SELECT correlationId, '{what}', start, end FROM CUPTI_ACTIVITY_KIND_{what.upper()}"
-                rows += base.execute(query).fetchall()
+                launched += base.execute(query).fetchall()
         found = [
             Launch(str(words.get(row[1], row[1])), (row[3] - row[2]) / 1e3, row[2] / 1e3, around, row[0])
-            for row, around in _around(rows, calls, ranges, lambda r: r[0])
+            for row, around in _around(launched, calls, ranges, lambda r: r[0])
         ]
     return _trace(found, ranges)
 
