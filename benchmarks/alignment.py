@@ -121,12 +121,12 @@ def curve(sizes: list[int]) -> list[dict]:
     rows = []
     print(f"\n{'nodes':>7s} {'level':10s} {'align s':>8s} {'forwards s':>10s} {'us/node':>8s} {'claimed':>8s}")
     for size in sizes:
-        for level in ("ids", "modules", "values", "structure", "other"):
-            row = growing.timed(size, level)
+        for row in growing.timed(size, ("ids", "modules", "values", "structure", "other")):
             rows.append(row)
             print(
-                f"{row['nodes']:7d} {level:10s} {row['seconds']:8.2f} {row['forwards']:10.2f} "
-                f"{1e6 * row['seconds'] / row['nodes']:8.0f} {row['claimed']:8.3f}"
+                f"{row['nodes']:7d} {row['level']:10s} {row['seconds']:8.2f} {row['forwards']:10.2f} "
+                f"{1e6 * row['seconds'] / row['nodes']:8.0f} {row['claimed']:8.3f}",
+                flush=True,
             )
     return rows
 

@@ -173,7 +173,9 @@ def concretise(one: Program, bound: inputs.Inputs) -> None:
         return
     copy = copied(one)
     try:
-        values = run_program(copy, bound, [n for n in copy.live if n.op != "get_attr"], observe=_as_meta)
+        values = run_program(
+            copy, bound, [n for n in copy.live if n.op != "get_attr"], observe=lambda _, v: _as_meta(v)
+        )
     except Exception:  # the run itself will say which node raises
         values = {}
     values.update((n, _as_meta(copy.held(n))) for n in copy.live if n.op == "get_attr" and values)

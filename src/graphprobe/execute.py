@@ -34,7 +34,7 @@ def run_program(
     replace: Mapping[Node, Callable[[Values], Any]] | None = None,
     hold: Iterable[Node] = (),
     skip: Iterable[Node] = (),
-    observe: Callable[[Any], Any] | None = None,
+    observe: Callable[[Node, Any], Any] | None = None,
     known: Values | None = None,
     resumable: bool = False,
 ) -> Values:
@@ -42,8 +42,9 @@ def run_program(
 
     A node in `replace` takes what its function makes of the environment; nodes in `hold` are kept alive for that. All
     other values die after their last use. Nodes in `skip` are not run, nor any after the last one that is wanted (if
-    any is). With `observe`, what it returns is kept in place of the values. With `known` values only what lies between
-    them and the wanted nodes is run; if it is to be `resumable`, what was alive at the end is returned, too.
+    any is). With `observe`, what it returns of a node and its value is kept in place of the values. With `known` values
+    only what lies between them and the wanted nodes is run; if it is to be `resumable`, what was alive at the end is
+    returned, too.
     """
     wanted, skip, held = set(wanted), set(skip), set(hold)
     end = max((program.order[n] for n in wanted if n in program.order), default=len(program.live) - 1)
@@ -72,7 +73,7 @@ def run_program(
             elif node.op == "call_function":
                 env[node] = call(program, node, env)
             if node in wanted:
-                kept[node] = observe(env[node]) if observe else env[node]
+                kept[node] = observe(node, env[node]) if observe else env[node]
             for operand in node.all_input_nodes:
                 if last[operand] is node and operand not in held:
                     env.pop(operand, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def stack(layers: int, seed: int = 0, other: bool = False) -> GraphModule:
     """
     generator = torch.Generator().manual_seed(seed)
     root, graph = torch.nn.Module(), Graph()
+    made: dict[str, torch.Tensor] = {}
 
     def weight(name: str, *shape: int) -> Node:
         value = torch.randn(*shape, generator=generator) * shape[-1] ** -0.5
@@ -34,8 +36,10 @@ def stack(layers: int, seed: int = 0, other: bool = False) -> GraphModule:
 
     def call(path: str, target: Any, *args: Any) -> Node:
         node = graph.call_function(target, args)
-        made = target(*torch.fx.map_arg(args, lambda n: n.meta["val"]))
-        node.meta["val"] = made
+        kind = repr((target, torch.fx.map_arg(args, lambda n: tuple(n.meta["val"].shape))))
+        if kind not in made:  # one layer is like another
+            made[kind] = target(*torch.fx.map_arg(args, lambda n: n.meta["val"]))
+        node.meta["val"] = made[kind]
         node.meta["nn_module_stack"] = {path: (path, "torch.nn.Module")}
         return node
 
@@ -83,24 +87,25 @@ def norm(call: Any, path: str, x: Node, weight: Node, other: bool) -> Node:
     return call(path, aten.mul.Tensor, call(path, aten.mul.Tensor, x, scale), weight)
 
 
-def timed(size: int, level: str) -> dict[str, Any]:
+def timed(size: int, levels: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Align a stack of about `size` nodes with a reordered copy of itself, or with another way to write it ("other").
 
     Seconds are those of the process; the forward runs are timed apart and taken off.
     """
     before = stack(max(1, size // 39))
-    copy = stack(max(1, size // 39), other=True) if level == "other" else before
-    after = rewrites.stripped(rewrites.shuffled(copy), "values" if level == "other" else level)
-    left, right = program(before, (), {}), copied(program(after, (), {}))
     bound: inputs.Inputs = {"x": torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))}
-    runs = level in ("values", "other")
-    started = time.process_time()
-    for one in (left, right) if runs else ():
-        run_program(one, bound, list(one.outputs.values()))
-    forwards = time.process_time() - started
-    started = time.process_time()
-    found = align.align(left, right, (), bound if runs else None)
-    seconds = time.process_time() - started - forwards
-    making = [n for n in right.live if nodes.makes_values(n)]
-    claimed = sum(bool(found.of_after.get(n)) for n in making) / len(making)
-    return {"nodes": len(left.live), "level": level, "seconds": seconds, "forwards": forwards, "claimed": claimed}
+    for level in levels:
+        copy = stack(max(1, size // 39), other=True) if level == "other" else before
+        after = rewrites.stripped(rewrites.shuffled(copy), "values" if level == "other" else level)
+        left, right = program(before, (), {}), copied(program(after, (), {}))
+        runs = level in ("values", "other")
+        started = time.process_time()
+        for one in (left, right) if runs else ():
+            run_program(one, bound, list(one.outputs.values()))
+        forwards = time.process_time() - started
+        started = time.process_time()
+        found = align.align(left, right, (), bound if runs else None)
+        seconds = time.process_time() - started - forwards
+        making = [n for n in right.live if nodes.makes_values(n)]
+        claimed = sum(bool(found.of_after.get(n)) for n in making) / len(making)
+        yield {"nodes": len(left.live), "level": level, "seconds": seconds, "forwards": forwards, "claimed": claimed}

@@ -19,11 +19,9 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Claim
 from graphprobe.align.matching import Matching, is_part
-from graphprobe.align.sketches import MOMENTS
+from graphprobe.align.sketches import MOMENTS, observed, positions
 from graphprobe.align.values import AGREE
-from graphprobe.execute import run_program
 
-_MOST = 64  # full values are fetched for at most so many candidate pairs at once
 _ROWS = 256  # moments are compared for so many values at once
 _DIMENSIONS = 5  # more of them have too many orders
 
@@ -38,9 +36,13 @@ class View:
     order: tuple[int, ...]
     joined: Shape
 
-    def of(self, y: torch.Tensor) -> torch.Tensor:
-        """Show a value of after in before's layout."""
-        return y.reshape(self.split).permute(self.order).reshape(self.joined)
+    def positions(self, where: torch.Tensor) -> torch.Tensor:
+        """Return where in y, in flat order, lies what stands at these places of y in before's layout."""
+        strides = [math.prod(self.split[d + 1 :]) for d in range(len(self.split))]
+        out, rest = torch.zeros_like(where), where
+        for d in reversed(self.order):
+            out, rest = out + rest % self.split[d] * strides[d], rest // self.split[d]
+        return out
 
     def back(self, shape: Shape) -> View:
         """Return the view that undoes this one, for a value of that shape."""
@@ -79,16 +81,32 @@ def _reshaped_pairs(matching: Matching) -> list[tuple[Node, Node, View]]:
 
 
 def _arranged_pairs(matching: Matching) -> list[tuple[Node, Node, View]]:
-    candidates, out = _candidates(matching), []
-    for start in range(0, len(candidates), _MOST):
-        chunk = candidates[start : start + _MOST]
-        left = run_program(matching.before, matching.bound or {}, [x for x, _ in chunk])
-        right = run_program(matching.after, matching.bound or {}, [y for _, y in chunk])
-        for x, y in chunk:
-            view = _view(left[x], right[y])
-            if view is not None:
-                out.append((x, y, view))
+    """Try all views of every candidate in one run of `after`: some elements of each, where before's samples lie."""
+    tried = {y: (x, views(_sizes(x), _sizes(y))) for x, y in _candidates(matching)}
+    tried = {y: (x, found) for y, (x, found) in tried.items() if found}
+
+    def observe(node: Node, value: Any) -> torch.Tensor | None:
+        if not isinstance(value, torch.Tensor) or tuple(value.shape) != _sizes(node):
+            return None
+        flat, where = value.detach().reshape(-1), positions(value.numel(), value.device)
+        return torch.stack([flat[view.positions(where)] for view in tried[node][1]]).double()
+
+    held = observed(matching.after, matching.bound or {}, list(tried), observe) if tried else {}
+    out = []
+    for y, (x, found) in tried.items():
+        seen = matching.sketches("before")[x][:-MOMENTS].double()
+        shown = held.get(y)
+        if shown is None:
+            continue
+        apart = torch.linalg.vector_norm(shown - seen, dim=1) / torch.linalg.vector_norm(seen)
+        near = [view for view, distance in zip(found, apart.tolist(), strict=True) if distance <= AGREE]
+        if len(near) == 1:
+            out.append((x, y, near[0]))
     return out
+
+
+def _sizes(node: Node) -> Shape:
+    return tuple(int(d) for d in nodes.shape(node) or ())
 
 
 def _fixed(shape: tuple[int | str, ...]) -> bool:
@@ -137,17 +155,6 @@ def _alone(a: torch.Tensor, b: torch.Tensor) -> list[tuple[int, int]]:
 def _arranged(node: Node, sketch: torch.Tensor) -> bool:
     shape = nodes.shape(node) or ()
     return _fixed(shape) and sum(d != 1 for d in shape) >= 2 and bool(sketch[-MOMENTS + 2] > 0)
-
-
-def _view(x: torch.Tensor, y: torch.Tensor) -> View | None:
-    """Return the view of y that equals x, if there is exactly one."""
-    norm = torch.linalg.vector_norm(x.double())
-    found = [
-        view
-        for view in views(tuple(x.shape), tuple(y.shape))
-        if float(torch.linalg.vector_norm(view.of(y).double() - x.double()) / norm) <= AGREE
-    ]
-    return found[0] if len(found) == 1 else None
 
 
 def views(x: Shape, y: Shape) -> list[View]:

@@ -10,7 +10,7 @@ from torch.fx import Node
 from graphprobe import nodes, provenance
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.align.matching import Matching
-from graphprobe.align.sketches import sample, sketches
+from graphprobe.align.sketches import sketches
 from graphprobe.errors import InputError, nearest
 from graphprobe.program import Program
 from graphprobe.records import Leftover
@@ -161,13 +161,13 @@ def _nearest_value(matching: Matching, side: str, node: Node, taken: set[Node]) 
     if matching.bound is None:
         return "  by value: nothing was run"
     program, other = (matching.before, matching.after) if side == "before" else (matching.after, matching.before)
-    mine = sketches(program, matching.bound, [node], sample).get(node)
+    mine = sketches(program, matching.bound, [node]).get(node)
     if mine is None:
         return "  by value: it holds too few different numbers to be told apart (a mask, a constant)"
     value = nodes.tensor_val(node)
     size = None if value is None else value.numel()
     wanted = [n for n in other.live if nodes.makes_values(n) and n not in taken and _numel(n) == size]
-    known = sketches(other, matching.bound, wanted, sample)
+    known = sketches(other, matching.bound, wanted)
     norm = torch.linalg.vector_norm(mine.double())
     distances = {
         n: float(torch.linalg.vector_norm(s.double() - mine.double()) / norm)

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
-from graphprobe.align.sketches import sketches, with_moments
+from graphprobe.align.sketches import sketches
 from graphprobe.align.terms import Numbers, Step, Term, Terms
 from graphprobe.align.weights import Block, Leaves, folded, leaves
 from graphprobe.program import Program, fetch
@@ -80,7 +80,7 @@ class Matching:
             program: Program = getattr(self, side)
             claimed = self.alignment.of_before if side == "before" else self.alignment.of_after
             wanted = [n for n in program.live if not claimed.get(n) and (nodes.makes_values(n) or is_part(n))]
-            found = sketches(program, self.bound, wanted, with_moments) if self.bound is not None and wanted else {}
+            found = sketches(program, self.bound, wanted, moments=True) if self.bound is not None and wanted else {}
             self._sketches[side] = found
         return self._sketches[side]
 

@@ -6,6 +6,7 @@ whatever shape they are shown, and behind that its moments, which no permutation
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,29 +22,39 @@ MOMENTS = 6
 _LARGE = 1e30
 _GOLDEN = 0.6180339887498949
 
-Observe = Callable[[Any], torch.Tensor | None]
+Observe = Callable[[Node, Any], torch.Tensor | None]
 
 
 def sketches(
-    program: Program, bound: Mapping[str, Any], wanted: list[Node], observe: Observe | None = None
+    program: Program, bound: Mapping[str, Any], wanted: list[Node], moments: bool = False
 ) -> dict[Node, torch.Tensor]:
-    """Return the sketch of each wanted node that is neither constant nor too small to tell; one synchronisation."""
-    observe = observe or sample
-    try:
-        raw = run_program(program, bound, wanted, observe=observe)
-    except Exception:  # an operator that raises is found out by the lanes, which say where; here it has no values
-        return {}
-    kept = [n for n in wanted if raw.get(n) is not None]
-    if not kept:
-        return {}
-    sizes = [raw[n].numel() for n in kept]
-    read = torch.split(torch.cat([raw[n] for n in kept]).cpu(), sizes)
-    if observe is with_moments:
-        rooted = _rooted(torch.stack([s[-MOMENTS:] for s in read]))
-        read = tuple(torch.cat([s[:-MOMENTS], m]) for s, m in zip(read, rooted, strict=True))
-    known = dict(zip(kept, read, strict=True))
-    telling = _telling(known, 0 if observe is sample else MOMENTS)
+    """Return the sketch of each wanted node that is neither constant nor too small to tell, with its moments or not."""
+    known = observed(program, bound, wanted, lambda _, value: with_moments(value) if moments else sample(value))
+    if moments and known:
+        rooted = _rooted(torch.stack([s[-MOMENTS:] for s in known.values()]))
+        known = {n: torch.cat([s[:-MOMENTS], m]) for (n, s), m in zip(known.items(), rooted, strict=True)}
+    telling = _telling(known, MOMENTS if moments else 0)
     return {n: s for n, s in known.items() if n in telling}
+
+
+def observed(
+    program: Program, bound: Mapping[str, Any], wanted: list[Node], observe: Observe
+) -> dict[Node, torch.Tensor]:
+    """Run once and return, on the CPU, what `observe` makes of each wanted value; one synchronisation."""
+    seen: dict[Node, torch.Tensor] = {}
+
+    def keep(node: Node, value: Any) -> None:
+        found = observe(node, value)
+        if found is not None:
+            seen[node] = found
+
+    with contextlib.suppress(Exception):  # what raises is found by the lanes, which say where; what came before is known
+        run_program(program, bound, wanted, observe=keep)
+    if not seen:
+        return {}
+    sizes = [s.numel() for s in seen.values()]
+    read = torch.split(torch.cat([s.reshape(-1) for s in seen.values()]).cpu(), sizes)
+    return {n: part.reshape(seen[n].shape) for n, part in zip(seen, read, strict=True)}
 
 
 def sample(value: Any) -> torch.Tensor | None:
@@ -54,7 +65,7 @@ def sample(value: Any) -> torch.Tensor | None:
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
     count = flat.numel()
-    picked = flat[_positions(count, flat.device)] if count > SAMPLES else flat
+    picked = flat[positions(count, flat.device)] if count > SAMPLES else flat
     return torch.nan_to_num(picked.float(), nan=-_LARGE, posinf=_LARGE, neginf=-_LARGE).clamp_(-_LARGE, _LARGE)
 
 
@@ -84,8 +95,10 @@ def _rooted(moments: torch.Tensor) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=512)
-def _positions(count: int, device: torch.device) -> torch.Tensor:
-    """A fixed low-discrepancy walk (golden ratio) over `count` elements: the same positions on both sides."""
+def positions(count: int, device: torch.device) -> torch.Tensor:
+    """Return the places in flat order that are sampled of `count` elements: all of a few, else a fixed walk."""
+    if count <= SAMPLES:
+        return torch.arange(count, device=device)
     where = (torch.arange(SAMPLES, dtype=torch.float64) * _GOLDEN) % 1.0
     return (where * count).long().to(device)
 

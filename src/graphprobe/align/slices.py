@@ -19,8 +19,9 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Claim
 from graphprobe.align.matching import Matching, is_part
-from graphprobe.align.sketches import MOMENTS, SAMPLES, sample, sketches
-from graphprobe.align.values import AGREE, AGREE_FINE, nearest
+from graphprobe.align.neighbours import nearest
+from graphprobe.align.sketches import MOMENTS, SAMPLES, observed, sample
+from graphprobe.align.values import AGREE, AGREE_FINE
 from graphprobe.execute import run_program
 from graphprobe.program import Program
 
@@ -211,7 +212,7 @@ def _sketched(matching: Matching, side: str, known: list[Form]) -> dict[tuple[No
         and _slices(_fixed(n), known)
     ]
 
-    def observe(value: Any) -> torch.Tensor | None:
+    def observe(node: Node, value: Any) -> torch.Tensor | None:
         if not isinstance(value, torch.Tensor):
             return None
         cuts = [c for c in _slices(value.shape, known) if _size(c.shape(value.shape)) >= _SMALLEST]
@@ -219,7 +220,7 @@ def _sketched(matching: Matching, side: str, known: list[Form]) -> dict[tuple[No
         return torch.cat([s for s in found if s is not None]) if found else None
 
     out: dict[tuple[Node, Slice], torch.Tensor] = {}
-    for node, joined in sketches(program, matching.bound or {}, wanted, observe).items():
+    for node, joined in observed(program, matching.bound or {}, wanted, observe).items():
         at = 0
         for cut in _slices(_fixed(node), known):
             size = _size(cut.shape(_fixed(node)))
@@ -253,7 +254,7 @@ def _pairs(
     order: dict[Node, int] = getattr(matching, other).order
     alike: dict[tuple[Node, ...], list[tuple[Node, Slice]]] = defaultdict(list)
     for row, found in near.of_y.items():
-        if all(d <= float(near.nearest_y[i]) * 1.1 + 1e-6 for i, d in found):
+        if all(near.is_mutual(i, d) for i, d in found):
             alike[tuple(smalls[i] for i, _ in sorted(found))].append(bigs[row])
     out = []
     for same, cuts in alike.items():
