@@ -24,6 +24,8 @@ from graphprobe.errors import CaptureError, InputError
 from graphprobe.streaming import Stream
 
 _LABEL = "graphprobe_label"
+#: Bases of what quantisers of torch.ao and torchao look at values with, by name: neither need be installed.
+_OBSERVERS = {"ObserverBase", "AffineQuantizedObserverBase"}
 #: In place on paper, but no value changes: they only leave the autograd graph.
 DETACHES = ("aten::detach_",)
 
@@ -257,11 +259,20 @@ def _flattened(gm: GraphModule) -> GraphModule:
         if new.op == "get_attr":
             _as_buffer(flat, new)
         new.meta["custom"] = {**(new.meta.get("custom") or {}), _LABEL: old.name}
+    for node in list(flat.graph.nodes):
+        if node.op == "call_module" and _is_observer(flat.get_submodule(str(node.target))):
+            node.replace_all_uses_with(node.args[0])
+            flat.graph.erase_node(node)
     output = next(n for n in flat.graph.nodes if n.op == "output")
     output.args = (tuple(_returned(flat)[1]),)
     flat.graph.set_codegen(CodeGen())
     flat.recompile()
     return flat
+
+
+def _is_observer(module: torch.nn.Module) -> bool:
+    """Whether a quantiser calibrates here: it returns what it is given, after branches that export cannot follow."""
+    return any(base.__name__ in _OBSERVERS for base in type(module).__mro__)
 
 
 def _as_buffer(gm: GraphModule, node: Node) -> None:

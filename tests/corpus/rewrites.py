@@ -8,6 +8,7 @@ one operation of a rewritten graph; what a node stands for is then what it stand
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,9 +40,16 @@ class Pair:
 Rewrite = Callable[[str, int, torch.dtype], Pair]
 
 
-def _captured(name: str, seed: int, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+@functools.lru_cache(maxsize=4)
+def _exported(name: str, seed: int, dtype: torch.dtype, attention: str = "sdpa") -> Any:
     model, args, kwargs = text_models.build(name, seed, attention, dtype)
-    return graphprobe.capture(model, args, kwargs), args, kwargs
+    with torch.no_grad():
+        return torch.export.export(model, args, kwargs, strict=False), args, kwargs
+
+
+def _captured(name: str, seed: int, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+    program, args, kwargs = _exported(name, seed, dtype, attention)
+    return graphprobe.capture(program), args, kwargs
 
 
 def pipeline(text: str, attention: str = "sdpa") -> Rewrite:
@@ -55,26 +63,17 @@ def pipeline(text: str, attention: str = "sdpa") -> Rewrite:
     return rewrite
 
 
-def decomposed(name: str, seed: int, dtype: torch.dtype) -> Pair:
-    """Decompose to core ATen."""
-    model, args, kwargs = text_models.build(name, seed, dtype=dtype)
-    with torch.no_grad():
-        program = torch.export.export(model, args, kwargs, strict=False)
-    before = graphprobe.capture(program)
-    with torch.no_grad():
-        after = graphprobe.capture(program.run_decompositions())
-    return Pair(before, after, (), args, kwargs)
+def decomposed(table: Any) -> Rewrite:
+    """Decompose by a table (None: to core ATen; an empty one makes functional and decomposes nothing)."""
 
+    def rewrite(name: str, seed: int, dtype: torch.dtype) -> Pair:
+        program, args, kwargs = _exported(name, seed, dtype)
+        before = graphprobe.capture(program)
+        with torch.no_grad():
+            after = graphprobe.capture(program.run_decompositions(table))
+        return Pair(before, after, (), args, kwargs)
 
-def functionalised(name: str, seed: int, dtype: torch.dtype) -> Pair:
-    """Make functional, decompose nothing."""
-    model, args, kwargs = text_models.build(name, seed, dtype=dtype)
-    with torch.no_grad():
-        program = torch.export.export(model, args, kwargs, strict=False)
-    before = graphprobe.capture(program)
-    with torch.no_grad():
-        after = graphprobe.capture(program.run_decompositions({}))
-    return Pair(before, after, (), args, kwargs)
+    return rewrite
 
 
 def exported_again(name: str, seed: int, dtype: torch.dtype) -> Pair:
@@ -99,8 +98,8 @@ def reordered(name: str, seed: int, dtype: torch.dtype) -> Pair:
 
 REWRITES: dict[str, Rewrite] = {
     "reordered": reordered,
-    "functional": functionalised,
-    "core aten": decomposed,
+    "functional": decomposed({}),
+    "core aten": decomposed(None),
     "exported again": exported_again,
     "eager / sdpa": eager_to_sdpa,
     "fused": pipeline("fuse_rmsnorm,fuse_rotary,fuse_swiglu,fuse_gate_up,fuse_qkv", "eager"),

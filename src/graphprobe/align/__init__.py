@@ -8,7 +8,19 @@ from typing import Any
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.align import alike, codes, identity, layouts, occurrence, slices, structure, values
+from graphprobe.align import (
+    alike,
+    anchors,
+    codes,
+    counterparts,
+    forced,
+    identity,
+    layouts,
+    occurrence,
+    slices,
+    structure,
+    values,
+)
 from graphprobe.align import events as events_
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.align.leftovers import MET, explained, leftovers
@@ -28,11 +40,12 @@ VALUES: tuple[Evidence, ...] = (values.claim, codes.claim, layouts.claim, slices
 #: What only guesses comes after the values have been asked: a wrong guess misleads all that grows from it.
 GUESSES: tuple[Evidence, ...] = (
     structure.claim,
-    structure.claim_weighted,
+    anchors.claim_weighted,
     occurrence.claim_single,
     structure.claim_operands,
     occurrence.claim_handed_on,
-    structure.claim_weighted_anyhow,
+    anchors.claim_weighted_anyhow,
+    counterparts.claim,
     structure.claim_slots,
     occurrence.claim,
     structure.claim_again,
@@ -53,14 +66,19 @@ def _completed(matching: Matching) -> Matching:
     """Ask all evidence that does not come first."""
     _grown(matching)
     if matching.bound is not None:
-        for evidence in VALUES:
-            if matching.unclaimed_before() or matching.unclaimed_after():
-                evidence(matching)
-                _grow(matching, SURE)
+        _ask_values(matching)
+        forced.claim(matching, lambda: _ask_values(matching))
     _grow(matching, GUESSES)
     _claim_outputs(matching)
     matching.alignment.sort(matching.after.order)
     return matching
+
+
+def _ask_values(matching: Matching) -> None:
+    for evidence in VALUES:
+        if matching.unclaimed_before() or matching.unclaimed_after():
+            evidence(matching)
+            _grow(matching, SURE)
 
 
 def align(

@@ -19,7 +19,7 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Claim
 from graphprobe.align.matching import Matching, is_part
-from graphprobe.align.sketches import MOMENTS, observed, positions
+from graphprobe.align.sketches import MOMENTS, positions
 from graphprobe.align.values import AGREE
 
 _ROWS = 256  # moments are compared for so many values at once
@@ -91,7 +91,7 @@ def _arranged_pairs(matching: Matching) -> list[tuple[Node, Node, View]]:
         flat, where = value.detach().reshape(-1), positions(value.numel(), value.device)
         return torch.stack([flat[view.positions(where)] for view in tried[node][1]]).double()
 
-    held = observed(matching.after, matching.bound or {}, list(tried), observe) if tried else {}
+    held = matching.observed("after", list(tried), observe) if tried else {}
     out = []
     for y, (x, found) in tried.items():
         seen = matching.sketches("before")[x][:-MOMENTS].double()

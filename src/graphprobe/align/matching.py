@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
-from graphprobe.align.sketches import sketches
+from graphprobe.align.sketches import Observe, observed, sketches
 from graphprobe.align.terms import Numbers, Step, Term, Terms
 from graphprobe.align.weights import Block, Leaves, folded, leaves
 from graphprobe.program import Program, fetch
@@ -41,6 +41,7 @@ class Matching:
         self._constants: dict[str, int] | None = None
         self._after: tuple[int, dict[Node, int]] | None = None
         self._sketches: dict[str, dict[Node, torch.Tensor]] = {}
+        self._forced: Mapping[Node, torch.Tensor] = {}
 
     def add(self, x: Node, y: Node, evidence: str, certain: bool = False) -> None:
         """Claim one pair."""
@@ -80,9 +81,20 @@ class Matching:
             program: Program = getattr(self, side)
             claimed = self.alignment.of_before if side == "before" else self.alignment.of_after
             wanted = [n for n in program.live if not claimed.get(n) and (nodes.makes_values(n) or is_part(n))]
-            found = sketches(program, self.bound, wanted, moments=True) if self.bound is not None and wanted else {}
-            self._sketches[side] = found
+            given = self._forced if side == "after" else None
+            run = self.bound is not None and bool(wanted)
+            self._sketches[side] = sketches(program, self.bound or {}, wanted, True, given) if run else {}
         return self._sketches[side]
+
+    def observed(self, side: str, wanted: list[Node], observe: Observe) -> dict[Node, torch.Tensor]:
+        """Run one side once and return what `observe` makes of the wanted values."""
+        given = self._forced if side == "after" else None
+        return observed(getattr(self, side), self.bound or {}, wanted, observe, given)
+
+    def force(self, given: Mapping[Node, torch.Tensor]) -> None:
+        """From now on let `after` go on with these values wherever it is run."""
+        self._forced = given
+        self._sketches.pop("after", None)
 
     def is_coarse(self) -> bool:
         """Whether either side computes anything in 16 bits or less: equal values then differ by some percent."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from graphprobe.execute import run_program
+from graphprobe.execute import call, run_program
 from graphprobe.program import Program
 
 SAMPLES = 256
@@ -26,10 +26,14 @@ Observe = Callable[[Node, Any], torch.Tensor | None]
 
 
 def sketches(
-    program: Program, bound: Mapping[str, Any], wanted: list[Node], moments: bool = False
+    program: Program,
+    bound: Mapping[str, Any],
+    wanted: list[Node],
+    moments: bool = False,
+    given: Mapping[Node, torch.Tensor] | None = None,
 ) -> dict[Node, torch.Tensor]:
     """Return the sketch of each wanted node that is neither constant nor too small to tell, with its moments or not."""
-    known = observed(program, bound, wanted, lambda _, value: with_moments(value) if moments else sample(value))
+    known = observed(program, bound, wanted, lambda _, value: with_moments(value) if moments else sample(value), given)
     if moments and known:
         rooted = _rooted(torch.stack([s[-MOMENTS:] for s in known.values()]))
         known = {n: torch.cat([s[:-MOMENTS], m]) for (n, s), m in zip(known.items(), rooted, strict=True)}
@@ -38,18 +42,36 @@ def sketches(
 
 
 def observed(
-    program: Program, bound: Mapping[str, Any], wanted: list[Node], observe: Observe
+    program: Program,
+    bound: Mapping[str, Any],
+    wanted: list[Node],
+    observe: Observe,
+    given: Mapping[Node, torch.Tensor] | None = None,
 ) -> dict[Node, torch.Tensor]:
-    """Run once and return, on the CPU, what `observe` makes of each wanted value; one synchronisation."""
+    """Run once and return, on the CPU, what `observe` makes of each wanted value; one synchronisation.
+
+    What uses a node of `given` goes on with the value given there; observed is what the node itself has made.
+    """
+    given, asked = given or {}, set(wanted)
     seen: dict[Node, torch.Tensor] = {}
 
     def keep(node: Node, value: Any) -> None:
-        found = observe(node, value)
+        found = observe(node, value) if node in asked else None
         if found is not None:
             seen[node] = found
 
-    with contextlib.suppress(Exception):  # what raises is found by the lanes, which say where; what came before is known
-        run_program(program, bound, wanted, observe=keep)
+    def forced(node: Node, value: torch.Tensor) -> Callable[[Mapping[Node, Any]], Any]:
+        def made(env: Mapping[Node, Any]) -> Any:
+            own = call(program, node, env)
+            keep(node, own)
+            return value.to(own.dtype) if isinstance(own, torch.Tensor) and own.shape == value.shape else own
+
+        return made
+
+    replace = {node: forced(node, value) for node, value in given.items()}
+    plain = [n for n in wanted if n not in given]
+    with contextlib.suppress(Exception):  # the lanes say what raises and where; what came before it is known
+        run_program(program, bound, [*plain, *given], replace, observe=lambda n, v: None if n in given else keep(n, v))
     if not seen:
         return {}
     sizes = [s.numel() for s in seen.values()]

@@ -20,7 +20,7 @@ from graphprobe import nodes
 from graphprobe.align.claims import Claim
 from graphprobe.align.matching import Matching, is_part
 from graphprobe.align.neighbours import nearest
-from graphprobe.align.sketches import MOMENTS, SAMPLES, observed, sample
+from graphprobe.align.sketches import MOMENTS, SAMPLES, sample
 from graphprobe.align.values import AGREE, AGREE_FINE
 from graphprobe.execute import run_program
 from graphprobe.program import Program
@@ -220,7 +220,7 @@ def _sketched(matching: Matching, side: str, known: list[Form]) -> dict[tuple[No
         return torch.cat([s for s in found if s is not None]) if found else None
 
     out: dict[tuple[Node, Slice], torch.Tensor] = {}
-    for node, joined in observed(program, matching.bound or {}, wanted, observe).items():
+    for node, joined in matching.observed(side, wanted, observe).items():
         at = 0
         for cut in _slices(_fixed(node), known):
             size = _size(cut.shape(_fixed(node)))
