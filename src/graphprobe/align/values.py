@@ -82,8 +82,7 @@ def _pairs(
 
 def _one_value(matching: Matching, xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
     """Pair what all holds one value: in order where both sides hold it equally often, else as far as it can be told."""
-    numbers = matching.numbers_before()
-    if len({numbers[x] for x in xs}) > 1 and not _is_chain(xs):
+    if not (_is_one(xs, matching.numbers_before()) and _is_one(ys, matching.numbers_after())):
         return []  # unrelated nodes hold the same: a tie
     if len(xs) == len(ys) and (len(xs) == 1 or _is_chain(ys)):
         order_x, order_y = matching.before.order, matching.after.order
@@ -94,6 +93,11 @@ def _one_value(matching: Matching, xs: list[Node], ys: list[Node]) -> list[tuple
         # a value that is handed on unchanged: the last of the chain
         pairs.append((max(alike, key=lambda n: len(_ancestors(n, xs))), y))
     return pairs
+
+
+def _is_one(group: list[Node], numbers: dict[Node, int]) -> bool:
+    """Whether all compute the same, or one the other."""
+    return len({numbers[n] for n in group}) == 1 or _is_chain(group)
 
 
 def _is_chain(group: list[Node]) -> bool:
