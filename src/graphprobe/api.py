@@ -169,8 +169,8 @@ def alignment(
     """Pair the nodes of two versions without judging them.
 
     Both sides, the inputs and `events` are those of `diff`. Where there are inputs, given or stored, and `run` is set,
-    values are compared too; else nothing is run, and graphs without weights or metadata will do. Raises
-    GraphprobeError.
+    values are compared too; else nothing is run, and graphs without weights or metadata will do, also text dumps
+    (``.txt``, of AutoDeploy or of `run`). Raises GraphprobeError.
     """
     matching = _matched(
         before, after, args, kwargs, arguments.other_sets(after_args, after_kwargs, 1)[0], run, events=events
@@ -213,17 +213,19 @@ def _matched(
     draw: bool = False,
     events: Sequence[Replacement] | None = None,
 ) -> align.Matching:
-    stored = [fxfile.load_inputs(s) if isinstance(s, (str, os.PathLike)) else None for s in (before, after)]
-    runs = run and (draw or bool(args) or bool(kwargs) or any(s is not None for s in stored))
+    texts = [sides.is_text(s) for s in (before, after)]
+    stored = [
+        fxfile.load_inputs(s) if isinstance(s, (str, os.PathLike)) and not text else None
+        for s, text in zip((before, after), texts, strict=True)
+    ]
+    runs = not any(texts) and run and (draw or bool(args) or bool(kwargs) or any(s is not None for s in stored))
     bound: inputs.Inputs | None = None
     if runs or sides.is_plain_module(before) or sides.is_plain_module(after):
         other = other or sides.stored_apart(before, after, args, kwargs)
         (gm_before, gm_after), args, kwargs = sides.graphs((before, after), tuple(args), kwargs, other=other)
         left, right, bound = binding.programs(gm_before, gm_after, args, kwargs, other=other)
     else:  # nothing to run on
-        gm_before, gm_after = (
-            capture(fxfile.load(s) if isinstance(s, (str, os.PathLike)) else s) for s in (before, after)
-        )
+        gm_before, gm_after = (capture(sides.read(s)) for s in (before, after))
         left, right = sides.as_is(gm_before), sides.as_is(gm_after)
     missing = any(gm.meta.get(fxfile.MISSING) for gm in (gm_before, gm_after))
     replaced = tuple(events if events is not None else gm_after.meta.get(EVENTS, ()))

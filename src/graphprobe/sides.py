@@ -12,6 +12,7 @@ from graphprobe import fxfile, inputs
 from graphprobe.capturing import Model, capture
 from graphprobe.devices import moved
 from graphprobe.errors import InputError
+from graphprobe.foreign import graphs as foreign_graphs
 from graphprobe.program import Program, input_paths, output_paths
 
 Side = Model | str | os.PathLike[str]
@@ -58,6 +59,18 @@ def stored_apart(before: Side, after: Side, args: tuple[Any, ...], kwargs: dict[
 def _shapes(call: Any) -> list[tuple[int, ...] | None]:
     leaves = torch.utils._pytree.tree_leaves(call)
     return [tuple(v.shape) if isinstance(v, torch.Tensor) else None for v in leaves]
+
+
+def is_text(side: Side) -> bool:
+    """Whether a side is the text dump of a graph: it can be aligned, but not run."""
+    return isinstance(side, (str, os.PathLike)) and os.fspath(side).endswith(".txt")
+
+
+def read(side: Side) -> Model:
+    """Read a side that is a file: an .fx file or a text dump. Raises FxFileError and DumpError."""
+    if is_text(side):
+        return foreign_graphs.load(side)  # type: ignore[arg-type]
+    return fxfile.load(side) if isinstance(side, (str, os.PathLike)) else side
 
 
 def as_is(gm: torch.fx.GraphModule) -> Program:

@@ -7,6 +7,7 @@ or by the blocks of rows that it was put together from (fused QKV, gate and up).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,18 +41,26 @@ def leaves(before: Program, after: Program) -> tuple[Leaves, Leaves]:
     contents = [_contents(before), _contents(after)]
     known = {content for content, _ in contents[0].values() if content}
     met = {content for content, _ in contents[1].values() if content}
+    blank = {_plain(t) for mine in contents for t, (content, _) in mine.items() if not content}
     lone: list[list[str]] = [[], []]
     for column, (found, other, mine) in enumerate(((left, met, contents[0]), (right, known, contents[1]))):
         for target, (content, turned) in mine.items():
             if content in other:
                 found.names[target] = (("content", *content), turned)
             else:
-                found.names[target] = (("name", target, *content[:1]), False)
+                known_by_name = _plain(target) in blank
+                name = ("name", _plain(target)) if known_by_name else ("name", target, *content[:1])
+                found.names[target] = (name, False)
                 lone[column].append(target)
     _name_unknown(before, after, left, right, contents)
     _join(before, left, contents[1], lone[0], after)
     _join(after, right, contents[0], lone[1], before)
     return left, right
+
+
+def _plain(target: str) -> str:
+    """Return a weight's name as a text dump writes it."""
+    return target.replace(".", "_")
 
 
 def _name_unknown(
@@ -60,8 +69,9 @@ def _name_unknown(
     """Where weights have neither content nor a name in common, their shape is all there is: one is like another."""
     for program, found, other, mine in ((before, left, right, contents[0]), (after, right, left, contents[1])):
         shapes = {str(n.target): nodes.shape(n) for n in program.live if n.op == "get_attr"}
+        theirs = {_plain(target) for target in other.names}
         for target, (content, _) in mine.items():
-            if not content and target not in other.names:
+            if not content and _plain(target) not in theirs:
                 found.names[target] = (("unknown", shapes[target]), False)
 
 
@@ -127,16 +137,20 @@ def folded(before: Program, after: Program, lone: set[str]) -> dict[str, Node]:
     with torch.no_grad():
         for node in before.live if wanted else ():
             if node.op == "get_attr":
-                env[node] = before.attribute(node)
+                held = before.attribute(node)
+                if not isinstance(held, torch.Tensor) or held.device.type != "meta":
+                    env[node] = held
             elif (
                 node.op == "call_function" and node not in before.seeds and all(n in env for n in node.all_input_nodes)
             ):
                 value = nodes.tensor_val(node)
                 if value is not None and all(isinstance(d, int) for d in value.shape) and value.numel() <= _MOST:
-                    env[node] = call(before, node, env)
-                    held = wanted.get(_flat(env[node])) if isinstance(env[node], torch.Tensor) else None
-                    if held is not None and nodes.makes_values(node):
-                        found[held] = node
+                    with contextlib.suppress(Exception):  # what cannot be run here is no constant computed ahead
+                        env[node] = call(before, node, env)
+                    made = env.get(node)
+                    same = wanted.get(_flat(made)) if isinstance(made, torch.Tensor) else None
+                    if same is not None and nodes.makes_values(node):
+                        found[same] = node
     return found
 
 
