@@ -79,7 +79,7 @@ def run_program(
                     env.pop(operand, None)
     for node in wanted:
         if node not in kept and node in env:
-            kept[node] = observe(env[node]) if observe else env[node]
+            kept[node] = observe(node, env[node]) if observe else env[node]
     return kept | {n: v for n, v in env.items() if n.op == "call_function"} if resumable else kept
 
 
