@@ -64,7 +64,7 @@ def match(
 
 def _completed(matching: Matching) -> Matching:
     """Ask all evidence that does not come first."""
-    _grown(matching)
+    matching = _grown(matching)
     if matching.bound is not None:
         _ask_values(matching)
         forced.claim(matching, lambda: _ask_values(matching))
@@ -95,7 +95,9 @@ def quick(
     before: Program, after: Program, events: Sequence[Replacement] = (), bound: Mapping[str, Any] | None = None
 ) -> Alignment | None:
     """Align where structure claims all of `after`, so that nothing need be written into a copy; else None."""
-    matching = _grown(_certain(Matching(before, after, bound), events))
+    matching = _certain(Matching(before, after, bound), events)
+    if alike.in_order(matching):
+        matching = _grown(matching)
     return None if matching.unclaimed_after() else _completed(matching).alignment
 
 
@@ -114,7 +116,8 @@ def _certain(matching: Matching, events: Sequence[Replacement]) -> Matching:
 def _grown(matching: Matching) -> Matching:
     """Ask for structure, which looks at no value and writes into no graph."""
     _grow(matching, SURE)
-    alike.claim(matching, lambda m: _grow(m, SURE))
+    if alike.in_order(matching):
+        alike.claim(matching, lambda m: _grow(m, SURE))
     return matching
 
 

@@ -18,6 +18,12 @@ from graphprobe.align.structure import shape_of
 MOST = 16  # constants that differ
 
 
+def in_order(matching: Matching) -> bool:
+    """Whether both sides make their values by the same operators in the same order: quick to ask."""
+    left, right = matching.makers("before"), matching.makers("after")
+    return len(left) == len(right) and all(x.target == y.target for x, y in zip(left, right, strict=True))
+
+
 def claim(matching: Matching, grow: Callable[[Matching], None]) -> None:
     """Claim all that is open on both sides, or nothing; `grow` asks for structure again."""
     known = len(matching.alignment.claims)

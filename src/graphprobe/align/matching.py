@@ -36,6 +36,7 @@ class Matching:
         self._leaves: tuple[Leaves, Leaves] | None = None
         self._terms: dict[str, Terms] = {}
         self._makers: dict[str, list[Node]] = {}
+        self._shapes: dict[str, list[tuple[int | str, ...] | None]] = {}
         self._before: dict[Node, int] | None = None
         self._coarse: bool | None = None
         self._constants: dict[str, int] | None = None
@@ -65,6 +66,12 @@ class Matching:
         if side not in self._makers:
             self._makers[side] = [n for n in getattr(self, side).live if nodes.makes_values(n)]
         return self._makers[side]
+
+    def shapes(self, side: str) -> list[tuple[int | str, ...] | None]:
+        """Return the shapes of `makers`."""
+        if side not in self._shapes:
+            self._shapes[side] = [nodes.shape(n) for n in self.makers(side)]
+        return self._shapes[side]
 
     def terms(self, side: str) -> Terms:
         """Return the terms of one side."""
@@ -108,6 +115,7 @@ class Matching:
         """Forget what was read of the graphs: nodes were inserted."""
         self._terms.clear()
         self._makers.clear()
+        self._shapes.clear()
         self._before = self._after = None
 
     def numbers_before(self) -> dict[Node, int]:

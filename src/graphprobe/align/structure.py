@@ -59,14 +59,13 @@ def _claim_rest(matching: Matching, xs: list[Node], ys: list[Node], which: Calla
 
 
 def _both_places(matching: Matching) -> tuple[dict[Place, list[Node]], dict[Place, list[Node]]]:
-    before, after = matching.numbers_before(), matching.numbers_after()
-    return _places(matching.makers("before"), before), _places(matching.makers("after"), after)
+    return _places(matching, "before", matching.numbers_before()), _places(matching, "after", matching.numbers_after())
 
 
-def _places(makers: list[Node], numbers: dict[Node, int]) -> dict[Place, list[Node]]:
+def _places(matching: Matching, side: str, numbers: dict[Node, int]) -> dict[Place, list[Node]]:
     found: dict[Place, list[Node]] = defaultdict(list)
-    for node in makers:
-        found[numbers[node], nodes.shape(node)].append(node)
+    for node, shape in zip(matching.makers(side), matching.shapes(side), strict=True):
+        found[numbers[node], shape].append(node)
     return found
 
 
