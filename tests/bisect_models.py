@@ -28,6 +28,7 @@ HOOKS = {
     "post_grad_custom_post_pass": "post_grad",
 }
 _TEXT: dict[str, tuple[str, dict[str, Any]]] = {
+    "falcon": ("Falcon", {}),
     "phi": ("Phi", {}),
     "qwen2_moe": (
         "Qwen2Moe",
@@ -35,7 +36,7 @@ _TEXT: dict[str, tuple[str, dict[str, Any]]] = {
          "shared_expert_intermediate_size": 48},
     ),
 }  # fmt: skip
-NAMES = ("gemma2", "gpt_neox", "opt", "phi", "qwen2_moe", "t5", "vit", "mamba")
+NAMES = ("falcon", "gemma2", "gpt_neox", "opt", "phi", "qwen2_moe", "t5", "vit", "mamba")
 
 
 def build(name: str, dtype: torch.dtype = torch.float32) -> Case:

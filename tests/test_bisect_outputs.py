@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,12 @@ from torch import nn
 
 import graphprobe
 from bisect_models import mlp, needs_compiler
+from graphprobe.bisection.inductor import expanded
 from graphprobe.bisection.inductor.noise import Raising, Shaking
 from graphprobe.bisection.inductor.outputs import Reference, compared
+from graphprobe.bisection.oracle import Answer
+from graphprobe.bisection.search import GOOD, UNKNOWN
+from graphprobe.records import Coverage, OutputRow, RegionRow, Report
 
 # --- outputs ---------------------------------------------------------------------------------------------------------
 
@@ -60,6 +66,36 @@ def test_casts_of_floats_are_left_out_of_exact_arithmetic_and_bits_are_not() -> 
         )
         assert x.long().dtype is torch.int64 and x.view(torch.int64).dtype is torch.int64
         assert x.to(torch.float8_e4m3fn).dtype is torch.float8_e4m3fn
+
+
+# --- expansions ------------------------------------------------------------------------------------------------------
+
+
+def expanded_report(before: int, after: int, verdict: str = "rounding", **coverage: Any) -> Report:
+    """Return a report that is unknown: one region of these sizes, and three small ones."""
+    sizes = [(before, after), (1, 1), (1, 2), (2, 1)]
+    rows = [RegionRow("x", "y", "op", "", verdict, 0.0, 0.0, 0.0, 0.0, "id", *size) for size in sizes]
+    output = OutputRow("output", (2,), "float32", 1e-8, 1e-8, False)
+    return Report(verdict="unknown", regions=tuple(rows), outputs=(output,), coverage=Coverage(**coverage))
+
+
+@pytest.mark.parametrize(
+    ("report", "verdict"),
+    [
+        (expanded_report(6, 36), "rounding"),
+        (expanded_report(36, 6), "rounding"),
+        (expanded_report(36, 36), "unknown"),
+        (expanded_report(6, 36, unknown=1), "unknown"),
+        (expanded_report(6, 36, unmatched=("z",)), "unknown"),
+        (expanded_report(6, 36, verdict="unknown"), "unknown"),
+        (dataclasses.replace(expanded_report(6, 36), regions=()), "unknown"),
+        (dataclasses.replace(expanded_report(6, 36), outputs=()), "unknown"),
+    ],
+)
+def test_what_was_one_operation_before_is_located_however_many_it_became(report: Report, verdict: str) -> None:
+    found = expanded.judged(Answer(UNKNOWN, "unknown", report=report), {"min_coverage": 0.9})
+    assert found.report is not None and found.report.verdict == verdict
+    assert (found.verdict == GOOD) is (verdict == "rounding")
 
 
 # --- narrowing casts -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from graphprobe.bisection.choice import CODE, EAGER, RUNTIME, Choice
-from graphprobe.bisection.inductor import code, recording, snapshots
+from graphprobe.bisection.inductor import code, expanded, recording, snapshots
 from graphprobe.bisection.inductor.eager import Eager, Traced
 from graphprobe.bisection.inductor.outputs import Reference
 from graphprobe.bisection.inductor.recorder import Interrupted, Plan
@@ -128,7 +128,8 @@ class Trials:
             if before in segment.labels and after in segment.labels:
                 i, j = segment.labels.index(before), segment.labels.index(after)
                 events = tuple(e for s in segment.snapshots[i + 1 : j + 1] for e in s.replacements)
-                return compare(segment.graphs[i], segment.graphs[j], segment.inputs, {}, events, self.options)
+                found = compare(segment.graphs[i], segment.graphs[j], segment.inputs, {}, events, self.options)
+                return expanded.judged(found, self.options)
         for label in (before, after):
             _found(dict.fromkeys(labels), label)
         return code.outputs_after_aot(self.recorded, piece)
