@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 import graphprobe
 from graphprobe import provenance
+from graphprobe.bisection.records import Bisection
 from graphprobe.pipeline import Applied, Outcome, Pipeline, Transform
 
 aten = torch.ops.aten
@@ -137,6 +139,11 @@ def chain() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Chain().eval(), (torch.randn(4, 6),)
+
+
+def search(*pipeline: Any, **options: Any) -> Bisection:
+    model, args = chain()
+    return graphprobe.bisect(model, args, pipeline=list(pipeline), **options)
 
 
 def node_of(gm: GraphModule, target: object) -> Node | None:
