@@ -116,6 +116,12 @@ def _selects(node: Node) -> bool:
     return name in ("getitem", "slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind")
 
 
+def share_a_split(x: Node, y: Node) -> bool:
+    """Whether two operations take parts, or views, of one value."""
+    both = all(_selects(n) or nodes.is_view(n) for n in (x, y))
+    return both and x.all_input_nodes[:1] == y.all_input_nodes[:1]
+
+
 def _does_the_same(x: Node, y: Node, leaves: set[tuple[Node, Node]], pairs: Pairs, weights: Weights) -> bool:
     if x.op != y.op or x.target is not y.target or len(x.all_input_nodes) != len(y.all_input_nodes):
         return False

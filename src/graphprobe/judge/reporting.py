@@ -14,7 +14,7 @@ from graphprobe import align, nodes, provenance
 from graphprobe.align.claims import Claim
 from graphprobe.align.leftovers import unclaimed
 from graphprobe.errors import InputError
-from graphprobe.judge.culprit import Culprit, culprit
+from graphprobe.judge.culprit import Culprit, culprit, share_a_split
 from graphprobe.judge.cure import Cures
 from graphprobe.judge.explain import explain
 from graphprobe.judge.hints import hint
@@ -116,9 +116,12 @@ def _joined(judgement: Judgement, j: Judged, finding: Finding, others: list[Judg
 
 def _one_cause(first: tuple[Claim, Culprit], second: tuple[Claim, Culprit], partners: set[tuple[Node, Node]]) -> bool:
     """Whether one of two culprits is an operation without partner in the other's region, too, or what the other claims:
-    an operation that stands elsewhere in the order is missing here and too much there."""
+    an operation that stands elsewhere in the order is missing here and too much there. Parts of one value that are
+    taken otherwise are one mistake, too: the split."""
     (claim, mine), (other, theirs) = first, second
     if mine.node in theirs.lone or theirs.node in mine.lone:
+        return True
+    if mine.side == theirs.side and share_a_split(mine.node, theirs.node):
         return True
     if (mine.node, theirs.node) in partners or (theirs.node, mine.node) in partners:
         return True
