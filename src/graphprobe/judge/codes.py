@@ -155,7 +155,10 @@ def _off_scale(held: Tensor, error: Tensor, grid: Grid) -> str | None:
     size = held.square().sum(1).clamp(min=1e-300)
     slope = (error * held).sum(1) / size  # of the error over the value
     rest = (error - slope.unsqueeze(1) * held).square()
-    noise = (rest * held.square()).sum(1).sqrt() / size  # of the slope: what is large errs more where codes are floats
+    # of the slope: what is large errs more where codes are floats. A row of few elements fits its own errors, so these
+    # are not believed to be smaller than rounding to nearest makes them: evenly spread over a step
+    rest = torch.maximum(rest, grid.half(held - error, held).square() / 3)
+    noise = (rest * held.square()).sum(1).sqrt() / size
     # where numbers grow rarer outwards, those of one code lie nearer to zero than the code: Delta^2 / 12 sigma^2
     lean = 2 * rest.sum(1) / size
     excess = slope.abs() - 1.05 * grid.rounding - 5 * noise - lean
