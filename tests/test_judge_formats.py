@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graphprobe.judge.codes import Grid, fit, flip
 from judge_tools import Pair, module, randn
 
 ROWS, COLUMNS, BLOCK = 48, 64, 16
@@ -267,3 +268,20 @@ def test_int4_that_only_its_kernel_unpacks(dtype: torch.dtype) -> None:
         pairs = torch.stack([scale * factor, low + 8 * scale], -1).transpose(0, 1).contiguous().to(dtype)
         x = randn(4, COLUMNS, seed=2, dtype=dtype)
         Pair(before, module(forward, p=packed, s=pairs), (x,), verdict).check()
+
+
+@pytest.mark.parametrize("columns", [16, 32, 256])
+def test_short_rows_of_honest_codes_are_not_off_scale(columns: int) -> None:
+    """A few large elements fit their own rounding errors; over many rows one looks like a wrong scale by chance."""
+    torch.manual_seed(0)
+    for _ in range(60):
+        wanted = torch.randn(32, columns, dtype=torch.float64)
+        top = wanted.abs().amax() / 448
+        codes = (wanted / top).to(torch.float8_e4m3fn)
+        held = codes.double() * top
+        step = ((flip(codes, 1).double() - codes.double()).abs() * top).nan_to_num(nan=float(top) * 32)
+        found = fit(
+            wanted, held, Grid(step, 8, torch.float8_e4m3fn, 2.0**-24, top=torch.full_like(held, 448 * float(top)))
+        )
+        assert found.holds, found.why
+        assert not fit(wanted, held * 1.1, Grid(step * 1.1, 8, torch.float8_e4m3fn, 2.0**-24)).holds

@@ -304,8 +304,10 @@ def float64_for_float32(after: Any, draw: Draw) -> nn.Module:
 
 
 @changed("benign", neox, benign=True, dtype=FP32)
-def half_for_float32(after: Any, draw: Draw) -> nn.Module:
-    return after.to(torch.float16)
+def half_for_float32(after: Any, draw: Draw) -> None:
+    # buffers keep their dtype, as loading a checkpoint does: a table of rotary frequencies in half precision is a loss
+    for parameter in after.parameters():
+        parameter.data = parameter.data.half()
 
 
 def _quantised(kind: str, architecture: Any) -> None:

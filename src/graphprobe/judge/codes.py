@@ -191,7 +191,13 @@ def _nearest(wanted: Tensor, grid: Grid, size: int) -> Tensor:
     if grid.float8 is None and grid.levels is None:
         step: Tensor = top.squeeze(-1) / max(2 ** (grid.bits - 1) - 1, 1)
         return step / math.sqrt(12)
-    return (_groups(_rounded(wanted, grid, size) - wanted, size)).square().mean(-1).sqrt()
+    nearest = (_groups(_rounded(wanted, grid, size) - wanted, size)).square().mean(-1).sqrt()
+    if grid.float8 is None:
+        return nearest
+    # its own scale holds a row's largest element exactly, by which a short row errs less than floats do: |w| eps / 4
+    # on either side at least, evenly spread
+    size_of = _groups(wanted, size).square().mean(-1).sqrt()
+    return torch.maximum(nearest, size_of * (torch.finfo(grid.float8).eps / 4 / math.sqrt(3)))
 
 
 def _rounded(wanted: Tensor, grid: Grid, size: int) -> Tensor:

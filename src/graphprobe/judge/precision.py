@@ -25,6 +25,7 @@ from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
 
 BOUND = 8.0
+_CASTS = {"aten::to", "aten::_to_copy", "prims::convert_element_type"}
 
 
 def ratio(
@@ -52,12 +53,21 @@ def ratio(
         of_the_cast = min(of_the_cast, _coarsest(region) * distance(torch.zeros_like(truth)))
     floor = max(
         distance(before),
-        unit_roundoff(region) * distance(torch.zeros_like(truth)),
+        max(unit_roundoff(region), _thrown_away(region)) * distance(torch.zeros_like(truth)),
         of_the_cast,
         distance(replay.exact("after", region)) if quantized else 0.0,
     )
     top = distance(forced)
     return top / floor if floor > 0 else (0.0 if top == 0 else float("inf"))
+
+
+def _thrown_away(region: Region) -> float:
+    """Return the unit roundoff of what all readers of before's value cast it to at once: before keeps no more."""
+    users = [u for u in region.claim.before.users if u.op != "output"]
+    read = [nodes.tensor_val(u) for u in users if nodes.schema_name(u) in _CASTS]
+    if not users or len(users) < len(region.claim.before.users) or len(read) < len(users):
+        return 0.0
+    return min(torch.finfo(v.dtype).eps / 2 if v is not None and v.is_floating_point() else 0.0 for v in read)
 
 
 def _coarsest(region: Region) -> float:
