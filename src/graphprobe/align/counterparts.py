@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.matching import Matching, shown_as
+from graphprobe.align.terms import Expression
 
 Place = tuple[Any, ...]
 
@@ -25,7 +26,7 @@ class Chain:
 
     weights: tuple[int, ...]
     matrices: tuple[int, ...]  # those of two dimensions or more
-    source: Node | None  # None where several values come together
+    source: Node | None  # None where several values come together, or more is done to it than that
     above: Node | None  # the node before in the chain
 
 
@@ -71,12 +72,29 @@ def _chains(matching: Matching, side: str) -> dict[Node, Chain]:
         mine = [numbers[w] for w in weights]
         large = [numbers[w] for w in weights if len(nodes.shape(w) or ()) > 1]
         root, source = next(iter(values.items())) if len(values) == 1 else (None, None)
+        if source is not None and not _is_affine(term.expression, term.operands.index(source)):
+            source = None
         above = root if root in found and not claimed.get(root) else None
         if above is not None:
             chain = found[above]
             mine, large, source = [*chain.weights, *mine], [*chain.matrices, *large], chain.source
         found[node] = Chain(tuple(sorted(mine)), tuple(sorted(large)), source, above)
     return found
+
+
+def _is_affine(expression: Expression, operand: int) -> bool:
+    """Whether an operand goes in once, and is only multiplied and shifted: a norm does more before it scales."""
+    return _uses(expression, operand) == 1 and _reaches(expression, operand)
+
+
+def _uses(expression: Expression, operand: int) -> int:
+    return sum(_uses(c, operand) if isinstance(c, tuple) else type(c) is int and c == operand for c in expression[2:])
+
+
+def _reaches(expression: Expression, operand: int) -> bool:
+    if expression[0] not in ("mm", "mul", "add", "turned"):
+        return False
+    return any(_reaches(c, operand) if isinstance(c, tuple) else c == operand for c in expression[2:])
 
 
 def _elements(node: Node) -> Any:
