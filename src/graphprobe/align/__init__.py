@@ -23,9 +23,9 @@ from graphprobe.align import (
 )
 from graphprobe.align import events as events_
 from graphprobe.align.claims import Alignment, Claim
+from graphprobe.align.forms import OTHER
 from graphprobe.align.leftovers import MET, explained, leftovers
 from graphprobe.align.matching import Matching
-from graphprobe.align.slices import OTHER
 from graphprobe.program import Program
 from graphprobe.records import ClaimRecord, Replacement
 

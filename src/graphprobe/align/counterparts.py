@@ -14,8 +14,8 @@ from typing import Any
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.align.expressions import Expression
 from graphprobe.align.matching import Matching, shown_as
-from graphprobe.align.terms import Expression
 
 Place = tuple[Any, ...]
 

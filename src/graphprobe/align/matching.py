@@ -12,8 +12,10 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
+from graphprobe.align.expressions import Term
 from graphprobe.align.sketches import Observe, observed, sketches
-from graphprobe.align.terms import Numbers, Step, Term, Terms
+from graphprobe.align.steps import Step
+from graphprobe.align.terms import Numbers, Terms
 from graphprobe.align.weights import Block, Leaves, folded, leaves
 from graphprobe.program import Program, fetch
 

@@ -14,8 +14,10 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes, provenance
+from graphprobe.align.expressions import Expression
 from graphprobe.align.matching import Matching, shown_as
-from graphprobe.align.terms import Expression, Terms, is_cast
+from graphprobe.align.steps import is_cast
+from graphprobe.align.terms import Terms
 
 Place = tuple[Any, ...]
 

@@ -1,0 +1,144 @@
+"""Which slices of a value there may be: what the inputs of the two sides, and the parts they cut out of them, say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from graphprobe.align.matching import Matching
+
+OTHER = "after:"  # before the path of an input that the two sides are given different values for
+_MOST = 64  # ways to slice one value that are tried
+
+
+@dataclass(frozen=True)
+class Form:
+    """Where one side has `big` of something, `index` says which of them are the other side's."""
+
+    side: str  # the side that has more
+    big: int
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Which elements of a value are meant, dimension by dimension."""
+
+    dims: tuple[tuple[int, Form], ...]
+
+    def of(self, value: torch.Tensor) -> torch.Tensor:
+        """Take the slice of a value."""
+        for dim, form in self.dims:
+            value = value.index_select(dim, torch.tensor(form.index, device=value.device))
+        return value
+
+    def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the slice of a value of that shape."""
+        sizes = list(whole)
+        for dim, form in self.dims:
+            sizes[dim] = len(form.index)
+        return tuple(sizes)
+
+    def __str__(self) -> str:
+        return ", ".join(f"dimension {dim}: {_shown(form.index)} of {form.big}" for dim, form in self.dims)
+
+
+def _shown(index: tuple[int, ...]) -> str:
+    if len(index) == 1:
+        return str(index[0])
+    steady = index == tuple(range(index[0], index[0] + len(index)))
+    return f"{index[0]} to {index[-1]}" if steady else f"{len(index)} places"
+
+
+def forms(matching: Matching) -> list[Form]:
+    """List the slices that the inputs speak of: inputs of another shape, and parts that one side cuts out of them."""
+    found: list[Form] = []
+    bound = matching.bound or {}
+    sizes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    for path in matching.before.inputs:
+        x, y = bound.get(path), bound.get(OTHER + path)
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.dim() == y.dim() and x.shape != y.shape:
+            found += _of_inputs(x, y)
+            sizes.append((tuple(x.shape), tuple(y.shape)))
+    found = list(dict.fromkeys(found))
+    found += _joined_dimensions(found, sizes)
+    found += _of_parts(matching, "after") + _of_parts(matching, "before")
+    return list(dict.fromkeys(found))
+
+
+def _of_inputs(x: torch.Tensor, y: torch.Tensor) -> Iterator[Form]:
+    """Find the one place where the smaller of two inputs lies in the larger."""
+    differing = [d for d in range(x.dim()) if x.shape[d] != y.shape[d]]
+    sides = {"after" if x.shape[d] < y.shape[d] else "before" for d in differing}
+    if len(sides) != 1:
+        return
+    side = sides.pop()
+    big, small = (y, x) if side == "after" else (x, y)
+    places: list[tuple[int, ...]] = [()]
+    for d in differing:
+        places = [(*p, at) for p in places for at in range(big.shape[d] - small.shape[d] + 1)]
+        if len(places) > 1 << 16:
+            return
+    fitting = []
+    for place in places:
+        part = big
+        for d, at in zip(differing, place, strict=True):
+            part = part.narrow(d, at, small.shape[d])
+        if torch.equal(part.to(small.dtype), small):
+            fitting.append(place)
+    if len(fitting) == 1:  # a mask of ones fits everywhere and says nothing
+        for d, first in zip(differing, fitting[0], strict=True):
+            yield Form(side, int(big.shape[d]), tuple(range(first, first + int(small.shape[d]))))
+
+
+def _joined_dimensions(found: list[Form], sizes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Form]:
+    """Add the forms of [batch, tokens] in one dimension."""
+    out = []
+    for x, y in sizes:
+        if len(x) < 2:
+            continue
+        for side, whole, part in (("after", y, x), ("before", x, y)):
+            rows, columns = (_index(found, side, whole[d], part[d]) for d in (0, 1))
+            if rows is not None and columns is not None and whole[0] > 1 and (whole[:2] != part[:2]):
+                index = tuple(r * whole[1] + c for r in rows for c in columns)
+                out.append(Form(side, whole[0] * whole[1], index))
+    return out
+
+
+def _index(found: list[Form], side: str, whole: int, part: int) -> tuple[int, ...] | None:
+    if whole == part:
+        return tuple(range(whole))
+    return next((f.index for f in found if f.side == side and f.big == whole and len(f.index) == part), None)
+
+
+def _of_parts(matching: Matching, side: str) -> list[Form]:
+    """A side that cuts a part out of an input works on that part; with a cache it goes on with all up to there."""
+    out: list[Form] = []
+    other = "before" if side == "after" else "after"
+    terms = matching.terms(side)
+    for node in terms.of:
+        root, steps = terms.root(node)
+        if root.op != "placeholder" or len(steps) != 1 or steps[0][0] != "part":
+            continue
+        _, shape, dim, start, stop, stride = steps[0]
+        if stride == 1 and 0 <= start < stop <= shape[dim]:
+            out.append(Form(other, shape[dim], tuple(range(start, stop))))
+            if start > 0 and stop < shape[dim]:
+                out.append(Form(other, shape[dim], tuple(range(stop))))
+    return out
+
+
+def slices_of(shape: Sequence[int], known: Sequence[Form]) -> list[Slice]:
+    """List the ways to take slices of a value: along one dimension, or along two that belong together."""
+    single = [(d, f) for d, size in enumerate(shape) for f in known if f.big == size]
+    out = [Slice((one,)) for one in single]
+    for d, f in single:
+        out += [Slice(((d, f), (e, g))) for e, g in single if e > d and _together(f, g)]
+    return out[:_MOST]
+
+
+def _together(f: Form, g: Form) -> bool:
+    """Whether rows `f` and columns `g` make a table: the same places, or all up to the last of them."""
+    return f == g or f.big != g.big or (g.index[0] == 0 and g.index[-1] == f.index[-1])
