@@ -39,6 +39,7 @@ _CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 ENCODERS = ("bert", "roberta")
 NAMES = (*_CONFIGS, "conv")
+_EAGER_ONLY = ("gemma2", "bloom")  # transformers has no other attention for them
 
 
 def build(name: str, seed: int = 0, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Case:
@@ -58,7 +59,7 @@ def _text(name: str, attention: str) -> Case:
 
     kind, head, sizes = _CONFIGS[name]
     config = getattr(transformers, f"{kind}Config")(**sizes)
-    config._attn_implementation = attention
+    config._attn_implementation = "eager" if name in _EAGER_ONLY else attention
     model = getattr(transformers, f"{kind}{head}")(config)
     tokens = torch.randint(3, 128, (2, 12))
     mask = torch.ones_like(tokens)
