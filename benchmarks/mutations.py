@@ -8,7 +8,7 @@ Draws models x layers x dtypes x levels of evidence x changes (tests/corpus/muta
 appends one line a case. *exact*: one finding, whose region has at most 8 value-making operations and contains the
 changed one. *near*: the changed operation lies in some finding. *wrong*: findings elsewhere only. *missed*: no finding,
 though the outputs change in float64. *silent*: no finding and no effect on these inputs. *false alarm*: a finding on a
-benign rewrite. `cohere` is an architecture whose failures nobody looked at; it is reported apart.
+benign rewrite. `starcoder2` is an architecture whose failures nobody looked at; it is reported apart.
 """
 
 from __future__ import annotations

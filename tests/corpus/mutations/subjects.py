@@ -81,6 +81,7 @@ SUBJECTS: dict[str, Callable[[int], Case]] = {
     "mistral": _language("Mistral", **_DECODER, **_GROUPED, sliding_window=6),
     "gemma2": _language("Gemma2", **_DECODER, **_GROUPED, head_dim=8, sliding_window=6, query_pre_attn_scalar=8),
     "olmo2": _language("Olmo2", **_DECODER, **_GROUPED),
+    "cohere": _language("Cohere", **_DECODER, **_GROUPED),
     "phi": _language("Phi", **_DECODER),
     "gpt_neox": _language("GPTNeoX", **_DECODER),
     "gpt2": _language(
@@ -101,7 +102,7 @@ SUBJECTS: dict[str, Callable[[int], Case]] = {
     "vit": _vision,
     "conv": _convolutional,
 }  # fmt: skip
-UNSEEN: dict[str, Callable[[int], Case]] = {"cohere": _language("Cohere", **_DECODER, **_GROUPED)}
+UNSEEN: dict[str, Callable[[int], Case]] = {"starcoder2": _language("Starcoder2", **_DECODER, **_GROUPED)}
 
 
 def subject(name: str, dtype: torch.dtype = torch.float32, layers: int = 2, seed: int = 0) -> Case:
