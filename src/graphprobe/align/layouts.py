@@ -19,7 +19,7 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Claim
 from graphprobe.align.matching import Matching, is_part
-from graphprobe.align.sketches import MOMENTS, positions
+from graphprobe.align.sketches import moments, positions, rooted
 from graphprobe.align.values import AGREE
 
 _ROWS = 256  # moments are compared for so many values at once
@@ -94,7 +94,7 @@ def _arranged_pairs(matching: Matching) -> list[tuple[Node, Node, View]]:
     held = matching.observed("after", list(tried), observe) if tried else {}
     out = []
     for y, (x, found) in tried.items():
-        seen = matching.sketches("before")[x][:-MOMENTS].double()
+        seen = matching.sketches("before")[x].double()
         shown = held.get(y)
         if shown is None:
             continue
@@ -116,18 +116,22 @@ def _fixed(shape: tuple[int | str, ...]) -> bool:
 def _candidates(matching: Matching) -> list[tuple[Node, Node]]:
     """Pair unclaimed values of the same size and moments, where nothing else on either side has them."""
     of_before, of_after = matching.alignment.of_before, matching.alignment.of_after
-    left = {n: s for n, s in matching.sketches("before").items() if not of_before.get(n) and _arranged(n, s)}
-    right = {n: s for n, s in matching.sketches("after").items() if not of_after.get(n) and _arranged(n, s)}
+    left = [n for n in matching.sketches("before") if not of_before.get(n) and _arranged(n)]
+    right = [n for n in matching.sketches("after") if not of_after.get(n) and _arranged(n)]
     sizes: dict[Any, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
-    for column, known in enumerate((left, right)):
-        for node in known:
+    for column, found in enumerate((left, right)):
+        for node in found:
             sizes[math.prod(int(d) for d in nodes.shape(node) or ())][column].append(node)
+    both = [group for group in sizes.values() if all(group)]
+    known = {
+        **matching.observed("before", [x for xs, _ in both for x in xs], moments),
+        **matching.observed("after", [y for _, ys in both for y in ys], moments),
+    }
     pairs = []
-    for xs, ys in sizes.values():
+    for xs, ys in ([[n for n in side if n in known] for side in group] for group in both):
         if not xs or not ys:
             continue
-        a = torch.stack([left[x][-MOMENTS:] for x in xs]).double()
-        b = torch.stack([right[y][-MOMENTS:] for y in ys]).double()
+        a, b = (rooted(torch.stack([known[n] for n in side])) for side in (xs, ys))
         pairs += [
             (xs[column], ys[row]) for row, column in _alone(a, b) if not (is_part(xs[column]) and is_part(ys[row]))
         ]
@@ -152,9 +156,9 @@ def _alone(a: torch.Tensor, b: torch.Tensor) -> list[tuple[int, int]]:
     return [(row, column) for row, column, distance in found if distance <= float(best_of_a[column])]
 
 
-def _arranged(node: Node, sketch: torch.Tensor) -> bool:
+def _arranged(node: Node) -> bool:
     shape = nodes.shape(node) or ()
-    return _fixed(shape) and sum(d != 1 for d in shape) >= 2 and bool(sketch[-MOMENTS + 2] > 0)
+    return _fixed(shape) and sum(d != 1 for d in shape) >= 2
 
 
 def views(x: Shape, y: Shape) -> list[View]:

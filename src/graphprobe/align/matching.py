@@ -82,7 +82,7 @@ class Matching:
         return self._terms[side]
 
     def sketches(self, side: str) -> dict[Node, torch.Tensor]:
-        """Run one side once and return the sketches, with moments, of all that was unclaimed when first asked.
+        """Run one side once and return the sketches of all that was unclaimed when first asked.
 
         A part of a fused value (a slice of q, k and v) may be what stands as a value of its own on the other side.
         """
@@ -92,13 +92,13 @@ class Matching:
             wanted = [n for n in program.live if not claimed.get(n) and (nodes.makes_values(n) or is_part(n))]
             given = self._forced if side == "after" else None
             run = self.bound is not None and bool(wanted)
-            self._sketches[side] = sketches(program, self.bound or {}, wanted, True, given) if run else {}
+            self._sketches[side] = sketches(program, self.bound or {}, wanted, given) if run else {}
         return self._sketches[side]
 
     def observed(self, side: str, wanted: list[Node], observe: Observe) -> dict[Node, torch.Tensor]:
         """Run one side once and return what `observe` makes of the wanted values."""
         given = self._forced if side == "after" else None
-        return observed(getattr(self, side), self.bound or {}, wanted, observe, given)
+        return {} if not wanted else observed(getattr(self, side), self.bound or {}, wanted, observe, given)
 
     def force(self, given: Mapping[Node, torch.Tensor]) -> None:
         """From now on let `after` go on with these values wherever it is run."""

@@ -18,7 +18,6 @@ from graphprobe.execute import call, run_program
 from graphprobe.program import Program
 
 SAMPLES = 256
-MOMENTS = 6
 _LARGE = 1e30
 _GOLDEN = 0.6180339887498949
 
@@ -29,15 +28,11 @@ def sketches(
     program: Program,
     bound: Mapping[str, Any],
     wanted: list[Node],
-    moments: bool = False,
     given: Mapping[Node, torch.Tensor] | None = None,
 ) -> dict[Node, torch.Tensor]:
-    """Return the sketch of each wanted node that is neither constant nor too small to tell, with its moments or not."""
-    known = observed(program, bound, wanted, lambda _, value: with_moments(value) if moments else sample(value), given)
-    if moments and known:
-        rooted = _rooted(torch.stack([s[-MOMENTS:] for s in known.values()]))
-        known = {n: torch.cat([s[:-MOMENTS], m]) for (n, s), m in zip(known.items(), rooted, strict=True)}
-    telling = _telling(known, MOMENTS if moments else 0)
+    """Return the sketch of each wanted node that is neither constant nor too small to tell."""
+    known = observed(program, bound, wanted, lambda _, value: sample(value), given)
+    telling = _telling(known)
     return {n: s for n, s in known.items() if n in telling}
 
 
@@ -91,13 +86,10 @@ def sample(value: Any) -> torch.Tensor | None:
     return torch.nan_to_num(picked.float(), nan=-_LARGE, posinf=_LARGE, neginf=-_LARGE).clamp_(-_LARGE, _LARGE)
 
 
-def with_moments(value: Any) -> torch.Tensor | None:
-    """Return the sample and, behind it, what no permutation changes: the means of x, |x|, x^2 and x^3, the extremes."""
-    picked = sample(value)
-    if picked is None:
+def moments(_: Node, value: Any) -> torch.Tensor | None:
+    """Return what no permutation changes: [6] float32, the means of x, |x|, x^2 and x^3, the extremes."""
+    if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point or not value.numel():
         return None
-    if not value.dtype.is_floating_point or value.dim() < 2:
-        return torch.cat([picked, picked.new_zeros(MOMENTS)])
     x = value.detach().float()
     low, high = torch.aminmax(x)
     means = [x.mean()]
@@ -105,14 +97,15 @@ def with_moments(value: Any) -> torch.Tensor | None:
     means.append(work.mean())
     means.append(torch.mul(x, x, out=work).mean())
     means.append(work.mul_(x).mean())
-    return torch.cat([picked, torch.stack([*means, high, low])])
+    return torch.stack([*means, high, low])
 
 
-def _rooted(moments: torch.Tensor) -> torch.Tensor:
-    """Turn the means of x^2 and x^3 into numbers of the size of x: [values, 6] float32."""
-    square, cube = moments[:, 2].double(), moments[:, 3].double()
-    roots = torch.stack([square.sqrt(), cube.sign() * cube.abs().pow(1 / 3)], dim=1).float()
-    numbers = torch.cat([moments[:, :2], roots, moments[:, 4:]], dim=1)
+def rooted(moments: torch.Tensor) -> torch.Tensor:
+    """Turn the means of x^2 and x^3 into numbers of the size of x: [values, 6] float64."""
+    wide = moments.double()
+    square, cube = wide[:, 2], wide[:, 3]
+    roots = torch.stack([square.sqrt(), cube.sign() * cube.abs().pow(1 / 3)], dim=1)
+    numbers = torch.cat([wide[:, :2], roots, wide[:, 4:]], dim=1)
     return torch.nan_to_num(numbers, nan=_LARGE, posinf=_LARGE, neginf=-_LARGE).clamp(-_LARGE, _LARGE)
 
 
@@ -125,14 +118,14 @@ def positions(count: int, device: torch.device) -> torch.Tensor:
     return (where * count).long().to(device)
 
 
-def _telling(known: Mapping[Node, torch.Tensor], behind: int) -> set[Node]:
+def _telling(known: Mapping[Node, torch.Tensor]) -> set[Node]:
     """Leave out masks and other values of few different numbers: they repeat all over a graph."""
     groups: dict[int, list[Node]] = {}
     for node, sketch in known.items():
         groups.setdefault(sketch.numel(), []).append(node)
     out: set[Node] = set()
-    for size, members in groups.items():
-        ordered = torch.stack([known[n][: size - behind] for n in members]).sort(dim=1).values
+    for members in groups.values():
+        ordered = torch.stack([known[n] for n in members]).sort(dim=1).values
         different = (ordered.diff(dim=1) != 0).sum(dim=1) + 1
         small = torch.linalg.vector_norm(ordered.double(), dim=1) < _LARGE / 10
         out |= {n for n, tells in zip(members, ((different > 4) & small).tolist(), strict=True) if tells}

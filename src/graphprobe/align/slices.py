@@ -20,7 +20,7 @@ from graphprobe.align.claims import Claim
 from graphprobe.align.forms import Form, Slice, forms, slices_of
 from graphprobe.align.matching import Matching, is_part
 from graphprobe.align.neighbours import nearest
-from graphprobe.align.sketches import MOMENTS, SAMPLES, sample
+from graphprobe.align.sketches import SAMPLES, sample
 from graphprobe.align.values import AGREE, AGREE_FINE
 from graphprobe.execute import run_program
 from graphprobe.program import Program
@@ -46,7 +46,7 @@ def _claim_side(matching: Matching, side: str, known: list[Form]) -> None:
     items = _sketched(matching, side, known)
     taken = matching.alignment.of_after if other == "after" else matching.alignment.of_before
     groups: dict[Any, tuple[list[Node], list[tuple[Node, Slice]]]] = defaultdict(lambda: ([], []))
-    small = {n: s[:-MOMENTS] for n, s in matching.sketches(other).items() if not taken.get(n)}
+    small = {n: s for n, s in matching.sketches(other).items() if not taken.get(n)}
     for node, sketch in small.items():
         groups[nodes.shape(node), sketch.numel()][0].append(node)
     for (node, cut), sketch in items.items():

@@ -16,7 +16,6 @@ from torch.fx import Node
 from graphprobe import nodes, provenance
 from graphprobe.align.matching import Matching, is_part, shown_as
 from graphprobe.align.neighbours import FLOOR, SAME, nearest
-from graphprobe.align.sketches import MOMENTS
 
 AGREE = 0.05  # relative distance of two sketches that counts as equal, where something is computed in 16 bits or less
 AGREE_FINE = 1e-3  # where nothing is
@@ -33,7 +32,7 @@ def claim(matching: Matching) -> None:
                 groups[_count(node), sketch.numel()][column].append(node)
     for xs, ys in groups.values():
         if xs and ys:
-            a, b = (torch.stack([known[n][:-MOMENTS] for n in group]) for known, group in ((left, xs), (right, ys)))
+            a, b = (torch.stack([known[n] for n in group]) for known, group in ((left, xs), (right, ys)))
             for x, y in _pairs(matching, xs, ys, a, b):
                 if not (is_part(x) and is_part(y)):
                     _add(matching, x, y)
