@@ -122,7 +122,7 @@ def _candidates(matching: Matching) -> list[tuple[Node, Node]]:
     for column, found in enumerate((left, right)):
         for node in found:
             sizes[math.prod(int(d) for d in nodes.shape(node) or ())][column].append(node)
-    both = [group for group in sizes.values() if all(group)]
+    both = [group for group in sizes.values() if all(group) and not all(is_part(n) for side in group for n in side)]
     known = {
         **matching.observed("before", [x for xs, _ in both for x in xs], moments),
         **matching.observed("after", [y for _, ys in both for y in ys], moments),
