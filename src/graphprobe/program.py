@@ -211,6 +211,13 @@ def _suffix(path: tuple[Any, ...]) -> str:
     return out
 
 
+class _Walked(GraphModule):
+    """A graph that is evaluated node by node: nobody calls its code, and generating that takes as long as copying."""
+
+    def recompile(self) -> Any:
+        """Generate nothing."""
+
+
 def copied(one: Program) -> Program:
     """Copy a program's graph, that its nodes may be changed; weights stay shared, labels stay the user's names."""
     graph = torch.fx.Graph()
@@ -219,7 +226,7 @@ def copied(one: Program) -> Program:
         made[node] = graph.node_copy(node, made.__getitem__)
         made[node].meta = dict(node.meta)
     return Program(
-        GraphModule(one.gm, graph),
+        _Walked(one.gm, graph),
         {p: made[n] for p, n in one.inputs.items()},
         {p: made[n] for p, n in one.outputs.items()},
         {made[n]: one.label(n) for n in made},
