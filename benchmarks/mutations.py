@@ -83,7 +83,7 @@ def one(before: torch.fx.GraphModule, given: scoring.Inputs, rng: random.Random,
         grave = [f for f in report.findings if f.kind != "rounding"]
         row["findings"] = [(f.kind, f.culprit, f.outputs, f.rule, f.hint[:120]) for f in grave[:3]]
         if show:
-            print(report.render())
+            print(report)
     except Exception as error:
         row["result"] = f"error {type(error).__name__}"
         row["findings"] = traceback.format_exc().splitlines()[-12:]

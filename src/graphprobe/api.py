@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from graphprobe import align, arguments, binding, fxfile, graphview, inputs, judge, sides, streaming, untapped
+from graphprobe import align, arguments, binding, devices, fxfile, graphview, inputs, judge, sides, streaming, untapped
 from graphprobe.capturing import capture
 from graphprobe.lanes import listing
 from graphprobe.program import copied, program
@@ -63,7 +63,7 @@ def diff(
     options = _Options(device, memory, exact, valid, events, tuple(accept), tuple(allow), min_coverage, progress)
     sets = arguments.input_sets(args, kwargs)
     theirs = arguments.other_sets(after_args, after_kwargs, len(sets))
-    with _frozen():
+    with _frozen(), devices.faults():
         return judge.join([_diff(before, after, *one, options, other) for one, other in zip(sets, theirs, strict=True)])
 
 

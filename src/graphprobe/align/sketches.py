@@ -59,7 +59,7 @@ def observed(
         def made(env: Mapping[Node, Any]) -> Any:
             own = call(program, node, env)
             keep(node, own)
-            return value.to(own.dtype) if isinstance(own, torch.Tensor) and own.shape == value.shape else own
+            return value.to(own) if isinstance(own, torch.Tensor) and own.shape == value.shape else own
 
         return made
 
@@ -70,7 +70,9 @@ def observed(
     if not seen:
         return {}
     sizes = [s.numel() for s in seen.values()]
-    read = torch.split(torch.cat([s.reshape(-1) for s in seen.values()]).cpu(), sizes)
+    device = next((s.device for s in seen.values() if s.device.type != "cpu"), torch.device("cpu"))
+    flat = [s.reshape(-1).to(device) for s in seen.values()]  # a graph on a GPU may hold a number on the CPU
+    read = torch.split(torch.cat(flat).cpu(), sizes)
     return {n: part.reshape(seen[n].shape) for n, part in zip(seen, read, strict=True)}
 
 

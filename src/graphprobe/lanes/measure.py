@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from enum import IntEnum
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch.fx import Node
@@ -230,6 +230,7 @@ def native(
     """Measure the free and the forced lane against before; a lane that is None may be measured by another call."""
     if _is_fused(partials) and _kernels().compare_native(partials, row, b, f, r, moved, bounds):
         return
+    f, r, moved = _beside(b, f), _beside(b, r), _beside(b, moved)
     out = slots[row]
     out[Column.NATIVE_DONE] = 1
     out[Column.COUNT] = b.numel()
@@ -242,6 +243,15 @@ def native(
     if not (equal_f and equal_r) and r is not None and (b.is_cuda or out[Column.FORCED_CLASS] > 0):
         out[Column.BEFORE_NONFINITE] = _nonfinite(b, moved)
         out[Column.FORCED_NONFINITE] = _nonfinite(r, moved)
+
+
+@overload
+def _beside(x: Tensor, other: Tensor) -> Tensor: ...
+@overload
+def _beside(x: Tensor, other: None) -> None: ...
+def _beside(x: Tensor, other: Tensor | None) -> Tensor | None:
+    """Bring a value to where the other one is: a graph on a GPU may hold numbers on the CPU."""
+    return other if other is None or other.device == x.device else other.to(x.device)
 
 
 def _pair(
@@ -314,6 +324,7 @@ def exact(
     """Measure the two exact lanes against each other, and both native lanes against the exact before."""
     if _is_fused(partials) and _kernels().compare_exact(partials, row, b, r, xb, xa, moved, bounds):
         return
+    r, xb, xa, moved = _beside(b, r), _beside(b, xb), _beside(b, xa), _beside(b, moved)
     out = slots[row]
     out[Column.EXACT_DONE] = 1
     if xa.shape != xb.shape:
