@@ -121,7 +121,7 @@ def _is_plain(difference: Tensor, x: Tensor, bounds: Bounds) -> bool:
     return math.isfinite(float(difference)) and float(x) < bounds[0]
 
 
-_ROW = 16384  # so many float32 squares are added up in float32, the rest in float64
+_ROW = 1024  # so many float32 squares are added up in float32, the rest in float64
 _SAFE = (1e-12, 1e15)  # norms within are neither overflowed nor, by any element that matters, underflowed
 
 
