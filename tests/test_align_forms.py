@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import graphprobe
+from corpus.mutations.subjects import subject
 from graphprobe.cli import main
 
 WIDTH, HEADS, WORDS, TOKENS, PADDED = 24, 2, 40, 11, 17
@@ -100,6 +101,18 @@ def test_the_padded_one_may_be_before() -> None:
     model = Decoder()
     report = graphprobe.diff(model, model, padded(ids, "left"), after_args=(ids, torch.ones_like(ids)))
     assert report.verdict in ("identical", "rounding") and report.coverage.resolution == 1.0
+
+
+def test_padding_on_the_left_without_positions_is_explained() -> None:
+    model, _, _ = subject("llama", torch.float32, 1, seed=0)
+    ids = prompt() % 32 + 1
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    longer, mask = padded(ids, "left")
+    after = {"input_ids": longer, "attention_mask": mask, "use_cache": False}
+    report = graphprobe.diff(model, model, (), given, after_args=(), after_kwargs=after)
+    assert report.verdict == "unknown" and max(row.error or 0.0 for row in report.outputs) < 1e-5
+    said = f"begin at place {PADDED - TOKENS} of input_ids in after, and no input says at which positions"
+    assert any(said in note and "Give position_ids" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

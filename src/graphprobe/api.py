@@ -134,6 +134,8 @@ def _diff(
         notes.append(untapped.note(side, model, one, bound, args, kwargs))
     judgement.notes += [said for said in notes if said]
     report = judge.report(judgement, accept=options.accept, allow=options.allow, min_coverage=options.min_coverage)
+    if other and report.verdict == "unknown" and (said := align.moved_along(left.inputs, bound)):
+        report = dataclasses.replace(report, notes=(*report.notes, said))
     return dataclasses.replace(
         report,
         before=graphview.view(gm_before, "before"),

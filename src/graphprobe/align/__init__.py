@@ -23,13 +23,25 @@ from graphprobe.align import (
 )
 from graphprobe.align import events as events_
 from graphprobe.align.claims import Alignment, Claim
-from graphprobe.align.forms import OTHER
+from graphprobe.align.forms import OTHER, moved_along
 from graphprobe.align.leftovers import MET, explained, leftovers
 from graphprobe.align.matching import Matching
 from graphprobe.program import Program
 from graphprobe.records import ClaimRecord, Replacement
 
-__all__ = ["MET", "OTHER", "Alignment", "Claim", "Matching", "align", "explained", "leftovers", "match", "record"]
+__all__ = [
+    "MET",
+    "OTHER",
+    "Alignment",
+    "Claim",
+    "Matching",
+    "align",
+    "explained",
+    "leftovers",
+    "match",
+    "moved_along",
+    "record",
+]
 
 Evidence = Callable[[Matching], None]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -66,6 +67,24 @@ def forms(matching: Matching) -> list[Form]:
     found += _joined_dimensions(found, sizes)
     found += _of_parts(matching, "after") + _of_parts(matching, "before")
     return list(dict.fromkeys(found))
+
+
+def moved_along(inputs: Iterable[str], bound: Mapping[str, Any]) -> str:
+    """Say what it means where one side has the other's tokens further along and is not told at which positions."""
+    if any("position" in path for path in inputs):
+        return ""
+    for path in inputs:
+        x, y = bound.get(path), bound.get(OTHER + path)
+        if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor) or x.dim() != y.dim():
+            continue
+        for form in _of_inputs(x, y) if x.shape != y.shape else ():
+            if len(form.index) > 1 and form.index[0] > 0:
+                return (
+                    f"the tokens that both sides share begin at place {form.index[0]} of {path} in {form.side}, and no "
+                    "input says at which positions they stand: what is computed from positions differs, as it would "
+                    "without any bug, and all that depends on it is judged in one piece. Give position_ids to both"
+                )
+    return ""
 
 
 def _of_inputs(x: torch.Tensor, y: torch.Tensor) -> Iterator[Form]:
