@@ -549,3 +549,25 @@ def test_attention_whose_mask_is_a_named_argument_is_exact() -> None:
     report = graphprobe.diff(before, after, inputs)
     assert report.verdict == "rounding"
     assert all(row.exact is not None and row.exact < 1e-12 for row in report.regions)
+
+
+def test_what_differs_and_cannot_be_judged_is_not_called_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self, by: float) -> None:
+            super().__init__()
+            self.by = by
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(30):  # so much else agrees that coverage alone would not tell
+                x = torch.tanh(x) + 0.5
+            return torch.relu(x * self.by)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    before, after, x = Scaled(2.0), Scaled(2.1), torch.linspace(-1, 1, 64)
+    assert graphprobe.diff(before, after, (x,)).verdict == "semantic"
+    monkeypatch.setattr("graphprobe.judge.same.compare", fails)
+    report = graphprobe.diff(before, after, (x,))
+    assert report.verdict == "unknown" and report.coverage.resolution >= 0.9
+    assert any("could not be judged" in note and "no such kernel" in note for note in report.notes)

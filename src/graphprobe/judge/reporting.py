@@ -19,6 +19,7 @@ from graphprobe.judge.cure import Cures
 from graphprobe.judge.explain import explain
 from graphprobe.judge.hints import hint
 from graphprobe.judge.judging import Judged, Judgement
+from graphprobe.judge.unjudged import is_open, question
 from graphprobe.lanes.regions import SMALL, Region
 from graphprobe.program import Program
 from graphprobe.records import VERDICTS, Coverage, Finding, OutputRow, RegionRow, Report
@@ -40,6 +41,9 @@ def report(
     coverage = _coverage(judgement, judged)
     identical = all(o.identical for o in outputs)
     verdict = _verdict(findings, coverage, identical, bool(outputs), min_coverage)
+    notes, loud = tuple(judgement.notes), [j for j in judged if is_open(j)]
+    if loud and verdict in ("identical", "rounding"):
+        verdict, notes = "unknown", (*notes, question(judgement, loud))
     return Report(
         verdict=verdict,
         findings=tuple(findings),
@@ -47,7 +51,7 @@ def report(
         regions=tuple(_row(judgement, j) for j in judged),
         outputs=tuple(outputs),
         claims=tuple(align.record(c, before, after) for c in judgement.alignment.claims),
-        notes=tuple(judgement.notes),
+        notes=notes,
         allow=tuple(allow),
         min_coverage=min_coverage,
     )
