@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 import graphprobe
-from graphprobe import api
+from graphprobe import api, nodes
 from graphprobe.bisection.inductor import recording
 from graphprobe.bisection.inductor.segments import segments_of
 from graphprobe.cli import main
@@ -138,3 +138,27 @@ def test_a_symbolic_size_is_the_same_in_every_place(tmp_path: Path) -> None:
     path.write_text("\n".join([*lines[:5], lines[6], lines[5], *lines[7:]]))
     with pytest.raises(DumpError, match="%x"):
         graphs.load(path)
+
+
+def test_below_a_difference_symbolic_sizes_are_counted_too() -> None:
+    class Stack(torch.nn.Module):
+        def __init__(self, act: Any) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(16, 16) for _ in range(4))
+            self.act = act
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for place, layer in enumerate(self.layers):
+                x = layer(x)
+                x = self.act(x) if place == 1 else torch.relu(x)
+            return x
+
+    x = torch.randn(6, 16)
+    dims = ({0: torch.export.Dim.AUTO},)
+    before = graphprobe.capture(Stack(torch.relu), (x,), dynamic_shapes=dims)
+    assert {type(nodes.elements(n)) for n in before.graph.nodes if n.op == "call_function"} == {str}  # never a SymInt
+    after = graphprobe.capture(Stack(lambda x: 3 * torch.sigmoid(x)), (x,), dynamic_shapes=dims)
+    report = graphprobe.diff(before, after, (torch.randn(9, 16),))
+    assert [f.kind for f in report.findings] == ["semantic"] and "relu_1" in str(report.findings[0].outputs)
+    assert report.coverage.resolution == 1.0

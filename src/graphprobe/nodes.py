@@ -214,6 +214,15 @@ def shape(node: Node) -> tuple[int | str, ...] | None:
     return None if value is None else tuple(d if isinstance(d, int) else str(d) for d in value.shape)
 
 
+def elements(node: Node) -> int | str | None:
+    """Return how many elements the node has, as a string where that is symbolic; None where it is no tensor."""
+    value = tensor_val(node)
+    if value is None:
+        return None
+    count = value.numel()
+    return count if isinstance(count, int) else str(count)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """Return 'bfloat16' for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")

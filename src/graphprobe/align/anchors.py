@@ -58,8 +58,7 @@ def _anchors(matching: Matching, side: str, with_operator: bool) -> dict[Place, 
         place: Place = tuple(sorted(numbers[n] for n in weights))
         if with_operator:
             place = _pattern(matching, term.expression, term.operands, terms, numbers)
-        value = nodes.tensor_val(node)
-        found[(*place, None if value is None else value.numel())].append(node)
+        found[(*place, nodes.elements(node))].append(node)
     return found
 
 

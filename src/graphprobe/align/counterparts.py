@@ -97,16 +97,11 @@ def _reaches(expression: Expression, operand: int) -> bool:
     return any(_reaches(c, operand) if isinstance(c, tuple) else c == operand for c in expression[2:])
 
 
-def _elements(node: Node) -> Any:
-    value = nodes.tensor_val(node)
-    return None if value is None else value.numel()
-
-
 def _by_weights(chains: dict[Node, Chain]) -> dict[Place, Node]:
     """Map (elements, weights) to the only node there."""
     places: dict[Place, list[Node]] = defaultdict(list)
     for node, chain in chains.items():
-        places[(_elements(node), *chain.weights)].append(node)
+        places[(nodes.elements(node), *chain.weights)].append(node)
     return {place: group[0] for place, group in places.items() if len(group) == 1}
 
 
@@ -116,7 +111,7 @@ def _by_matrices(chains: dict[Node, Chain]) -> dict[Place, Node]:
     ends = {node: chain for node, chain in chains.items() if node not in continued and chain.matrices}
     uses = Counter(number for chain in ends.values() for number in set(chain.matrices))
     return {
-        (_elements(node), *chain.matrices): node
+        (nodes.elements(node), *chain.matrices): node
         for node, chain in ends.items()
         if all(uses[number] == 1 for number in chain.matrices)
     }

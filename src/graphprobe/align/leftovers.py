@@ -164,9 +164,8 @@ def _nearest_value(matching: Matching, side: str, node: Node, taken: set[Node]) 
     mine = sketches(program, matching.bound, [node]).get(node)
     if mine is None:
         return "  by value: it holds too few different numbers to be told apart (a mask, a constant)"
-    value = nodes.tensor_val(node)
-    size = None if value is None else value.numel()
-    wanted = [n for n in other.live if nodes.makes_values(n) and n not in taken and _numel(n) == size]
+    size = nodes.elements(node)
+    wanted = [n for n in other.live if nodes.makes_values(n) and n not in taken and nodes.elements(n) == size]
     known = sketches(other, matching.bound, wanted)
     norm = torch.linalg.vector_norm(mine.double())
     distances = {
@@ -180,11 +179,6 @@ def _nearest_value(matching: Matching, side: str, node: Node, taken: set[Node]) 
     claims = matching.alignment.of_after if side == "before" else matching.alignment.of_before
     whose = _whose(claims.get(best, []), program, side)
     return f"  by value: nearest is {other.label(best)}, {distances[best]:.1e} away relative to its size{whose}"
-
-
-def _numel(node: Node) -> int | None:
-    value = nodes.tensor_val(node)
-    return None if value is None else value.numel()
 
 
 def _whose(claims: list[Claim], program: Program, side: str) -> str:
