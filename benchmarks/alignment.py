@@ -1,6 +1,7 @@
 """How many claims are right, how much is claimed, and what does it cost?
 
     python benchmarks/alignment.py [--models llama,bert] [--rewrites fused] [--levels values] [--seed N] [--json FILE]
+    python benchmarks/alignment.py --models DIRECTORY            # of a real model, as save_pretrained writes it
 
 Exports tiny models of many architectures with random weights, rewrites each in known ways (tests/corpus/rewrites.py),
 takes evidence away step by step, plants one bug in every second graph, and counts: *precision*, the share of claims

@@ -1,11 +1,13 @@
 """Tiny models of many architectures, every weight random, so that no two values of a graph agree by accident.
 
 `build(name, seed)` gives (model, args, kwargs); another seed gives other weights and other inputs of the same shapes,
-and therefore the same graph. Attention is a choice: "sdpa" or "eager".
+and therefore the same graph. Attention is a choice: "sdpa" or "eager". The name may be the directory of a real model:
+its weights stay, and the seed chooses the tokens.
 """
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import torch
@@ -44,6 +46,8 @@ _EAGER_ONLY = ("gemma2", "bloom")  # transformers has no other attention for the
 
 def build(name: str, seed: int = 0, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Case:
     """Build one model in eval mode with weights and inputs drawn from `seed`: (model, args, kwargs)."""
+    if pathlib.Path(name).is_dir():
+        return _real(name, seed, attention, dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, args, kwargs = _BUILDERS[name]() if name not in _CONFIGS else _text(name, attention)
@@ -68,6 +72,20 @@ def _text(name: str, attention: str) -> Case:
     if name not in ENCODERS:
         kwargs["use_cache"] = False
     return model, (), kwargs
+
+
+def _real(path: str, seed: int, attention: str, dtype: torch.dtype) -> Case:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(path)
+    causal = any("ForCausalLM" in name for name in config.architectures or ())
+    kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    model = kind.from_pretrained(path, dtype=dtype, attn_implementation=attention).eval()
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(3, min(config.vocab_size, 30000), (2, 12), generator=generator)
+    mask = torch.ones_like(tokens)
+    mask[1, -2:] = 0
+    return model, (), {"input_ids": tokens, "attention_mask": mask} | ({"use_cache": False} if causal else {})
 
 
 def _shuffle(model: torch.nn.Module) -> None:
