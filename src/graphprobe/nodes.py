@@ -145,11 +145,14 @@ def is_view(node: Node) -> bool:
     return facts.is_view or bool(node.meta.get(INSERTED))
 
 
-def _same_dtype_as_input(node: Node) -> bool:
-    mine = tensor_val(node)
-    source = node.all_input_nodes[0] if node.all_input_nodes else None
-    theirs = tensor_val(source) if source is not None else None
+def same_dtype(x: Node, y: Node) -> bool:
+    """Whether two nodes are known to hold tensors of one dtype."""
+    mine, theirs = tensor_val(x), tensor_val(y)
     return mine is not None and theirs is not None and mine.dtype == theirs.dtype
+
+
+def _same_dtype_as_input(node: Node) -> bool:
+    return bool(node.all_input_nodes) and same_dtype(node, node.all_input_nodes[0])
 
 
 def makes_values(node: Node) -> bool:

@@ -128,8 +128,7 @@ def _certain(matching: Matching, events: Sequence[Replacement]) -> Matching:
 def _grown(matching: Matching) -> Matching:
     """Ask for structure, which looks at no value and writes into no graph."""
     _grow(matching, SURE)
-    if alike.in_order(matching):
-        alike.claim(matching, lambda m: _grow(m, SURE))
+    alike.claim(matching, lambda m: _grow(m, SURE))
     return matching
 
 

@@ -26,6 +26,8 @@ def in_order(matching: Matching) -> bool:
 
 def claim(matching: Matching, grow: Callable[[Matching], None]) -> None:
     """Claim all that is open on both sides, or nothing; `grow` asks for structure again."""
+    if not in_order(matching):
+        return
     known = len(matching.alignment.claims)
     for _ in range(MOST):
         open_before, open_after = matching.unclaimed_before(), matching.unclaimed_after()

@@ -29,7 +29,7 @@ class Cures:
         """`errors` holds the relative error of every output in the free lane, as the lanes measured it; what is
         `identical` there has before's values, so that a run of after may go on from them."""
         self.replay = replay
-        self.identical = [c for c in identical if _same_dtype(c)]
+        self.identical = [c for c in identical if nodes.same_dtype(c.before, c.after)]
         self.outputs = list(errors)
         frontiers = [n for r in regions for n in (*(p for p, _ in r.frontier), *r.loose_before)]
         replay.fetch([*(c.before for c in self.outputs), *frontiers])  # one run of before for all findings
@@ -43,9 +43,9 @@ class Cures:
         if self.error == 0 or not self.outputs:
             return None
         replaced = {region.claim.after: self._in_place_of(region) for region in regions}
-        order, values = self.replay.plan.after.order, self.replay.values
+        order, held = self.replay.plan.after.order, self.replay.values
         first = min(order[n] for n in replaced)
-        above = [c for c in self.identical if c.before in values and order[c.after] < first]
+        above = [c for c in self.identical if c.before in held and order[c.after] < first]
         try:
             values = run_program(
                 self.replay.plan.after,
@@ -54,7 +54,7 @@ class Cures:
                 replace=replaced,
                 hold=[q for region in regions for _, q in region.frontier],
                 skip=self.replay.plan.dead() - set(replaced),
-                known={c.after: values[c.before] for c in above},
+                known={c.after: held[c.before] for c in above},
             )
         except Exception:  # the replaced value does not fit below: nothing can be said
             return None
@@ -83,11 +83,6 @@ class Cures:
             bounds = measure.sentinel_bounds(claim.before, claim.after)
             total += relative_error(b, f, self.replay.mask(claim.before, claim.after), bounds) ** 2
         return math.sqrt(total)
-
-
-def _same_dtype(claim: Claim) -> bool:
-    x, y = nodes.tensor_val(claim.before), nodes.tensor_val(claim.after)
-    return x is not None and y is not None and x.dtype == y.dtype
 
 
 def relative_error(b: torch.Tensor, f: torch.Tensor, moved: torch.Tensor | None, bounds: measure.Bounds) -> float:

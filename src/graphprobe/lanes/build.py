@@ -17,11 +17,10 @@ from torch.fx import Graph, GraphModule, Node
 from graphprobe import nodes
 from graphprobe.execute import replayed, target_of, zeroed
 from graphprobe.lanes import exact, measure
-from graphprobe.lanes.regions import Region
+from graphprobe.lanes.regions import Origin, Region, origins
 from graphprobe.lanes.same import widened
 from graphprobe.program import Program
 
-Key = frozenset[tuple[Node, Node]]
 #: Bytes from which on a value is compared with the free and the forced lane's one after the other, to save memory.
 _LARGE = 1 << 28
 
@@ -95,8 +94,8 @@ class _Builder:
         self.origin: dict[str, tuple[str, Node]] = {}
         self.native: dict[str, dict[Node, Node]] = {"before": {}, "free": {}, "before_redrawn": {}, "free_redrawn": {}}
         self.swept = dict.fromkeys(self.native, 0)
-        self.forced: dict[tuple[Node, Key], Node] = {}
-        self.exact: dict[tuple[str, Node, Key], Node] = {}
+        self.forced: dict[tuple[Node, Origin], Node] = {}
+        self.exact: dict[tuple[str, Node, Origin], Node] = {}
         self.lifted: dict[Node, Node] = {}  # native value of before -> its float64 copy
         self.cast: dict[tuple[Node, torch.dtype], Node] = {}
         self.weights: dict[int, Node] = {}  # float64 weights of the region being emitted
@@ -260,19 +259,17 @@ class _Builder:
         """Evaluate after's piece on before's values; return its nodes in the probe graph."""
         pairs = {q: p for p, q in reversed(region.frontier)}
         env: dict[Node, Node] = {}
-        keys: dict[Node, Key] = {}
+        starts = origins("after", region)
         for q, p in pairs.items():
             self._sweep("before", self.plan.before, p) if p.op != "placeholder" else None
             env[q] = self._as(self._native("before", "before", p), p, q)
-            keys[q] = frozenset([(p, q)])
         for q in region.loose_after:
-            env[q], keys[q] = self._native("free", "after", q), frozenset()
+            env[q] = self._native("free", "after", q)
         for node in region.after:
             if node.op == "get_attr":
-                env[node], keys[node] = self._native("free", "after", node), frozenset()
+                env[node] = self._native("free", "after", node)
                 continue
-            keys[node] = frozenset().union(*(keys[n] for n in node.all_input_nodes))
-            memo = (node, keys[node])
+            memo = (node, starts[node])
             if memo not in self.forced:
                 self.forced[memo] = self._emit("forced", node, env.__getitem__)
             env[node] = self.forced[memo]
@@ -284,20 +281,16 @@ class _Builder:
         """Evaluate one piece in float64 on before's values; return its last node."""
         piece: tuple[Node, ...] = getattr(region, side)
         env: dict[Node, Node] = {}
-        keys: dict[Node, Key] = {}
+        starts = origins(side, region)
         for p, q in reversed(region.frontier):
-            leaf = p if side == "before" else q
-            env[leaf], keys[leaf] = self._lifted(p), frozenset([(p, leaf)])
+            env[p if side == "before" else q] = self._lifted(p)
         for leaf in region.loose_before if side == "before" else region.loose_after:
             lane = "before" if side == "before" else "free"
             env[leaf] = self.graph.call_function(exact.lift, (self.native[lane][leaf],))
-            keys[leaf] = frozenset()
         for node in piece:
             if node.op == "get_attr":
-                keys[node] = frozenset()
                 continue
-            keys[node] = frozenset().union(*(keys[n] for n in node.all_input_nodes))
-            memo = (side, node, keys[node])
+            memo = (side, node, starts[node])
             if memo not in self.exact:
                 native = self.native["before"] if side == "before" else forced
                 self.exact[memo] = self._exact_node(side, node, env, native)

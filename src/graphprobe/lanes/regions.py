@@ -16,6 +16,7 @@ from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.program import Program
 
+Origin = frozenset[tuple[Node, Node]]  # frontier pairs, as (node of before, its own or its partner's node)
 SMALL = 16  # a region of at most so many value-making operations is called resolved
 
 
@@ -232,6 +233,18 @@ def regions_of(before: Program, after: Program, alignment: Alignment) -> list[Re
     """Return the region of every claim, in after's order."""
     finder = Regions(before, after, alignment)
     return [finder.region(claim) for claim in alignment.claims]
+
+
+def origins(side: str, region: Region) -> dict[Node, Origin]:
+    """Return for every node of one piece, and of its frontier, what it starts from: that alone decides its value."""
+    found: dict[Node, Origin] = {}
+    for p, q in reversed(region.frontier):
+        leaf = p if side == "before" else q
+        found[leaf] = frozenset([(p, leaf)])
+    piece: tuple[Node, ...] = getattr(region, side)
+    for node in piece:
+        found[node] = frozenset().union(*(found.get(n, frozenset()) for n in node.all_input_nodes))
+    return found
 
 
 def consumers(group: Iterable[Claim], regions: Iterable[Region]) -> list[Region]:

@@ -8,10 +8,10 @@ import torch
 from torch.fx import Node
 
 from graphprobe.execute import Values
-from graphprobe.lanes.regions import Region
+from graphprobe.lanes.regions import Origin, Region, origins
 
 LIMIT = 256 * 2**20  # bytes that are kept at most
-_Key = tuple[str, Node, frozenset[tuple[Node, Node]]]
+_Key = tuple[str, Node, Origin]
 
 
 class Remembered:
@@ -38,11 +38,6 @@ class Remembered:
 
 
 def _keys(side: str, region: Region) -> list[_Key]:
-    starts: dict[Node, frozenset[tuple[Node, Node]]] = {}
-    for p, q in reversed(region.frontier):
-        leaf = p if side == "before" else q
-        starts[leaf] = frozenset([(p, leaf)])
+    found = origins(side, region)
     piece: tuple[Node, ...] = getattr(region, side)
-    for node in piece:
-        starts[node] = frozenset().union(*(starts.get(n, frozenset()) for n in node.all_input_nodes))
-    return [(side, node, starts[node]) for node in piece if node.op != "get_attr"]
+    return [(side, node, found[node]) for node in piece if node.op != "get_attr"]
