@@ -1,4 +1,4 @@
-"""fold_conv_bn: the operators afterwards, the numbers, the metadata, and what it leaves alone."""
+"""fold_conv_bn: what is its own; what holds of every transform is in test_transforms.py."""
 
 from __future__ import annotations
 
@@ -8,27 +8,8 @@ from torch import nn
 
 import graphprobe
 from graphprobe.pipeline import Pipeline, Run
-from transform_cases import Case, apply, count
-from transform_tools import DTYPES, captured, matches, reason
-
-CASE = Case("fold_conv_bn", matches=1, change={"aten.batch_norm.default": -1})
-
-
-def test_exactly_the_pattern_is_replaced() -> None:
-    CASE.check_operators("conv")
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_it_differs_by_rounding_at_most(dtype: torch.dtype) -> None:
-    assert CASE.verdict("conv", dtype) in ("identical", "rounding")
-
-
-def test_metadata_is_complete_and_fresh() -> None:
-    CASE.check_metadata("conv")
-
-
-def test_language_models_are_left_alone() -> None:
-    CASE.check_left_alone("gpt2", "there is no aten.batch_norm")
+from transform_cases import apply, case, count
+from transform_tools import captured, matches, reason
 
 
 class Net(nn.Module):
@@ -83,7 +64,7 @@ def test_a_resnet_is_folded_whole() -> None:
 
 
 def test_old_weights_are_gone() -> None:
-    before, after = captured("conv")[0], CASE.run("conv").gm
+    before, after = captured("conv")[0], case("fold_conv_bn").run("conv").gm
     assert {n for n, _ in before.named_parameters()} - {n for n, _ in after.named_parameters()} >= {
         "stem.weight",
         "norm.weight",

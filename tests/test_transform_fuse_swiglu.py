@@ -1,40 +1,12 @@
-"""fuse_swiglu: the operators afterwards, the numbers, the metadata, and what it leaves alone."""
+"""fuse_swiglu: what is its own; what holds of every transform is in test_transforms.py."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from graphprobe.pipeline import Pipeline
-from transform_cases import DECODERS, DTYPES, Case, apply
+from transform_cases import apply
 from transform_tools import captured, matches, reason
-
-CASE = Case(
-    "fuse_swiglu",
-    matches=2,
-    change={"aten.silu.default": -2, "aten.mul.Tensor": -2, "graphprobe_transforms.silu_mul.default": 2},
-)
-
-
-@pytest.mark.parametrize("name", DECODERS)
-def test_exactly_the_pattern_is_replaced(name: str) -> None:
-    CASE.check_operators(name)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", DECODERS)
-def test_it_differs_by_rounding_at_most(name: str, dtype: torch.dtype) -> None:
-    assert CASE.verdict(name, dtype) in ("identical", "rounding")
-
-
-@pytest.mark.parametrize("name", DECODERS)
-def test_metadata_is_complete_and_fresh(name: str) -> None:
-    CASE.check_metadata(name)
-
-
-@pytest.mark.parametrize("name", ["gpt2", "bert"])
-def test_models_without_the_pattern_are_left_alone(name: str) -> None:
-    CASE.check_left_alone(name, "nothing is multiplied with aten.silu")
 
 
 class Shared(torch.nn.Module):

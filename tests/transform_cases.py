@@ -1,4 +1,7 @@
-"""What holds of every transform of the library, asked for one case: a transform, a model, what runs before it."""
+"""What holds of every transform of the library: the cases, and the checks that `test_transforms` asks of each.
+
+A case is a transform, what runs before it, and the models of the corpus over which it runs.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,20 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Case:
-    """One transform: what runs before it, how many places match, how the counts of operators change."""
+    """One transform: where it runs, what runs before it, and what is expected of it.
+
+    `matches` places match (None: as many as the model has, which a test of its own counts), and the counts of
+    operators change by `change`. `alone` holds models that are left as they are, with what the reason must say.
+    """
 
     transform: str
+    models: tuple[str, ...] = DECODERS
     before: str = ""
-    matches: int = 0
+    matches: int | None = None
     change: dict[str, int] = field(default_factory=dict)
+    verdicts: tuple[str, ...] = ("identical", "rounding")
+    dtypes: tuple[torch.dtype, ...] = DTYPES
+    alone: dict[str, str] = field(default_factory=dict)
 
     def run(self, name: str, dtype: torch.dtype = torch.float32) -> Run:
         """Run it, and what comes before it, over a model of the corpus."""
@@ -63,6 +74,85 @@ class Case:
         assert why in reason(done)
         seen = done.steps[-1].observation
         assert (seen.created, seen.rewritten, seen.replacements) == ((), (), ())
+
+
+GPT2_BERT = ("gpt2", "bert")
+WITH_ATTENTION = ("llama", "mistral", "mixtral", "qwen3", "bert")
+
+CASES = (
+    Case(
+        "eager_attention_to_sdpa",
+        models=(*WITH_ATTENTION, "gpt2"),
+        alone=dict.fromkeys(("conv", "mlp"), "no aten.softmax"),
+    ),
+    Case(
+        "eliminate_repeat_kv",
+        before="eager_attention_to_sdpa",
+        matches=2,
+        change={"aten.unsqueeze.default": -4, "aten.expand.default": -4, "aten.reshape.default": -4},
+        alone=dict.fromkeys(GPT2_BERT, "keys and values are not both repeated"),
+    ),
+    Case("fold_constants", models=LANGUAGE, verdicts=("identical",)),
+    Case(
+        "fold_conv_bn",
+        models=("conv",),
+        matches=1,
+        change={"aten.batch_norm.default": -1},
+        alone={"gpt2": "there is no aten.batch_norm"},
+    ),
+    Case(
+        "fuse_add_rmsnorm",
+        before="remove_noops,fuse_rmsnorm",
+        matches=4,
+        change={
+            "aten.add.Tensor": -4,
+            "aten.rms_norm.default": -4,
+            "graphprobe_transforms.add_rms_norm.default": 4,
+            "operator.getitem": 7,
+        },
+        alone=dict.fromkeys(GPT2_BERT, "run fuse_rmsnorm before this"),
+    ),
+    Case(
+        "fuse_gate_up",
+        matches=2,
+        change={"aten.linear.default": -2, "aten.split_with_sizes.default": 2, "operator.getitem": 4},
+        alone=dict.fromkeys(GPT2_BERT, "multiplied with another linear"),
+    ),
+    Case("fuse_qkv", models=WITH_ATTENTION, alone=dict.fromkeys(("gpt2", "conv", "mlp"), "no three linears")),
+    Case(
+        "fuse_rmsnorm",
+        models=("llama", "mistral", "mixtral", "qwen3"),
+        alone=dict.fromkeys((*GPT2_BERT, "conv"), "no aten.rsqrt"),
+    ),
+    Case(
+        "fuse_rotary",
+        matches=4,
+        change={
+            "aten.mul.Tensor": -8,
+            "aten.add.Tensor": -4,
+            "aten.cat.default": -4,
+            "aten.neg.default": -4,
+            "aten.slice.Tensor": -8,
+            "graphprobe_transforms.rotary.default": 4,
+        },
+        alone=dict.fromkeys(GPT2_BERT, "nothing is rotated by halves"),
+    ),
+    Case(
+        "fuse_swiglu",
+        matches=2,
+        change={"aten.silu.default": -2, "aten.mul.Tensor": -2, "graphprobe_transforms.silu_mul.default": 2},
+        alone=dict.fromkeys(GPT2_BERT, "nothing is multiplied with aten.silu"),
+    ),
+    Case("lower_dtype", models=LANGUAGE, dtypes=(torch.float32,)),
+    Case("merge_common", models=LANGUAGE, verdicts=("identical",)),
+    Case("remove_noops", models=LANGUAGE, verdicts=("identical",)),
+    Case("shard_linears", models=LANGUAGE),
+)
+
+
+def case(transform: str) -> Case:
+    """Return the case of one transform."""
+    return next(one for one in CASES if one.transform == transform)
 
 
 def count(gm: GraphModule) -> dict[str, int]:
