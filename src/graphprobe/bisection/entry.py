@@ -59,37 +59,52 @@ def bisect(
     if is_inductor(pipeline):
         _refuse(check, state, dynamic_shapes)
         found = _compiler(model, tuple(args), kwargs, options, check, progress, command)
-        return dataclasses.replace(found, seconds=time.perf_counter() - started)
-    gm, call_args, call_kwargs = _captured(model, tuple(args), kwargs, dynamic_shapes, check is None)
-    plan = built_in.plan(pipeline, gm, call_args, call_kwargs)
-    options["allow"] = tuple(dict.fromkeys((*allow, *built_in.tolerated(plan))))
-    command += "".join(f" --allow {kind}" for kind in built_in.tolerated(plan) if command and kind not in allow)
-    if call_args or call_kwargs:
-        inputs.bind(gm, call_args, call_kwargs, "the model")
+    else:
+        captured = _captured(model, tuple(args), kwargs, dynamic_shapes, check is None)
+        more = (("dynamic_shapes", "dynamic_shapes"),) if dynamic_shapes is not None else ()
+        found = _transforms(
+            captured, pipeline, options, check, state, progress, Commands(command, check, options, more)
+        )
+    return dataclasses.replace(found, seconds=time.perf_counter() - started)
+
+
+def _transforms(
+    captured: tuple[torch.fx.GraphModule, tuple[Any, ...], dict[str, Any]],
+    pipeline: Any,
+    options: dict[str, Any],
+    check: oracle.Check | None,
+    state: str | os.PathLike[str] | None,
+    progress: Progress | None,
+    commands: Commands,
+) -> Bisection:
+    """Search a pipeline that is a list of transforms, of which any part can run alone."""
+    gm, args, kwargs = captured
+    plan = built_in.plan(pipeline, gm, args, kwargs)
+    meant = [kind for kind in built_in.tolerated(plan) if kind not in options["allow"]]
+    options = {**options, "allow": (*options["allow"], *meant)}
+    words = commands.model + "".join(f" --allow {kind}" for kind in meant if commands.model)
+    commands = dataclasses.replace(commands, model=words, options=options)
+    if args or kwargs:
+        inputs.bind(gm, args, kwargs, "the model")
     entries = bench.entries_of(plan)
     named_files = store.files_in(check) if check is not None and not callable(check) else ""
-    words = [(bench.text_of((entry,)), entry.transform) for entry in entries]
-    key = store.key_of(gm, (call_args, call_kwargs), words, check, named_files, options)
-    more = (("dynamic_shapes", "dynamic_shapes"),) if dynamic_shapes is not None else ()
-    with oracle.made(check, gm, call_args, call_kwargs, options) as judge:
-        found = Hunt(
+    written = [(bench.text_of((entry,)), entry.transform) for entry in entries]
+    key = store.key_of(gm, (args, kwargs), written, check, named_files, options)
+    with oracle.made(check, gm, args, kwargs, options) as judge:
+        hunt = Hunt(
             captured=gm,
-            args=call_args,
-            kwargs=call_kwargs,
+            args=args,
+            kwargs=kwargs,
             entries=entries,
             oracle=judge,
             store=store.Store.open(state, key),
-            commands=Commands(command, check, options, more),
+            commands=commands,
             options=options,
             progress=progress,
-        ).run()
-    leaves = pytree.tree_leaves((call_args, call_kwargs))
-    return dataclasses.replace(
-        found,
-        notes=(*plan.notes, *found.notes),
-        environment=api.environment({str(i): leaf for i, leaf in enumerate(leaves)}),
-        seconds=time.perf_counter() - started,
-    )
+        )
+        found = hunt.run()
+    leaves = {str(i): leaf for i, leaf in enumerate(pytree.tree_leaves((args, kwargs)))}
+    return dataclasses.replace(found, notes=(*plan.notes, *found.notes), environment=api.environment(leaves))
 
 
 def _refuse(check: Any, state: Any, dynamic_shapes: Any) -> None:
