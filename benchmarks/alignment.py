@@ -1,7 +1,8 @@
 """How many claims are right, how much is claimed, and what does it cost?
 
     python benchmarks/alignment.py [--models llama,bert] [--rewrites fused] [--levels values] [--seed N] [--json FILE]
-    python benchmarks/alignment.py --models DIRECTORY            # of a real model, as save_pretrained writes it
+    python benchmarks/alignment.py --models smollm2,minilm       # trained weights; or a directory as save_pretrained
+                                                                 # writes it. `make alignment-real` fetches both
 
 Exports tiny models of many architectures with random weights, rewrites each in known ways (tests/corpus/rewrites.py),
 takes evidence away step by step, plants one bug in every second graph, and counts: *precision*, the share of claims
@@ -31,6 +32,7 @@ import torch
 from corpus import growing, rewrites, text_models
 from corpus.truth import Score, score, truth
 from graphprobe import align, binding, inputs
+from graphprobe.errors import InputError
 from graphprobe.program import copied, program
 
 RUNS = ("events", "ids", "values")  # levels at which the graphs are run
@@ -53,6 +55,19 @@ def measured(name: str, kind: str, pair, true, level: str, bug: int | None) -> S
     one = score(true, left, right, found, mutant, renamed)
     one.said += [f"(bug: {mutant.change} at {', '.join(mutant.nodes)})"] if mutant else []
     return one
+
+
+def present(names: list[str]) -> list[str]:
+    """Leave out the real models whose weights are not installed, and say so."""
+    found = []
+    for name in names:
+        try:
+            text_models.REAL.get(name, str)()
+        except InputError as error:
+            print(f"# {name}: skipped. {error}")
+            continue
+        found.append(name)
+    return found
 
 
 def table(options) -> dict[str, dict]:
@@ -147,6 +162,10 @@ def main() -> int:
     parser.add_argument("--json")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    options.models = present(options.models)
+    if not options.models:
+        print("nothing was measured", file=sys.stderr)
+        return 2
     print(f"seed {options.seed}, torch {torch.__version__}, {len(options.models)} architectures")
     result = {"seed": options.seed, "torch": torch.__version__, "scores": table(options), "curve": []}
     result["curve"] = curve(options.sizes)

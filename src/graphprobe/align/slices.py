@@ -21,7 +21,7 @@ from graphprobe.align.forms import Form, Slice, forms, slices_of
 from graphprobe.align.matching import Matching, is_part
 from graphprobe.align.neighbours import nearest
 from graphprobe.align.sketches import SAMPLES, sample
-from graphprobe.align.values import AGREE, AGREE_FINE
+from graphprobe.align.values import AGREE, AGREE_FINE, is_chain
 from graphprobe.execute import run_program
 from graphprobe.program import Program
 
@@ -43,10 +43,10 @@ def claim(matching: Matching) -> None:
 
 def _claim_side(matching: Matching, side: str, known: list[Form]) -> None:
     other = "before" if side == "after" else "after"
-    items = _sketched(matching, side, known)
     taken = matching.alignment.of_after if other == "after" else matching.alignment.of_before
     groups: dict[Any, tuple[list[Node], list[tuple[Node, Slice]]]] = defaultdict(lambda: ([], []))
     small = {n: s for n, s in matching.sketches(other).items() if not taken.get(n)}
+    items = _sketched(matching, side, known, {nodes.shape(n) for n in small})
     for node, sketch in small.items():
         groups[nodes.shape(node), sketch.numel()][0].append(node)
     for (node, cut), sketch in items.items():
@@ -56,15 +56,19 @@ def _claim_side(matching: Matching, side: str, known: list[Form]) -> None:
         if smalls and bigs:
             for node, big, cut in _pairs(matching, other, smalls, bigs, small, items):
                 pairs[big].append((node, cut))
-    _insert_all(matching, side, pairs)
+    # one part of many tells nothing of the others
+    lone = {big for big, found in pairs.items() if len(found) == 1 and _are_parts([cut for _, cut in found])}
+    _insert_all(matching, side, {big: found for big, found in pairs.items() if big not in lone})
 
 
 def _fixed(node: Node) -> tuple[int, ...]:
     return tuple(int(d) for d in nodes.shape(node) or ())
 
 
-def _sketched(matching: Matching, side: str, known: list[Form]) -> dict[tuple[Node, Slice], torch.Tensor]:
-    """Run the big side once and sketch every slice of every unclaimed value."""
+def _sketched(
+    matching: Matching, side: str, known: list[Form], shapes: set[Any]
+) -> dict[tuple[Node, Slice], torch.Tensor]:
+    """Run the big side once and sketch every slice of every unclaimed value that has one of these shapes."""
     program: Program = getattr(matching, side)
     claimed = matching.alignment.of_after if side == "after" else matching.alignment.of_before
     wanted = [
@@ -73,7 +77,7 @@ def _sketched(matching: Matching, side: str, known: list[Form]) -> dict[tuple[No
         if not claimed.get(n)
         and (nodes.makes_values(n) or is_part(n))
         and all(isinstance(d, int) for d in nodes.shape(n) or ("?",))
-        and slices_of(_fixed(n), known)
+        and any(c.shape(_fixed(n)) in shapes for c in slices_of(_fixed(n), known))
     ]
 
     def observe(node: Node, value: Any) -> torch.Tensor | None:
@@ -123,9 +127,13 @@ def _pairs(
     out = []
     for same, cuts in alike.items():
         ambiguous = len({node for node, _ in cuts}) < len(cuts)  # constant along the dimension that is cut
-        if ambiguous or (len(same) > 1 and len({numbers[n] for n in same}) > 1 and len(same) != len(cuts)):
+        if ambiguous:
             continue
         ordered = sorted(same, key=order.__getitem__)
+        if len(same) > len(cuts) and is_chain(ordered):  # handed on unchanged: the last of the chain
+            ordered = ordered[-len(cuts) :]
+        elif len(same) > 1 and len({numbers[n] for n in same}) > 1 and len(same) != len(cuts):
+            continue
         out += [(n, big, cut) for n, (big, cut) in zip(ordered, cuts, strict=False)]
     return out
 
@@ -203,17 +211,47 @@ def _insert(program: Program, big: Node, cuts: list[Slice], held: torch.Tensor) 
         for (dim, form), i in zip(cut.dims, index, strict=True):
             sizes[dim] = len(form.index)
             node = call(aten.index_select.default, node, dim, i, shape=tuple(sizes))
+            if form.left is not None:
+                node = call(aten.squeeze.dim, node, dim, shape=form.left)
         node.meta[PART] = len(cuts) > 1
         made.append(node)
-    whole = constant(held.detach().clone())
-    for cut, index, part in zip(cuts, indices, made, strict=True):
-        whole = _put(call, whole, shape, cut, index, part)
+    if _are_parts(cuts):
+        whole = _joined(call, big, shape, cuts, made)
+    else:  # what the other side knows nothing of is what it was
+        whole = constant(held.detach().clone())
+        for cut, index, part in zip(cuts, indices, made, strict=True):
+            whole = _put(call, whole, shape, cut, index, part)
     for user in users:
         user.replace_input_with(big, whole)
     for path, node in program.outputs.items():
         if node is big:
             program.outputs[path] = whole
     return made, whole
+
+
+def _are_parts(cuts: list[Slice]) -> bool:
+    """Whether the slices are parts of one dimension that the other side computes one by one."""
+    return all(len(cut.dims) == 1 and cut.dims[0][1].part for cut in cuts)
+
+
+def _joined(call: Any, big: Node, shape: tuple[int, ...], cuts: list[Slice], parts: list[Node]) -> Node:
+    """Put a whole together from its parts; what is between them is taken from the whole itself."""
+    aten, dim = torch.ops.aten, cuts[0].dims[0][0]
+    pieces, at = [], 0
+
+    def own(stop: int) -> None:
+        if stop > at:
+            sizes = (*shape[:dim], stop - at, *shape[dim + 1 :])
+            pieces.append(call(aten.slice.Tensor, big, dim, at, stop, shape=sizes))
+
+    for cut, part in sorted(zip(cuts, parts, strict=True), key=lambda pair: pair[0].dims[0][1].index):
+        form = cut.dims[0][1]
+        own(form.index[0])
+        at = form.index[-1] + 1
+        whole = (*shape[:dim], at - form.index[0], *shape[dim + 1 :])
+        pieces.append(part if form.left is None else call(aten.unsqueeze.default, part, dim, shape=whole))
+    own(shape[dim])
+    return call(aten.cat.default, pieces, dim, shape=shape)  # type: ignore[no-any-return]
 
 
 def _put(call: Any, whole: Node, shape: tuple[int, ...], cut: Slice, index: list[Node], part: Node) -> Node:

@@ -83,7 +83,7 @@ def _one_value(matching: Matching, xs: list[Node], ys: list[Node]) -> list[tuple
     """Pair what all holds one value: in order where both sides hold it equally often, else as far as it can be told."""
     if not (_is_one(xs, matching.numbers_before()) and _is_one(ys, matching.numbers_after())):
         return []  # unrelated nodes hold the same: a tie
-    if len(xs) == len(ys) and (len(xs) == 1 or _is_chain(ys)):
+    if len(xs) == len(ys) and (len(xs) == 1 or is_chain(ys)):
         order_x, order_y = matching.before.order, matching.after.order
         return list(zip(sorted(xs, key=order_x.__getitem__), sorted(ys, key=order_y.__getitem__), strict=True))
     pairs = []
@@ -96,10 +96,10 @@ def _one_value(matching: Matching, xs: list[Node], ys: list[Node]) -> list[tuple
 
 def _is_one(group: list[Node], numbers: dict[Node, int]) -> bool:
     """Whether all compute the same, or one the other."""
-    return len({numbers[n] for n in group}) == 1 or _is_chain(group)
+    return len({numbers[n] for n in group}) == 1 or is_chain(group)
 
 
-def _is_chain(group: list[Node]) -> bool:
+def is_chain(group: list[Node]) -> bool:
     """Whether every member but one is computed from another member: a value that is handed on unchanged."""
     return sum(not _ancestors(n, group) for n in group) == 1
 

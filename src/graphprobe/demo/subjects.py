@@ -49,10 +49,8 @@ def choose(wanted: str, say: Callable[[str], None]) -> Subject:
     if wanted == "tiny":
         return tiny()
     missing = _missing()
-    if not missing:
+    if wanted == "smollm2" or not missing:
         return smollm2(say)
-    if wanted == "smollm2":
-        raise InputError(f"SmolLM2 cannot be loaded: {missing}. Install it with {INSTALL}")
     say(f"SmolLM2 is not here ({missing}), so a small built-in model takes its place. For the real one:\n  {INSTALL}\n")
     return tiny()
 
@@ -74,8 +72,11 @@ def _is_converted(home: Path) -> bool:
     return (home / "config.json").is_file()
 
 
-def smollm2(say: Callable[[str], None]) -> Subject:
-    """Load SmolLM2-135M-Instruct with eager attention, converting it at the first call (about 20 s)."""
+def converted(say: Callable[[str], None]) -> Path:
+    """Return the directory of SmolLM2, converted at the first call. Raises InputError, which says what is missing."""
+    missing = _missing()
+    if missing:
+        raise InputError(f"SmolLM2 cannot be loaded: {missing}. Install it with {INSTALL}")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything needed lies in the package
     import transformers
 
@@ -84,9 +85,17 @@ def smollm2(say: Callable[[str], None]) -> Subject:
     if not _is_converted(_home()):
         say(f"converting SmolLM2 once, to {_home()} ...")
         _convert(transformers, _home())
-    tokenizer = transformers.AutoTokenizer.from_pretrained(_home(), local_files_only=True)
+    return _home()
+
+
+def smollm2(say: Callable[[str], None]) -> Subject:
+    """Load SmolLM2-135M-Instruct with eager attention, converting it at the first call (about 20 s)."""
+    home = converted(say)
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(home, local_files_only=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        _home(), local_files_only=True, dtype=torch.bfloat16, attn_implementation="eager"
+        home, local_files_only=True, dtype=torch.bfloat16, attn_implementation="eager"
     )
 
     def encode(text: str) -> list[int]:

@@ -27,8 +27,8 @@ def culprit(region: Region, weights: Weights) -> Culprit:
     dropped ended), else one with another weight, else one wired otherwise, else the output."""
     same = _same_from_the_frontier(region, weights)
     known = _same_elsewhere(region, same, weights)
-    rest_before = [x for x in region.operations("before") if x not in set(same.values()) and x not in known]
-    rest_after = [y for y in region.operations("after") if y not in same and y not in known]
+    rest_before = [x for x in _own(region, "before") if x not in set(same.values()) and x not in known]
+    rest_after = [y for y in _own(region, "after") if y not in same and y not in known]
     alike = _alike(rest_before, rest_after, (region.claim.before, region.claim.after), weights)
     lone_after = [y for y in rest_after if y not in alike]
     lone_before = [x for x in rest_before if x not in set(alike.values())]
@@ -40,8 +40,13 @@ def culprit(region: Region, weights: Weights) -> Culprit:
     for y in rest_after:
         if _other_weights(alike[y], y, weights):
             return Culprit("after", y, frozenset([y]))
-    first = rest_after[0] if rest_after else region.claim.after
+    first = rest_after[0] if rest_after else nodes.shown(region.claim.after)
     return Culprit("after", first, frozenset([first]))
+
+
+def _own(region: Region, side: str) -> list[Node]:
+    """Return a piece's operations without the views that alignment has put there."""
+    return [n for n in region.operations(side) if nodes.INSERTED not in n.meta]
 
 
 def _at_home(lone: list[Node], region: Region) -> list[Node]:

@@ -345,10 +345,10 @@ def _coverage(judgement: Judgement, judged: list[Judged]) -> Coverage:
     inside = {n for j in sure for n in j.region.after}
     resolved = {n for j in sure if j.region.size("after") <= SMALL for n in j.region.after}
     seen_before = {n for j in sure for n in j.region.before}
-    claimed_before = {c.before for c in judgement.alignment.claims}
-    claimed_after = {c.after for c in judgement.alignment.claims}
+    claimed_before = {nodes.shown(c.before) for c in judgement.alignment.claims}
+    claimed_after = {nodes.shown(c.after) for c in judgement.alignment.claims}
     largest = max((j.region for j in sure), key=lambda r: r.size("after"), default=None)
-    compared = {j.region.claim.after for j in sure} & set(making)
+    compared = {nodes.shown(j.region.claim.after) for j in sure} & set(making)
     unmatched = [n for n in making if n not in inside]
     making_before = [n for n in before.live if nodes.makes_values(n)]
     rest = unclaimed(before, after, judgement.alignment)
