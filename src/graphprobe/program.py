@@ -7,6 +7,7 @@ autocast region is exported again and functionalised; names of the user's nodes 
 from __future__ import annotations
 
 import copy
+import operator
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from graphprobe.errors import CaptureError, InputError
 from graphprobe.streaming import Stream
 
 _LABEL = "graphprobe_label"
+_PARTS = "graphprobe_parts"  # of an operator with several results: by index, what the user calls them
 #: Bases of what quantisers of torch.ao and torchao look at values with, by name: neither need be installed.
 _OBSERVERS = {"ObserverBase", "AffineQuantizedObserverBase"}
 #: In place on paper, but no value changes: they only leave the autograd graph.
@@ -265,7 +267,7 @@ def _flattened(gm: GraphModule) -> GraphModule:
     for old, new in zip(gm.graph.nodes, flat.graph.nodes, strict=True):
         if new.op == "get_attr":
             _as_buffer(flat, new)
-        new.meta["custom"] = {**(new.meta.get("custom") or {}), _LABEL: old.name}
+        new.meta["custom"] = {**(new.meta.get("custom") or {}), _LABEL: old.name, _PARTS: _parts(old)}
     for node in list(flat.graph.nodes):
         if node.op == "call_module" and _is_observer(flat.get_submodule(str(node.target))):
             node.replace_all_uses_with(node.args[0])
@@ -275,6 +277,12 @@ def _flattened(gm: GraphModule) -> GraphModule:
     flat.graph.set_codegen(CodeGen())
     flat.recompile()
     return flat
+
+
+def _parts(node: Node) -> dict[int, str]:
+    """Name the results that are taken out of a node: export makes them anew and gives them the node's own label."""
+    taken = [n for n in node.users if n.target is operator.getitem and n.args[0] is node and isinstance(n.args[1], int)]
+    return {n.args[1]: n.name for n in reversed(taken) if isinstance(n.args[1], int)}
 
 
 def _is_observer(module: torch.nn.Module) -> bool:
@@ -321,5 +329,13 @@ def _from_exported(exported: torch.export.ExportedProgram, inputs: list[str], re
         name = next(names) if spec.kind.name == "USER_OUTPUT" else f"state:{spec.target}"
         if isinstance(leaf, Node):
             outputs[name] = leaf
-    labels = {n: n.meta["custom"][_LABEL] for n in gm.graph.nodes if _LABEL in (n.meta.get("custom") or {})}
+    labels = {n: _label(n) for n in gm.graph.nodes if _LABEL in (n.meta.get("custom") or {})}
     return Program(gm, dict(zip(inputs, user, strict=True)), outputs, labels)
+
+
+def _label(node: Node) -> str:
+    """Return what the user calls a node that export has made."""
+    custom = node.meta["custom"]
+    known: str = custom[_LABEL]
+    index = node.args[1] if node.target is operator.getitem else None
+    return str(custom.get(_PARTS, {}).get(index, known)) if isinstance(index, int) else known
