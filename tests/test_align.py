@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import random
 from typing import Any
 
@@ -132,3 +133,25 @@ def test_another_lineage_claims_nothing_by_id() -> None:
     model, args, kwargs = tiny("gpt2")
     report = graphprobe.diff(model, copy.deepcopy(model), args, kwargs)
     assert "id" not in report.coverage.evidence and report.verdict == "identical"
+
+
+class Halves(torch.nn.Module):
+    """Writes into a tensor, so that it has to be made functional, and takes the results of one operator apart."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        best, places = (x * 2).topk(4, -1)
+        best.add_(places)
+        mean, spread = torch.var_mean(best, -1, keepdim=True)
+        return (best - spread) * mean
+
+
+def test_each_result_of_an_operator_has_the_name_the_user_knows() -> None:
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    gm = graphprobe.capture(Halves(), (x,))
+    one = program(gm, (x,), {})
+    taken = [n.name for n in gm.graph.nodes if n.target is operator.getitem]
+    assert len(taken) == 4 and one.gm is not gm
+    labels = [one.label(n) for n in one.live if n.target is operator.getitem]
+    assert labels == taken
+    named = claims(gm, copy.deepcopy(gm), (x,), {})
+    assert all(y == x for y, x in named.items()) and set(taken) - {"getitem"} <= named.keys()
