@@ -109,3 +109,17 @@ def test_a_compiled_model_that_raises_is_told() -> None:
 
     report = graphprobe.diff(plain(), compiled(broken), (randn(4, 16, seed=1),))
     assert any("raises" in note and "illegal memory access" in note for note in report.notes), report.notes
+
+
+def test_another_memory_layout_is_not_called_nondeterministic() -> None:
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.conv2d(x, m.kernel, padding=1)
+        return torch.tanh(torch.nn.functional.group_norm(y, 4))
+
+    def channels_last(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return forward(m, x.contiguous(memory_format=torch.channels_last))
+
+    sides = [module(f, kernel=randn(16, 3, 3, 3)) for f in (forward, channels_last)]
+    report = graphprobe.diff(*sides, (randn(2, 3, 16, 16, seed=1),))
+    assert report.verdict in ("identical", "rounding")
+    assert "nondeterministic" not in str(report)

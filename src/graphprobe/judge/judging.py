@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.fx import Node
 
+from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.judge import opaque, precision, steadiness
 from graphprobe.judge.derived import Looks
@@ -152,7 +154,8 @@ def _measure(
 def _unrepeated(rows: list[Measured], repeated: set[Region]) -> list[Measured]:
     """Where the forced lane was left out, see by the free lane whether it would have repeated before's bits.
 
-    What starts from bits that are equal on both sides and ends in others differs from itself.
+    What starts from bits that are equal on both sides and ends in others differs from itself, or is computed by
+    another kernel, because its operands lie otherwise in memory.
     """
     differing = {(r.region.claim.before, r.region.claim.after) for r in rows if not r.identical}
     return [
@@ -216,11 +219,24 @@ def _kind(replay: Replay, row: Measured, answers: dict[Claim, Sameness], settled
     if row.exact is None:
         return Judged(row, "unknown", "exact lanes did not run", None)
     if row.isomorphic:
-        return Judged(row, "rounding", "same program", spread, note="differs from itself: nondeterministic")
+        return Judged(row, "rounding", "same program", spread, note=_other_bits(row.region))
     judged = _rounding_or_precision(replay, row, spread)
     if answer is None or not answer.note:
         return judged
     return dataclasses.replace(judged, note="; ".join(w for w in (judged.note, answer.note) if w))
+
+
+def _other_bits(region: Region) -> str:
+    """Say why one program makes other bits of equal values, as far as it shows; what differs from itself is marked."""
+    pairs = [(nodes.tensor_val(p), nodes.tensor_val(q), q) for p, q in region.frontier]
+    moved = [q.name for x, y, q in pairs if x is not None and y is not None and _strides(x) != _strides(y)]
+    why = f": {', '.join(moved)} lies otherwise in memory" if moved else ""
+    return f"one program makes other bits of equal values{why}"
+
+
+def _strides(value: torch.Tensor) -> tuple[int, ...]:
+    """Return the strides that matter: those of dimensions of 1 do not."""
+    return tuple(step for step, size in zip(value.stride(), value.shape, strict=True) if size != 1)
 
 
 def _guilty(row: Measured, answer: Sameness | None, why: str) -> Judged:
