@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch.fx import Node
 
 from graphprobe import nodes, provenance
@@ -47,6 +49,64 @@ def culprit(region: Region, weights: Weights) -> Culprit:
 def _own(region: Region, side: str) -> list[Node]:
     """Return a piece's operations without the views that alignment has put there."""
     return [n for n in region.operations(side) if nodes.INSERTED not in n.meta]
+
+
+def rewired(region: Region, weights: Weights) -> list[tuple[Node, Node]] | None:
+    """Return the operands (before's, after's) that are not each other where the two pieces are one program but for
+    these; None where they differ in anything else."""
+    pairs = _same_from_the_frontier(region, weights)
+    rest_before = [x for x in region.operations("before") if x not in set(pairs.values())]
+    rest_after = [y for y in region.operations("after") if y not in pairs]
+    pairs |= _alike(rest_before, rest_after, (region.claim.before, region.claim.after), weights)
+    if not len(pairs) == len(region.operations("before")) == len(region.operations("after")):
+        return None
+    leaves, found = set(region.frontier), []
+    for y in rest_after:
+        if _other_weights(pairs[y], y, weights):
+            return None
+        operands = zip(pairs[y].all_input_nodes, y.all_input_nodes, strict=True)
+        found += [(p, q) for p, q in operands if not _same_operand(p, q, leaves, pairs, weights)]
+    return found
+
+
+def renumbered(region: Region, guilty: Culprit) -> tuple[object, object] | None:
+    """Return (before's, after's) number where the two pieces differ in one number of one operation, and only there."""
+    lone = sorted(guilty.lone, key=lambda n: n in region.after)
+    if len(lone) != 2 or lone[0] in region.after or lone[1] not in region.after or lone[0].target is not lone[1].target:
+        return None
+    changed = differing(*lone)
+    if len(changed) != 1:
+        return None
+    _, mine, theirs = changed[0]
+    plain = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (mine, theirs))
+    return (mine, theirs) if plain else None
+
+
+def differing(x: Node, y: Node) -> list[tuple[str, Any, Any]]:
+    """Return (argument, before's, after's) for every plain argument in which two uses of one operator differ."""
+    if len(x.all_input_nodes) != len(y.all_input_nodes):
+        return []
+    schema = y.target._schema.arguments if isinstance(y.target, torch._ops.OpOverload) else []
+    names = [a.name for a in schema]
+
+    def given(node: Node) -> dict[str, Any]:
+        out = {a.name: a.default_value for a in schema if a.has_default_value()}
+        positional = [names[i] if i < len(names) else str(i) for i in range(len(node.args))]
+        return {**out, **dict(zip(positional, node.args, strict=True)), **node.kwargs}
+
+    left, right = given(x), given(y)
+    found = []
+    for name in dict.fromkeys([*left, *right]):
+        p, q = left.get(name), right.get(name)
+        if not _has_nodes(p) and not _has_nodes(q) and repr(p) != repr(q):
+            found.append((name, p, q))
+    return found
+
+
+def _has_nodes(value: Any) -> bool:
+    found: list[Node] = []
+    torch.fx.map_arg((value,), lambda n: found.append(n))
+    return bool(found)
 
 
 def _at_home(lone: list[Node], region: Region) -> list[Node]:

@@ -40,13 +40,18 @@ class Judged:
     rule: str = ""
     spread: float | None = None
     note: str = ""
-    also: tuple[Region, ...] = ()  # further regions that show the same culprit
+    cured_by: tuple[Region, ...] = ()  # what to replace where the finding stands for more than its own region
     better: str | None = None
 
     @property
     def region(self) -> Region:
         """The region."""
         return self.measured.region
+
+    @property
+    def replaced(self) -> tuple[Region, ...]:
+        """The regions to run before's piece in, to see what the finding is to blame for."""
+        return self.cured_by or (self.region,)
 
 
 @dataclass

@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes, provenance
+from graphprobe.judge.culprit import differing
 from graphprobe.judge.hints.look import EQUAL, Look, Tensor, relative
 from graphprobe.judge.hints.ratios import shown
 from graphprobe.judge.same import difference, rms
@@ -27,42 +28,13 @@ def other_argument(look: Look) -> str | None:
         for x in mine:
             if x.target is not y.target or x not in lone or y not in lone:
                 continue
-            changed = _differing(x, y)
+            changed = differing(x, y)
             if not changed:
                 continue
             value = _evaluated(look, y, x)
             if isinstance(value, Tensor) and look.agrees(look.again({y: value})):
                 return _said(look, y, changed)
     return None
-
-
-def _differing(x: Node, y: Node) -> list[tuple[str, Any, Any]]:
-    """Return (argument, before's, after's) for every plain argument that differs."""
-    if len(x.all_input_nodes) != len(y.all_input_nodes):
-        return []
-    schema = y.target._schema.arguments if isinstance(y.target, torch._ops.OpOverload) else []
-    names = [a.name for a in schema]
-
-    def given(node: Node) -> dict[str, Any]:
-        out = {a.name: a.default_value for a in schema if a.has_default_value()}
-        positional = [names[i] if i < len(names) else str(i) for i in range(len(node.args))]
-        return {**out, **dict(zip(positional, node.args, strict=True)), **node.kwargs}
-
-    left, right = given(x), given(y)
-    found = []
-    for name in dict.fromkeys([*left, *right]):
-        p, q = left.get(name), right.get(name)
-        if _has_nodes(p) or _has_nodes(q):
-            continue
-        if repr(p) != repr(q):
-            found.append((name, p, q))
-    return found
-
-
-def _has_nodes(value: Any) -> bool:
-    found: list[Node] = []
-    torch.fx.map_arg((value,), lambda n: found.append(n))
-    return bool(found)
 
 
 def _evaluated(look: Look, y: Node, x: Node) -> Any:
@@ -258,7 +230,7 @@ def wired(look: Look) -> str | None:
         return None
     partner = {q: p for p, q in look.region.frontier}
     for x in look.region.operations("before"):
-        if x.target is not y.target or len(x.all_input_nodes) != len(y.all_input_nodes) or _differing(x, y):
+        if x.target is not y.target or len(x.all_input_nodes) != len(y.all_input_nodes) or differing(x, y):
             continue
         other = [
             (p, q) for p, q in zip(x.all_input_nodes, y.all_input_nodes, strict=True) if not _stands_for(p, q, partner)
