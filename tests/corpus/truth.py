@@ -14,6 +14,7 @@ from corpus import mutations
 from corpus.rewrites import Pair
 from graphprobe import inputs, nodes
 from graphprobe.align import Alignment
+from graphprobe.align.steps import step_of
 from graphprobe.execute import target_of
 from graphprobe.lanes import exact
 from graphprobe.lanes.regions import SMALL, regions_of
@@ -119,8 +120,11 @@ def truth(draws: list[Pair]) -> Truth:
 
 
 def _maker(node: Node, held: Values) -> Node:
-    """Follow a node upwards as long as it hands on, element for element, what its only operand holds."""
-    while node.op == "call_function" and len(node.all_input_nodes) == 1:
+    """Follow a node upwards as long as it hands on, element for element, what its operand holds.
+
+    What says in which dtype or shape (`type_as`, `view_as`) is no operand of its values.
+    """
+    while node.op == "call_function" and (len(node.all_input_nodes) == 1 or step_of(node) is not None):
         above = node.all_input_nodes[0]
         if above not in held or held[above].numel() != held[node].numel():
             break

@@ -11,6 +11,7 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.expressions import Expression
 from graphprobe.align.matching import Matching, shown_as
+from graphprobe.align.steps import Step
 from graphprobe.align.terms import Terms
 
 Place = tuple[Any, ...]
@@ -68,11 +69,12 @@ def _pattern(
     """Write an expression with its weights by number and everything else left open."""
     children: list[Any] = []
     for child in expression[2:]:
-        if isinstance(child, tuple) and child[0] == "turned":
-            children.append(matching.turned(numbers[operands[child[2]]], child[1]))
-        elif isinstance(child, tuple):
+        step: Step = ()
+        if isinstance(child, tuple) and child[0] == "turned" and isinstance(child[2], int):
+            _, step, child = child
+        if isinstance(child, tuple):
             children.append(_pattern(matching, child, operands, terms, numbers))
         else:
             is_weight = terms.root(operands[child])[0].op == "get_attr"
-            children.append(numbers[operands[child]] if is_weight else "_")
+            children.append(matching.turned(numbers[operands[child]], step) if is_weight else "_")
     return (*expression[:2], *children)

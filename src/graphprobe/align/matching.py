@@ -13,6 +13,7 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.align.expressions import Term
+from graphprobe.align.operators import Operators
 from graphprobe.align.sketches import Observe, observed, sketches
 from graphprobe.align.steps import Step
 from graphprobe.align.terms import Numbers, Terms
@@ -35,6 +36,7 @@ class Matching:
 
     def __post_init__(self) -> None:
         self._numbers = Numbers()
+        self._operators = Operators()
         self._leaves: tuple[Leaves, Leaves] | None = None
         self._terms: dict[str, Terms] = {}
         self._makers: dict[str, list[Node]] = {}
@@ -78,7 +80,7 @@ class Matching:
     def terms(self, side: str) -> Terms:
         """Return the terms of one side."""
         if side not in self._terms:
-            self._terms[side] = Terms(getattr(self, side))
+            self._terms[side] = Terms(getattr(self, side), self._operators)
         return self._terms[side]
 
     def sketches(self, side: str) -> dict[Node, torch.Tensor]:
@@ -217,8 +219,11 @@ class Matching:
         else:
             return None
         x, matrix = product[2], product[3]
-        turned = isinstance(matrix, tuple)
-        weight = self._block(side, maker.operands[matrix[2] if turned else matrix], turned, terms, start, stop)
+        turned = isinstance(matrix, tuple) and matrix[0] == "turned"
+        column = matrix[2] if turned else matrix
+        if not all(isinstance(operand, int) for operand in (x, column, bias or 0)):
+            return None  # something is done to the weight first
+        weight = self._block(side, maker.operands[column], turned, terms, start, stop)
         if weight is None:
             return None
         parts = [out[maker.operands[x]], weight]

@@ -156,7 +156,7 @@ def claim_operands(matching: Matching) -> None:
             unequal = [(p, q) for p, q in crossed if before[p] != after[q]]
             if len(unequal) == 2:
                 alike = _likeness(terms, before, after, straight) - _likeness(terms, before, after, crossed)
-                swaps = mine.expression[0] in ("add", "mul")
+                swaps = mine.expression[0] in ("add", "mul") and mine.expression[2:] == (0, 1)
                 unequal = straight if alike > 0 or not swaps else crossed if alike < 0 else []
         for p, q in unequal:
             _claim_operand(matching, terms, p, q)
@@ -177,7 +177,7 @@ def _likeness(
 def shape_of(expression: Expression) -> Expression:
     """Strip an expression of its constants; a weight that is turned first is that weight."""
     if expression[0] == "turned":
-        return expression[2]  # type: ignore[no-any-return]
+        return shape_of(expression[2]) if isinstance(expression[2], tuple) else expression[2]  # type: ignore[no-any-return]
     return (expression[0], *(shape_of(c) if isinstance(c, tuple) else c for c in expression[2:]))
 
 

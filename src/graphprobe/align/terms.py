@@ -15,6 +15,7 @@ from typing import Any
 from torch.fx import Node
 
 from graphprobe.align.expressions import Expression, Term, expressed
+from graphprobe.align.operators import Operators
 from graphprobe.align.steps import Step, joined, step_of
 from graphprobe.program import Program
 
@@ -24,12 +25,12 @@ _COMMUTE = {"add", "mul", "maximum", "minimum", "bitwise_and", "bitwise_or", "lo
 class Terms:
     """The terms of one program, in graph order. Inputs and weights have none: they are leaves."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, operators: Operators) -> None:
         self.program = program
         self.of: dict[Node, Term] = {}
         for node in program.live:
             if node.op not in ("placeholder", "get_attr"):
-                self.of[node] = _term(node, program)
+                self.of[node] = _term(node, program, operators)
 
     def root(self, node: Node) -> tuple[Node, tuple[Step, ...]]:
         """Follow steps upwards: the node that made the values, and the steps from there that move them."""
@@ -81,7 +82,7 @@ class Numbers:
         return known
 
 
-def _term(node: Node, program: Program) -> Term:
+def _term(node: Node, program: Program, operators: Operators) -> Term:
     step = step_of(node)
     if step is not None:
         source = node.all_input_nodes[0]
@@ -92,4 +93,7 @@ def _term(node: Node, program: Program) -> Term:
         return Term(
             tuple(node.all_input_nodes), None, ("random", program.seeds[node], *range(len(node.all_input_nodes)))
         )
-    return expressed(node)
+    source = node.args[0] if node.target is operator.getitem else None
+    if isinstance(source, Node) and isinstance(node.args[1], int):
+        return operators.term(source, node.args[1]) or expressed(node)
+    return operators.term(node) or expressed(node)
