@@ -77,7 +77,8 @@ def _traced(target: torch._ops.OpOverload, kernel: Any, node: Node) -> GraphModu
 
     def called(*values: torch.Tensor) -> Any:
         env = dict(zip(operands, values, strict=True))
-        args, kwargs = (torch.fx.map_arg(part, env.__getitem__) for part in (node.args, node.kwargs))
+        args: Any = torch.fx.map_arg(node.args, env.__getitem__)
+        kwargs: Any = torch.fx.map_arg(node.kwargs, env.__getitem__)
         return target(*args, **kwargs)
 
     with FakeTensorMode(), torch.no_grad():

@@ -177,7 +177,7 @@ def _likeness(
 def shape_of(expression: Expression) -> Expression:
     """Strip an expression of its constants; a weight that is turned first is that weight."""
     if expression[0] == "turned":
-        return shape_of(expression[2]) if isinstance(expression[2], tuple) else expression[2]  # type: ignore[no-any-return]
+        return shape_of(expression[2]) if isinstance(expression[2], tuple) else expression[2]
     return (expression[0], *(shape_of(c) if isinstance(c, tuple) else c for c in expression[2:]))
 
 

@@ -93,7 +93,8 @@ def _term(node: Node, program: Program, operators: Operators) -> Term:
         return Term(
             tuple(node.all_input_nodes), None, ("random", program.seeds[node], *range(len(node.all_input_nodes)))
         )
-    source = node.args[0] if node.target is operator.getitem else None
-    if isinstance(source, Node) and isinstance(node.args[1], int):
-        return operators.term(source, node.args[1]) or expressed(node)
-    return operators.term(node) or expressed(node)
+    if node.target is not operator.getitem:
+        return operators.term(node) or expressed(node)
+    called, index = node.args
+    found = operators.term(called, index) if isinstance(called, Node) and isinstance(index, int) else None
+    return found or expressed(node)
