@@ -19,8 +19,9 @@ from torch.fx import Node
 
 from graphprobe.execute import Values
 from graphprobe.lanes import exact, measure
+from graphprobe.lanes.noise import U64, Noise
 from graphprobe.lanes.regions import Region
-from graphprobe.lanes.replay import U64, Replay
+from graphprobe.lanes.replay import Replay
 
 BOUND = 1e4
 RULE = "1 same function"
@@ -61,9 +62,7 @@ class Variant:
 
     def noisy(self, replay: Replay, side: str, region: Region, decisions: Values, draw: int) -> torch.Tensor:
         """Evaluate one piece under float64 noise, with the decisions held: a flip on a tie is no rounding noise."""
-        device = next((v.device for v in replay.values.values() if isinstance(v, torch.Tensor)), torch.device("cpu"))
-        noise = torch.Generator(device=device).manual_seed(draw)
-        return replay.exact(side, region, noise, override={**decisions, **self.override}, relaxed=self.relaxed)
+        return replay.exact(side, region, Noise(draw), override={**decisions, **self.override}, relaxed=self.relaxed)
 
 
 PLAIN = Variant()

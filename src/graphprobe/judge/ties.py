@@ -21,8 +21,9 @@ from graphprobe.judge import precision
 from graphprobe.judge.rows import Measured
 from graphprobe.judge.same import BOUND, Compared, Sameness, Variant, ask, compare
 from graphprobe.lanes import exact, measure
+from graphprobe.lanes.noise import U64, Noise, jittered
 from graphprobe.lanes.regions import Region
-from graphprobe.lanes.replay import U64, Replay, jittered
+from graphprobe.lanes.replay import Replay
 
 RULE = "6 tie"
 _DRAWS = 16
@@ -142,7 +143,7 @@ def _met(
     count = int(open_.sum())
     for seed in range(_DRAWS):
         for side, node, goal, held in (("before", x, right, {}), ("after", y, left, taken)):
-            noise = torch.Generator(device=goal.device).manual_seed(seed)
+            noise = Noise(seed)
             # what the piece starts from is shaken too, else equal scores would not part
             given = {p: _shaken(replay.values[p], noise, size) for p, _ in region.frontier if p in replay.values}
             noisy = replay.exact_values(side, region, noise, given=given, override=held, size=size)
@@ -152,7 +153,7 @@ def _met(
     return None
 
 
-def _shaken(value: Any, noise: torch.Generator, size: float) -> Any:
+def _shaken(value: Any, noise: Noise, size: float) -> Any:
     return jittered(exact.lift(value), noise, size)
 
 

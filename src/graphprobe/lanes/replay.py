@@ -17,12 +17,10 @@ from graphprobe import nodes
 from graphprobe.execute import Values, call, run_program
 from graphprobe.lanes import control, exact, measure
 from graphprobe.lanes.build import Plan
+from graphprobe.lanes.noise import U64, Jitter, Noise
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.relaxed import relaxed_call
 from graphprobe.lanes.remembered import Remembered
-
-U64 = 2.0**-53
-_MASK = -1e30
 
 
 class Replay:
@@ -108,7 +106,7 @@ class Replay:
         self,
         side: str,
         region: Region,
-        noise: torch.Generator | None = None,
+        noise: Noise | None = None,
         given: Mapping[Node, torch.Tensor] | None = None,
         cast: bool = False,
         override: Mapping[Node, torch.Tensor] | None = None,
@@ -138,7 +136,7 @@ class Replay:
         self,
         side: str,
         region: Region,
-        noise: torch.Generator | None = None,
+        noise: Noise | None = None,
         given: Mapping[Node, torch.Tensor] | None = None,
         cast: bool = False,
         override: Mapping[Node, torch.Tensor] | None = None,
@@ -157,7 +155,7 @@ class Replay:
         native: Values = {}
         if any(self._is_native(n) for n in getattr(region, side)):
             native = self.native(side, region, given, self._stored(side, override))
-        jitter = _Jitter(noise, size)
+        jitter = Jitter(noise, size)
         for node in getattr(region, side):
             if node.op == "get_attr" or (only is not None and node not in only):
                 continue
@@ -187,7 +185,7 @@ class Replay:
         side: str,
         node: Node,
         env: Values,
-        jitter: _Jitter,
+        jitter: Jitter,
         override: Mapping[Node, torch.Tensor],
         relaxed: Collection[Node],
     ) -> Any:
@@ -252,34 +250,3 @@ def _as_taken(value: Any, leaf: Node) -> Any:
     if isinstance(value, torch.Tensor) and taken is not None and taken.dtype != value.dtype:
         return measure.taken(value, taken.dtype)
     return value
-
-
-class _Jitter:
-    """Multiplies every float64 number by 1 + size xi, xi ~ U(-1, 1); without a generator it does nothing."""
-
-    def __init__(self, noise: torch.Generator | None, size: float) -> None:
-        self.noise, self.size = noise, size
-
-    def of(self, node: Node, value: Any) -> Any:
-        """Return what a node computed, with noise where it rounds."""
-        unrounded = nodes.is_view(node) or nodes.schema_name(node) in exact.UNROUNDED or control.is_control(node)
-        return value if unrounded else self(value)
-
-    def __call__(self, value: Any) -> Any:
-        if self.noise is None:
-            return value
-        if isinstance(value, (tuple, list)):
-            return tuple(self(v) for v in value)
-        return jittered(value, self.noise, self.size)
-
-
-def jittered(value: Any, noise: torch.Generator, size: float) -> Any:
-    """Multiply a float64 tensor by 1 + size xi, xi ~ U(-1, 1); anything else stays."""
-    if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float64, torch.complex128):
-        return value
-    xi = torch.rand(value.shape, generator=noise, dtype=torch.float64, device=value.device) * 2 - 1
-    noisy = value * (1 + size * xi)
-    if value.is_complex():
-        return noisy
-    # the largest number of a dtype is a mask: natively it swallows what is added, rounding included
-    return torch.where(value <= _MASK, value, noisy)
