@@ -7,6 +7,7 @@ looks every row up. (FX's node hooks have their own place, ``observe``.)
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,9 @@ def owner_of(name: str) -> tuple[Any, str]:
     row = TABLE[name]
     module_name, _, path = row.path.partition(":")
     try:
-        owner: Any = importlib.import_module(module_name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch warns of parts of its own while it imports them
+            owner: Any = importlib.import_module(module_name)
         *inner, last = path.split(".")
         for part in inner:
             owner = getattr(owner, part)

@@ -239,11 +239,23 @@ class Inquiry:
             said = "the generated code, outputs: what differs are casts that it leaves out"
             found = dataclasses.replace(found, report=Report(verdict="rounding", notes=(said,)))
         self.reports += [found.report] if found.report is not None else []
+        excused |= self._casts_dropped(piece)
         found = self._ask(f"{name}what the compiled graph returns to its caller", Choice("", RUNTIME, piece.number))
         if found.verdict == BAD and found.report is not None:
             first = found.report.first
             if not (excused and first is not None and first.better == "after"):
                 yield Guilt("runtime", found.report)
+
+    def _casts_dropped(self, piece: Piece) -> bool:
+        """Whether passes took narrowing casts out of the graph: each was judged, and the sum of it is rounding, too."""
+        made, left = (len(self.trials.reference(piece, place).narrowing) for place in (0, -1))
+        if made <= left:
+            return False
+        self.notes.append(
+            f"passes take narrowing casts out of the graph ({made} at first, {left} at last), which brings it nearer "
+            f"to exact arithmetic; torch._inductor.config {code.WITH_CASTS[1]} keeps them where a pass heeds it"
+        )
+        return True
 
     def _casts_left_out(self, piece: Piece, report: Report) -> bool:
         """Whether code differs only because it leaves out narrowing casts: that is rounding, and finer than eager."""
