@@ -51,35 +51,14 @@ def _own(region: Region, side: str) -> list[Node]:
     return [n for n in region.operations(side) if nodes.INSERTED not in n.meta]
 
 
-def rewired(region: Region, weights: Weights) -> list[tuple[Node, Node]] | None:
-    """Return the operands (before's, after's) that are not each other where the two pieces are one program but for
-    these; None where they differ in anything else."""
-    pairs = _same_from_the_frontier(region, weights)
-    rest_before = [x for x in region.operations("before") if x not in set(pairs.values())]
-    rest_after = [y for y in region.operations("after") if y not in pairs]
-    pairs |= _alike(rest_before, rest_after, (region.claim.before, region.claim.after), weights)
-    if not len(pairs) == len(region.operations("before")) == len(region.operations("after")):
-        return None
-    leaves, found = set(region.frontier), []
-    for y in rest_after:
-        if _other_weights(pairs[y], y, weights):
-            return None
-        operands = zip(pairs[y].all_input_nodes, y.all_input_nodes, strict=True)
-        found += [(p, q) for p, q in operands if not _same_operand(p, q, leaves, pairs, weights)]
-    return found
-
-
-def renumbered(region: Region, guilty: Culprit) -> tuple[object, object] | None:
-    """Return (before's, after's) number where the two pieces differ in one number of one operation, and only there."""
+def renumbered(region: Region, guilty: Culprit) -> tuple[tuple[object, object], ...] | None:
+    """Return (before's, after's) numbers where the two pieces differ in numbers of one operation, and only there."""
     lone = sorted(guilty.lone, key=lambda n: n in region.after)
     if len(lone) != 2 or lone[0] in region.after or lone[1] not in region.after or lone[0].target is not lone[1].target:
         return None
-    changed = differing(*lone)
-    if len(changed) != 1:
-        return None
-    _, mine, theirs = changed[0]
-    plain = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (mine, theirs))
-    return (mine, theirs) if plain else None
+    changed = tuple((mine, theirs) for _, mine, theirs in differing(*lone))
+    plain = all(isinstance(v, (int, float)) and not isinstance(v, bool) for pair in changed for v in pair)
+    return changed if changed and plain else None
 
 
 def differing(x: Node, y: Node) -> list[tuple[str, Any, Any]]:
@@ -210,7 +189,7 @@ def _alike(rest_before: list[Node], rest_after: list[Node], claimed: tuple[Node,
         stack = [(x, y)]
         while stack:
             p, q = stack.pop()
-            if p in open_before and q in open_after and _same_kind(p, q):
+            if p in open_before and q in open_after and same_kind(p, q):
                 del open_before[p], open_after[q]
                 pairs[q] = p
                 stack.extend(zip(p.all_input_nodes, q.all_input_nodes, strict=True))
@@ -219,7 +198,7 @@ def _alike(rest_before: list[Node], rest_after: list[Node], claimed: tuple[Node,
     for by_weights in (True, False):
         for y in rest_after:
             for x in list(open_before) if y in open_after else ():
-                if _same_kind(x, y) and (not by_weights or _reads_same(x, y, weights)):
+                if same_kind(x, y) and (not by_weights or _reads_same(x, y, weights)):
                     pair(x, y)
                     break
     return pairs
@@ -229,7 +208,8 @@ def _reads_same(x: Node, y: Node, weights: Weights) -> bool:
     return any(n.op == "get_attr" for n in y.all_input_nodes) and not _other_weights(x, y, weights)
 
 
-def _same_kind(x: Node, y: Node) -> bool:
+def same_kind(x: Node, y: Node) -> bool:
+    """Whether two nodes are one operator with equal constants, whatever they are fed."""
     return x.target is y.target and len(x.all_input_nodes) == len(y.all_input_nodes) and same_arguments(x, y)
 
 

@@ -11,12 +11,13 @@ to do with each other close no circle.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch.fx import Node
 
+from graphprobe import nodes
 from graphprobe.align.claims import Alignment
-from graphprobe.judge.culprit import rewired
+from graphprobe.judge.culprit import same_kind
 from graphprobe.lanes.regions import Region, Regions
 from graphprobe.lanes.same import Weights
 from graphprobe.program import Program
@@ -36,13 +37,34 @@ def circles(regions: Sequence[Region], weights: Weights) -> list[Circle | None]:
 
 def _substitutions(region: Region, weights: Weights) -> list[tuple[Node, Node]]:
     """Return (what before takes, what after takes in its place), both as values of before, if nothing else differs."""
-    befores, partners = {p for p, _ in region.frontier}, defaultdict(list)
+    partners: dict[Node, list[Node]] = defaultdict(list)
     for p, q in region.frontier:
         partners[q].append(p)
-    operands = rewired(region, weights) or []
-    if not all(p in befores and q in partners for p, q in operands):
-        return []
-    return [(p, other) for p, q in operands for other in partners[q]]
+    befores, known = {p for p, _ in region.frontier}, set(region.frontier)
+    found, seen = list[tuple[Node, Node]](), set[tuple[Node, Node]]()
+    stack = [(region.claim.before, region.claim.after)]
+    while stack:
+        p, q = pair = stack.pop()
+        if pair in known or pair in seen:
+            continue
+        seen.add(pair)
+        if p.op == q.op == "get_attr" and weights.stands_for(p, q):
+            continue
+        if p not in befores and q not in partners and p.op == q.op == "call_function" and same_kind(p, q):
+            stack += zip(p.all_input_nodes, q.all_input_nodes, strict=True)
+            continue
+        p, q = pair = _source(p, befores), _source(q, partners)
+        if p not in befores or q not in partners or pair in known:
+            return []
+        found += [(p, other) for other in partners[q]]
+    return found
+
+
+def _source(node: Node, leaves: Collection[Node]) -> Node:
+    """Step over views up to what the region starts from."""
+    while node not in leaves and nodes.is_view(node) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _circle(p: Node, other: Node, instead: Mapping[Node, set[Node]]) -> Circle | None:

@@ -89,7 +89,7 @@ def judge(
     replay = Replay(plan, inputs, redrawn)
     looks = Looks(replay)
     answers = _second_look(looks, alignment, [r for r in rows if r.suspect], progress)
-    withdrawal = Withdrawal(replay, alignment, rows, answers, looks)
+    withdrawal = Withdrawal(replay, alignment, rows, answers, looks, weights)
     settled = withdrawal.settle()
     answers |= withdrawal.failing  # a frontier may have moved since the first look
     pardoned = [r for r in rows if r.region.claim in settled.pardoned]

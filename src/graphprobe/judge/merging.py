@@ -30,7 +30,7 @@ class Cause:
     region: Region
     culprit: Culprit
     circle: exchange.Circle | None
-    number: tuple[object, object] | None  # what before has, what after has in its place
+    numbers: tuple[tuple[object, object], ...] | None  # what before has, what after has in its place
     claimed: frozenset[tuple[Node, Node]]
 
     @property
@@ -107,7 +107,7 @@ def _exchanged(one: Cause, other: Cause) -> bool:
 
 def _same_number(one: Cause, other: Cause) -> bool:
     """One number of a module, a count or a width, is another one wherever it stands."""
-    return one.number is not None and one.number == other.number and bool(one.home) and one.home == other.home
+    return one.numbers is not None and one.numbers == other.numbers and bool(one.home) and one.home == other.home
 
 
 _SHOWS = "the same operation also shows in"

@@ -19,6 +19,7 @@ After a pardon everything below is judged again on its new frontier. Outputs are
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,8 +30,10 @@ from graphprobe.judge.layouts import denied
 from graphprobe.judge.reconverge import meeting
 from graphprobe.judge.rows import Measured
 from graphprobe.judge.same import Sameness
+from graphprobe.judge.straight import straight
 from graphprobe.lanes.regions import Region, Regions, consumers
 from graphprobe.lanes.replay import Replay
+from graphprobe.lanes.same import Weights
 
 ROUNDS = 4
 LARGEST_GROUP = 64
@@ -56,15 +59,19 @@ class Withdrawal:
         alignment: Alignment,
         rows: list[Measured],
         answers: dict[Claim, Sameness],
-        looks: Looks | None = None,
+        looks: Looks,
+        weights: Weights,
     ) -> None:
         self.replay = replay
-        self.looks = looks or Looks(replay)
+        self.weights = weights
+        self.looks = looks
         self.active = alignment
         self.rows = {r.region.claim: r for r in rows}
         self.regions = {r.region.claim: r.region for r in rows} | self.looks.wider
         self.failing = {c: s for c, s in answers.items() if s.same is False}
         self.unclear = {c: s for c, s in answers.items() if s.same is None}
+        self._straightened: set[Claim] = set()
+        self._looked_at: set[Claim] = set()  # what nothing stands crosswise above, as claims are now
         self.settled = Settled(unknown={c: s.reason for c, s in self.unclear.items()})
 
     def settle(self) -> Settled:
@@ -74,7 +81,24 @@ class Withdrawal:
             waiting = [c for c in self.active.claims if c in self.failing and c not in decided]
             if not waiting:
                 return self.settled
-            self._decide(waiting[0])
+            if not self._straighten(waiting):
+                self._decide(waiting[0])
+
+    def _straighten(self, waiting: list[Claim]) -> bool:
+        """Withdraw guesses that run across one program, if some stand above a failing claim."""
+        for claim in waiting:
+            if claim not in self._looked_at and self._straight_above(claim):
+                return True
+            self._looked_at.add(claim)
+        return False
+
+    def _straight_above(self, claim: Claim, other: int = 0) -> bool:
+        found = straight(claim, self.active, self.weights, self._straightened, other)
+        if found is None:
+            return False
+        self._straightened.update(found.instead)
+        self._withdraw(found.crosswise, "wrong claim: another pair plays the same part", found.instead)
+        return True
 
     def _decided(self) -> set[Claim]:
         s = self.settled
@@ -136,6 +160,8 @@ class Withdrawal:
         """Every claim of the group is a finding; but while some only rest on a guess, the first of those is taken for
         wrong and withdrawn: what it fed is judged on the frontier above it, and the rest waits for its turn."""
         if self._meets_below(group):
+            return
+        if any(self._straight_above(c, other=1) for c in group):
             return
         layouts = denied(self.replay, self.regions[group[0]], self.active.claims) if len(group) == 1 else []
         if layouts:
@@ -232,17 +258,24 @@ class Withdrawal:
         else:
             self._withdraw(group, "don't-care: nothing below depends on it")
 
-    def _withdraw(self, group: list[Claim], why: str) -> None:
+    def _withdraw(self, group: list[Claim], why: str, instead: Sequence[Claim] = ()) -> None:
+        """Withdraw claims, take others in their place, and ask again what starts from either."""
         self.settled.pardoned.update(dict.fromkeys(group, why))
-        touched = [r.claim for r in consumers(group, self.regions.values())]
+        touched = [r.claim for r in consumers([*group, *instead], self.regions.values())]
         self.active = self.active.without(set(group))
+        for c in instead:
+            self.active.add(c)
+        self.active.sort(self.replay.plan.after.order)
+        self._looked_at.clear()
         finder = Regions(self.replay.plan.before, self.replay.plan.after, self.active)
         for c in group:
             self.regions.pop(c, None)
-        again = [finder.region(c) for c in touched if c in self.regions]
+        again = [finder.region(c) for c in (*(c for c in touched if c in self.regions), *instead)]
         self.replay.fetch_frontiers(again)
         for region in again:
             self.regions[region.claim] = region
+            if instead:  # a conviction was due to what stood crosswise above it, too
+                self.settled.guilty.pop(region.claim, None)
             if region.claim in self.settled.guilty or region.claim in self.settled.pardoned:
                 continue
             answer = self.looks.ask(region, self.active, self.failing)

@@ -1,0 +1,110 @@
+"""One finding for one place, and one for each of two: what belongs together is told by what can be measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import graphprobe
+from corpus import rewrites
+from graphprobe.records import Finding
+from judge_tools import randn
+
+WIDTH, TOKENS = 16, 5
+GRAVE = ("semantic", "precision", "nonfinite", "structural")
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How a block computes; each field is one thing that can be done wrongly."""
+
+    swapped_gate: bool = False  # silu(up) * gate
+    swapped_queries: bool = False  # queries and keys take each other's place
+    turned_first: bool = False  # the norm of the queries behind their rotation
+    shift: int = 0  # the convolution sees the next token
+    step: float = 0.5  # used twice
+    gate_scale: float = 1.0
+    up_scale: float = 1.0
+    out_scale: float = 1.0
+
+
+class Block(nn.Module):
+    """Attention with normed queries, a gated layer, a convolution and a scan over its tokens."""
+
+    def __init__(self, ways: Ways) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.ways = ways
+        self.q, self.k, self.gate, self.up, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(5))
+        self.conv = nn.Conv1d(WIDTH, WIDTH, 3, padding=2, groups=WIDTH)
+        self.norm = nn.RMSNorm(WIDTH, eps=1e-6)
+        self.norm.weight.data = 1 + randn(WIDTH, seed=5) / 2
+        self.register_buffer("angles", randn(TOKENS, WIDTH // 2, seed=6))
+
+    def turned(self, x: torch.Tensor) -> torch.Tensor:
+        cos, sin = self.angles.cos().repeat(1, 2), self.angles.sin().repeat(1, 2)
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ways = self.ways
+        q = self.norm(self.turned(self.q(x))) if ways.turned_first else self.turned(self.norm(self.q(x)))
+        k = self.k(x).tanh()
+        q, k = (k, q) if ways.swapped_queries else (q, k)
+        x = x + torch.softmax(q @ k.mT / 4, -1) @ x
+        gate, up = self.gate(x) * ways.gate_scale, self.up(x) * ways.up_scale
+        x = x + self.out(F.silu(up) * gate if ways.swapped_gate else F.silu(gate) * up) * ways.out_scale
+        held = self.conv(x.mT)[..., ways.shift : ways.shift + TOKENS].mT
+        h, seen = torch.zeros_like(held[:, 0]), []
+        for t in range(TOKENS):
+            h = torch.tanh(held[:, t]) * h + torch.exp(-held[:, t].abs()) * x[:, t]
+            seen.append((h * torch.sigmoid(held[:, t])).cumsum(-1))
+        y = torch.stack(seen, 1)
+        near = torch.clamp(y, -ways.step, ways.step)
+        return y + near * torch.cos(y.clamp(-ways.step, ways.step))
+
+
+def graves(ways: Ways, level: str) -> list[Finding]:
+    """Compare a block with what it should be; the graphs share ids, modules, or nothing but values."""
+    x = randn(2, TOKENS, WIDTH, seed=3)
+    before, after = (graphprobe.capture(nn.Sequential(Block(w)).eval(), (x,)) for w in (Ways(), ways))
+    report = graphprobe.diff(before, rewrites.stripped(after, level) if level else after, (x,))
+    return [f for f in report.findings if f.kind in GRAVE]
+
+
+ONE = {
+    "gate and up": Ways(swapped_gate=True),
+    "queries and keys": Ways(swapped_queries=True),
+    "norm and rotation": Ways(turned_first=True),
+    "a token too late": Ways(shift=1),
+    "one number twice": Ways(step=0.25),
+    "a scale": Ways(up_scale=1.001),
+}
+TWO = {
+    "both branches of one product": Ways(gate_scale=1.01, up_scale=0.98),
+    "a product and what follows": Ways(swapped_gate=True, out_scale=1.1),
+    "a scale and a shift": Ways(out_scale=1.001, shift=1),
+    "a swap and a number": Ways(swapped_queries=True, step=0.25),
+    "two swaps": Ways(swapped_queries=True, swapped_gate=True),
+}
+
+
+# without names nothing says that two numbers belong to one module
+@pytest.mark.parametrize(
+    ("name", "level"), [(n, lv) for n in ONE for lv in ("", "values") if (n, lv) != ("one number twice", "values")]
+)
+def test_one_mistake_is_one_finding(name: str, level: str) -> None:
+    found = graves(ONE[name], level)
+    assert len(found) == 1, [(f.op, f.after, f.outputs, f.hint) for f in found]
+    assert found[0].located and found[0].cures is not None and found[0].cures > 0.99
+
+
+@pytest.mark.parametrize("level", ["", "values"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if "shift" in n else n for n in TWO])
+def test_two_mistakes_are_two_findings(name: str, level: str) -> None:
+    found = graves(TWO[name], level)
+    assert len(found) == 2, [(f.op, f.after, f.outputs, f.hint) for f in found]
