@@ -11,11 +11,12 @@ most slices of the tensor, not a row or two, and the constant is not nearly what
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch.fx import Node
 
-from graphprobe import nodes
-from graphprobe.judge.same import Compared, Sameness, Variant, ask, compare, slices, whole_ratio, worst_ratio
+from graphprobe.judge.same import PLAIN, Compared, Sameness, Variant, ask, compare, slices, whole_ratio, worst_ratio
 from graphprobe.lanes import exact
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
@@ -27,15 +28,20 @@ _SPREAD = 0.05  # a slice that shows less than this share of the constant's roun
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 
-def ask_constants(replay: Replay, region: Region, plain: Sameness) -> Sameness | None:
-    """Ask rule 1 again with folded constants in their own precision; None where that explains nothing."""
-    lone = {side: _lone(replay, region, side) for side in ("before", "after")}
+def ask_constants(
+    replay: Replay, region: Region, plain: Sameness, base: Variant = PLAIN, known: Collection[Node] = ()
+) -> Sameness | None:
+    """Ask rule 1 again with folded constants in their own precision; None where that explains nothing.
+
+    `base` is how the exact lanes are evaluated anyway, and `known` are constants that it accounts for.
+    """
+    lone = {side: [n for n in _lone(replay, region, side) if n not in known] for side in ("before", "after")}
     if not lone["before"] and not lone["after"]:
         return None
     override: dict[Node, torch.Tensor] = {}
     for side, other in (("after", "before"), ("before", "after")):
         override |= _same_as_computed(replay, region, side, other, lone[side])
-    variant = Variant(override)
+    variant = Variant({**override, **base.override}, base.relaxed)
     if override:
         answer = ask(replay, region, variant)
         if answer.same:
@@ -118,12 +124,8 @@ def _is_rounded(value: torch.Tensor, truth: torch.Tensor) -> bool:
 
 def _input_free(region: Region, side: str) -> list[Node]:
     """Return the operations of a piece that no input of the region reaches."""
-    piece = getattr(region, side)
-    free: set[Node] = {n for n in piece if n.op == "get_attr"}
-    for node in piece:
-        if node.op == "call_function" and not nodes.is_random(node) and all(n in free for n in node.all_input_nodes):
-            free.add(node)
-    return [n for n in piece if n in free and n.op != "get_attr"]
+    free = region.constant(side)
+    return [n for n in getattr(region, side) if n in free and n.op != "get_attr"]
 
 
 def _within_rounding(
@@ -141,7 +143,7 @@ def _within_rounding(
         coarse = coarse or any(v.dtype.itemsize < 4 for v in values.values())
         for draw in range(_DRAWS if values else 0):
             rounded = {n: _rounded(v, draw) for n, v in values.items()}
-            noisy = replay.exact(side, region, override={**variant.override, **rounded})
+            noisy = replay.exact(side, region, override={**variant.override, **rounded}, relaxed=variant.relaxed)
             noises.append(torch.nan_to_num(noisy - plain))
     if not noises:
         return None

@@ -9,8 +9,9 @@ changes, so that no layout of scales, groups and packed codes need be known.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.chains import FP8
 from graphprobe.judge.codes import Grid, flip, narrowest, uneven
+from graphprobe.judge.gains import Passage, factors
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
 
@@ -28,6 +30,7 @@ Evaluate = Callable[[Tensor], "Tensor | None"]  # codes -> effective weight in t
 _FP4 = {getattr(torch, n) for n in dir(torch) if n.startswith("float4_")}  # two of them in a byte
 _CODES = {torch.int8, torch.uint8, torch.int16, torch.int32, *FP8, *_FP4}
 _NEAR = 0.5  # a candidate farther off than this, relative, stands for another weight
+_CLOSER = 1e-6  # relative: two ways to one distance are told apart by their order
 _MOST_PROBES = 64
 _SHORTEST = 8  # columns that share a scale, at least
 
@@ -37,15 +40,35 @@ class Effective:
     """A floating weight of one side, and what the other side's codes make of it."""
 
     weight: Node
-    wanted: Tensor  # the floating weight, [rows, columns] float64
+    wanted: Tensor  # the floating weight, times its gains, [rows, columns] float64
     held: Tensor  # its effective value, the same shape
     grid: Grid
     shape: torch.Size  # of the weight
+    made_of: frozenset[Node] = frozenset()  # the codes, their scales and zero points
+    factor: Tensor | None = None  # gains that the codes were made of with the weight, in its shape
 
     @property
     def override(self) -> Tensor:
-        """Return the effective value in the weight's own shape."""
-        return self.held.reshape(self.shape)
+        """Return what stands in the weight's place, in its own shape: the effective value without the gains."""
+        held = self.held.reshape(self.shape)
+        return held if self.factor is None else held / self.factor
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """How codes are turned into what they stand for, and the constants that take part."""
+
+    evaluate: Evaluate
+    made_of: frozenset[Node]
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """What codes may stand for: a floating weight, or one times gains."""
+
+    weight: Node
+    wanted: Tensor
+    factor: Tensor | None
 
 
 class Finder:
@@ -57,6 +80,8 @@ class Finder:
         self.piece: tuple[Node, ...] = getattr(region, side)
         plan = replay.plan
         self.program = plan.after if side == "after" else plan.before
+        self.constant = region.constant(side)
+        self.mine, self.theirs = (functools.cache(Passage(replay, region, s).gains) for s in (side, self.other))
         self.floating = self._floating(plan.before if side == "after" else plan.after)
 
     def _floating(self, program: object) -> dict[Node, Tensor]:
@@ -87,18 +112,25 @@ class Finder:
     def find(self, leaf: Node) -> Effective | None:
         """Return what the codes of `leaf` stand for, or None where no floating weight is near."""
         codes = self.program.attribute(leaf).detach()
-        best: tuple[float, Node, Evaluate, int] | None = None
+        best: tuple[float, _Target, _Way, int] | None = None
         for fields in sorted(self._fields(codes)):
-            for weight, value in self.floating.items():
-                if value.numel() != codes.numel() * fields:
-                    continue
-                for evaluate in self._ways(leaf, weight, value):
-                    held = evaluate(codes)
-                    far = _distance(held, value) if held is not None else math.inf
-                    if far < _NEAR and (best is None or far < best[0]):
-                        best = (far, weight, evaluate, fields)
+            for target in self._targets(leaf, codes.numel() * fields):
+                for way in self._ways(leaf, target.weight, target.wanted):
+                    held = way.evaluate(codes)
+                    far = _distance(held, target.wanted) if held is not None else math.inf
+                    if far < _NEAR and (best is None or far < best[0] * (1 - _CLOSER)):
+                        best = (far, target, way, fields)
                         break  # the cheaper way holds
         return self._effective(codes, self._float8(leaf, codes), *best[1:]) if best is not None else None
+
+    def _targets(self, leaf: Node, elements: int) -> Iterator[_Target]:
+        """Yield the weights of so many elements by themselves, then times the gains that they meet on their way."""
+        weights = {weight: value for weight, value in self.floating.items() if value.numel() == elements}
+        for weight, value in weights.items():
+            yield _Target(weight, value, None)
+        for weight, value in weights.items():
+            for factor in factors(value, self.theirs(weight), self.mine(leaf)):
+                yield _Target(weight, value.double() * factor, factor)
 
     def _float8(self, leaf: Node, codes: Tensor) -> torch.dtype | None:
         """Return the 8-bit float that codes are, or that stored bytes are viewed as."""
@@ -111,19 +143,20 @@ class Finder:
         return None
 
     def _effective(
-        self, codes: Tensor, float8: torch.dtype | None, weight: Node, evaluate: Evaluate, fields: int
+        self, codes: Tensor, float8: torch.dtype | None, target: _Target, way: _Way, fields: int
     ) -> Effective | None:
+        evaluate = way.evaluate
         held, moved = evaluate(codes), evaluate(flip(codes, fields))
         if held is None or moved is None:
             return None
-        value = self.floating[weight]
+        value = target.wanted
         rows = value.shape[0] if value.dim() > 1 else 1
         wanted, held2, moved2 = (t.double().reshape(rows, -1) for t in (value, held, moved))
         step = (moved2 - held2).abs()
         top = self._top(codes, float8, evaluate, rows)
         step = torch.where(torch.isfinite(step) & (step > 0), step, _fallback(step, top, float8 or codes.dtype))
         bits = 8 if float8 else min(codes.dtype.itemsize * 8 // fields, 8)
-        grid = Grid(step, bits, float8, self._rounding(value), top=top)
+        grid = Grid(step, bits, float8, self._rounding(self.floating[target.weight]), top=top)
         if float8 is None and max(grid.group, grid.turned.group) < _SHORTEST:  # a step that changes all the time
 
             def of(codes: Tensor) -> Tensor:
@@ -136,7 +169,7 @@ class Finder:
                 grid = Grid(found[0], 4, None, grid.rounding, found[1])
         if grid.levels is None:
             grid = dataclasses.replace(grid, bits=narrowest(codes, held2, step, bits, grid.group))
-        return Effective(weight, wanted, held2, grid, value.shape)
+        return Effective(target.weight, wanted, held2, grid, value.shape, way.made_of, target.factor)
 
     def _top(self, codes: Tensor, float8: torch.dtype | None, evaluate: Evaluate, rows: int) -> Tensor | None:
         """Return what the largest 8-bit float would stand for at every element."""
@@ -158,40 +191,40 @@ class Finder:
 
     # --- the three ways ---------------------------------------------------------------------------------------------
 
-    def _ways(self, leaf: Node, weight: Node, value: Tensor) -> list[Evaluate]:
-        constant = self._constant()
-        tops = [n for n in constant if n.op != "get_attr" and self._is_top(n, constant) and _depends(n, leaf, constant)]
+    def _ways(self, leaf: Node, weight: Node, value: Tensor) -> list[_Way]:
+        constant = self.constant
+        tops = [n for n in constant if n.op != "get_attr" and self._is_top(n, constant) and leaf in self._sources(n)]
         if self._is_top(leaf, constant):
             tops.append(leaf)
         scales = [n for n in constant if self._is_top(n, constant) and n not in tops and self._is_scale(n, value)]
-        ways: list[Evaluate] = []
+        ways: list[_Way] = []
         for top in tops:
             lay = _Layout(value)
-            ways.append(lambda codes, top=top, lay=lay: lay(self._fold(leaf, codes, top)))  # type: ignore[misc]
+            ways.append(_Way(lambda codes, top=top, lay=lay: lay(self._fold(leaf, codes, top)), self._sources(top)))  # type: ignore[misc]
         for top in tops:
             for scale in scales:
                 for axis in (0, 1):
                     lay = _Layout(value)
-                    ways.append(
-                        lambda codes, top=top, scale=scale, axis=axis, lay=lay: _scaled(  # type: ignore[misc]
-                            lay(self._fold(leaf, codes, top)),
-                            self._fold(leaf, codes, scale),
-                            axis,
-                        )
-                    )
-        ways.append(lambda codes: self._probed(leaf, codes, weight, value))
+
+                    def scaled(
+                        codes: Tensor, top: Node = top, scale: Node = scale, axis: int = axis, lay: _Layout = lay
+                    ) -> Tensor | None:
+                        return _scaled(lay(self._fold(leaf, codes, top)), self._fold(leaf, codes, scale), axis)
+
+                    ways.append(_Way(scaled, self._sources(top) | self._sources(scale)))
+        probed = frozenset(n for n in constant if n.op == "get_attr")  # who takes part is not known
+        ways.append(_Way(lambda codes: self._probed(leaf, codes, weight, value), probed))
         return ways
 
-    def _constant(self) -> set[Node]:
-        constant: set[Node] = set()
-        for node in self.piece:
-            if node.op == "get_attr" or (
-                node.op == "call_function"
-                and not nodes.is_random(node)
-                and all(n in constant for n in node.all_input_nodes)
-            ):
-                constant.add(node)
-        return constant
+    def _sources(self, top: Node) -> frozenset[Node]:
+        """Return the weights that a constant is computed from."""
+        stack, seen = [top], {top}
+        while stack:
+            for operand in stack.pop().all_input_nodes:
+                if operand not in seen:
+                    seen.add(operand)
+                    stack.append(operand)
+        return frozenset(n for n in seen if n.op == "get_attr")
 
     def _is_top(self, node: Node, constant: set[Node]) -> bool:
         inside = [user for user in node.users if user in set(self.piece)]
@@ -213,7 +246,7 @@ class Finder:
             return attribute.double()
         try:
             values = self.replay.exact_values(
-                self.side, self.region, override={leaf: codes}, only=self._constant() | {top}
+                self.side, self.region, override={leaf: codes}, only=self.constant | {top}
             )
         except Exception:  # no exact arithmetic for the unpacking: another way may do
             return None
@@ -307,19 +340,6 @@ def _scaled(x: Tensor | None, scale: Tensor | None, axis: int) -> Tensor | None:
     if scale.numel() != x.shape[axis]:
         return None
     return x * scale.reshape([-1 if d == axis else 1 for d in range(x.dim())])
-
-
-def _depends(node: Node, leaf: Node, constant: set[Node]) -> bool:
-    stack, seen = [node], {node}
-    while stack:
-        current = stack.pop()
-        if current is leaf:
-            return True
-        for operand in current.all_input_nodes:
-            if operand in constant and operand not in seen:
-                seen.add(operand)
-                stack.append(operand)
-    return False
 
 
 def _fallback(step: Tensor, top: Tensor | None, dtype: torch.dtype) -> Tensor:

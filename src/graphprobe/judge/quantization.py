@@ -17,6 +17,7 @@ from torch.fx import Node
 from graphprobe import nodes, provenance
 from graphprobe.chains import FP8, Chain, chains
 from graphprobe.judge.codes import Fit, Grid, code_fit, fit, flip, float8_fit
+from graphprobe.judge.constants import ask_constants
 from graphprobe.judge.effective import Effective, Finder
 from graphprobe.judge.same import Sameness, Variant, ask
 from graphprobe.lanes import exact
@@ -49,6 +50,12 @@ def ask_quantization(replay: Replay, region: Region, plain: Sameness) -> Samenes
             return dataclasses.replace(plain, rule=RULE, note=f"{name}: {found.why}")
     if not fits:
         return None
+    if answer.same is False and any(e.factor is not None for e in stored):
+        # what was folded into the weight was folded into a bias, too: computed ahead, in its own precision
+        answer = (
+            ask_constants(replay, region, answer, variant, {n for e in stored for n in (e.weight, *e.made_of)})
+            or answer
+        )
     if not answer.same:
         note = f"beside an honest quantisation ({_summary(fits)})"
         return dataclasses.replace(answer, rule=RULE, note=note) if answer.same is False else answer

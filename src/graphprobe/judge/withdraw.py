@@ -10,6 +10,8 @@ For a failing group ``G`` let ``D`` be the claims and outputs first reached belo
 - neither W nor K: wrong claims beget wrong claims, so G grows by the claims of D that fail once G is gone, and is
   pardoned if all below agrees then; else it grows by the failing claims of D and by those that feed them.
 
+- neither, but what is left below without G is far less than G and what fails below differ by: they are halves of one
+  rewrite, and not quite right. G is withdrawn, and what it fed is judged in its place.
 - a conviction is due: if the free lane's error fades further down, all claims up to there are withdrawn together, and
   pardoned if all below agrees then (judge.reconverge).
 
@@ -38,6 +40,7 @@ from graphprobe.lanes.same import Weights
 ROUNDS = 4
 LARGEST_GROUP = 64
 _LEFT = 1e-2
+_HALF = 0.25  # of each half alone, what both leave together at most
 GUESSED = ("slot", "weight", "value", "operand")  # evidence that names a likely partner, not a certain one
 
 
@@ -112,7 +115,11 @@ class Withdrawal:
         for _ in range(ROUNDS):
             below = consumers(group, self.regions.values())
             withdrawn = self._withdrawn(group, below)
-            if self._blame(group, below, withdrawn) or self._wrong_together(group):
+            if self._blame(group, below, withdrawn):
+                return
+            if len(group) == 1 and (self._settles_below(below) or self._is_half(claim, below)):
+                return  # if it is not settled itself, it is asked again
+            if self._wrong_together(group):
                 return
             grown = self._grow(group, below)
             if len(grown) == len(group) or len(grown) > LARGEST_GROUP:
@@ -127,7 +134,8 @@ class Withdrawal:
         if withdrawn is not None:
             self._pardon(group, withdrawn)
             return True
-        if not all(r.claim not in self.failing or r.claim in self.settled.pardoned for r in below):
+        taking = [r for r in below if not _holds_again(r, group)]
+        if not all(r.claim not in self.failing or r.claim in self.settled.pardoned for r in taking):
             if any(c.output for c in group) and len(group) == 1:
                 self.settled.guilty[group[0]] = ""
                 return True
@@ -140,6 +148,35 @@ class Withdrawal:
                 self._pardon(together, joint)
                 return True
         self._convict(group)
+        return True
+
+    def _settles_below(self, below: list[Region]) -> bool:
+        """Pardon or convict a claim below that fails for its own reason, and says nothing of those above it."""
+        for region in below:
+            claim = region.claim
+            if claim not in self.failing or claim in self._decided() or claim.output:
+                continue
+            withdrawn = self._withdrawn([claim], consumers([claim], self.regions.values()))
+            if withdrawn is not None:
+                self._pardon([claim], withdrawn)
+                return True
+        return False
+
+    def _is_half(self, claim: Claim, below: list[Region]) -> bool:
+        """Withdraw a claim that takes away most of what those below it differ by: they are halves of one rewrite.
+
+        Independent defects add up. Halves take each other away, and what they leave is the defect: a batch norm folded
+        into a convolution with one wrong scale is no wrong convolution and a batch norm forgotten.
+        """
+        if claim.output:
+            return False
+        mine = self.failing[claim].exact
+        _, left = self._without([claim], below)
+        for other, answer in left.items():
+            alone = self.failing[other].exact if other in self.failing else None
+            if answer.exact is None or mine is None or alone is None or answer.exact > _HALF * min(mine, alone):
+                return False
+        self._withdraw([claim], "half of a rewrite: what it feeds is judged instead")
         return True
 
     def _wrong_together(self, group: list[Claim]) -> bool:
@@ -234,17 +271,18 @@ class Withdrawal:
 
     def _without(
         self, group: list[Claim], below: list[Region], first: bool = False, rounded: float | None = None
-    ) -> tuple[list[Region], list[Claim]]:
+    ) -> tuple[list[Region], dict[Claim, Sameness]]:
         """Return D's regions with the group withdrawn, and the claims that do not hold then (`first`: only one)."""
         left = self.active.without(set(group))
         finder = Regions(self.replay.plan.before, self.replay.plan.after, left)
         regions = [finder.region(r.claim) for r in below if r.claim not in group]
         self.replay.fetch_frontiers(regions)
-        failing: list[Claim] = []
+        failing: dict[Claim, Sameness] = {}
         looks = Looks(self.replay)  # of its own: nothing is withdrawn yet
         for region in regions:
-            if looks.ask(region, left, self.failing, rounded).same is not True:
-                failing.append(region.claim)
+            answer = looks.ask(region, left, self.failing, rounded)
+            if answer.same is not True:
+                failing[region.claim] = answer
                 if first:
                     break
         return regions, failing
@@ -307,6 +345,16 @@ class Withdrawal:
             if plain.shape != noisy.shape or _differs(plain, noisy):
                 return True
         return False
+
+
+def _holds_again(region: Region, group: list[Claim]) -> bool:
+    """Whether a region ends in a node of the group and does its work again: what it is with the group forced, it does
+    not say (a value, and what codes made of it stand for, are both claimed to be one value of before)."""
+    return any(
+        (region.claim.before is c.before and c.after in region.after)
+        or (region.claim.after is c.after and c.before in region.before)
+        for c in group
+    )
 
 
 def _as_difference(truth: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

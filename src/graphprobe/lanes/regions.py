@@ -39,6 +39,15 @@ class Region:
         """Count the value-making operations of one piece."""
         return sum(nodes.makes_values(n) for n in getattr(self, side))
 
+    def constant(self, side: str) -> set[Node]:
+        """Return the weights of one piece, and what is computed from them alone."""
+        found: set[Node] = set()
+        for node in getattr(self, side):
+            computed = node.op == "call_function" and not nodes.is_random(node)
+            if node.op == "get_attr" or (computed and all(n in found for n in node.all_input_nodes)):
+                found.add(node)
+        return found
+
 
 class _Cone:
     """One side's piece while it grows."""
