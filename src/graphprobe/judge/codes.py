@@ -129,7 +129,8 @@ def fit(wanted: Tensor, held: Tensor, grid: Grid, x: Tensor | None = None) -> Fi
     ratios = torch.nan_to_num(rms / nearest_rms, nan=0.0, posinf=math.inf)
     ratio = float(ratios.amax())
     ends = clipped | (outermost & (wanted.abs() > held.abs()) & (error.abs() > grid.step * HALF))  # they say no scale
-    off = _off_scale(torch.where(ends, 0.0, held), torch.where(ends, 0.0, error), grid)
+    shown, erring = torch.where(ends, 0.0, held), torch.where(ends, 0.0, error)
+    off = _off_scale(shown, erring, grid) or _off_column(shown, erring, grid)
     bad_rows = outside.sum(1) > max(1.0, (1 - INSIDE) * wanted.shape[1])
     if (
         off is None
@@ -152,8 +153,33 @@ def fit(wanted: Tensor, held: Tensor, grid: Grid, x: Tensor | None = None) -> Fi
 
 def _off_scale(held: Tensor, error: Tensor, grid: Grid) -> str | None:
     """Say which row is systematically too large or too small: more than rounding the scale and the codes explains."""
+    slope, rest, excess = _slopes(held, error, grid)
+    row = int(excess.argmax())
+    if float(excess[row]) > 0:
+        return f"row {row} is {100 * abs(float(slope[row])):.1f} % too {_sign(float(slope[row]))}"
+    # what no row shows alone they may show together: rounded scales err in both directions
+    size = held.square().sum().clamp(min=1e-300)
+    scales = max(int(torch.unique(grid.step[:, 0]).numel()), 1)
+    whole = float((error * held).sum() / size)
+    bound = 1.05 * grid.rounding * min(1.0, 2.0 / math.sqrt(scales))
+    bound += 5 * float((rest * held.square()).sum().sqrt() / size) + 2 * float(rest.sum() / size)
+    return f"the rows together are {100 * abs(whole):.1f} % too {_sign(whole)}" if abs(whole) > bound else None
+
+
+def _off_column(held: Tensor, error: Tensor, grid: Grid) -> str | None:
+    """Say which column is: the gain of a channel that was moved into the weight, and not as it should."""
+    slope, _, excess = _slopes(held.t(), error.t(), grid.turned)
+    column = int(excess.argmax())
+    if float(excess[column]) <= 0:
+        return None
+    return f"column {column} is {100 * abs(float(slope[column])):.1f} % too {_sign(float(slope[column]))}"
+
+
+def _slopes(held: Tensor, error: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """Return of every row the slope of its error over its value, [rows]; the squared error around that slope, [rows,
+    columns]; and by how much the slope exceeds what rounding explains, [rows]."""
     size = held.square().sum(1).clamp(min=1e-300)
-    slope = (error * held).sum(1) / size  # of the error over the value
+    slope = (error * held).sum(1) / size
     rest = (error - slope.unsqueeze(1) * held).square()
     # of the slope: what is large errs more where codes are floats. A row of few elements fits its own errors, so these
     # are not believed to be smaller than rounding to nearest makes them: evenly spread over a step
@@ -161,16 +187,7 @@ def _off_scale(held: Tensor, error: Tensor, grid: Grid) -> str | None:
     noise = (rest * held.square()).sum(1).sqrt() / size
     # where numbers grow rarer outwards, those of one code lie nearer to zero than the code: Delta^2 / 12 sigma^2
     lean = 2 * rest.sum(1) / size
-    excess = slope.abs() - 1.05 * grid.rounding - 5 * noise - lean
-    row = int(excess.argmax())
-    if float(excess[row]) <= 0:
-        # what no row shows alone they may show together: rounded scales err in both directions
-        scales = max(int(torch.unique(grid.step[:, 0]).numel()), 1)
-        whole = float((error * held).sum() / size.sum())
-        bound = 1.05 * grid.rounding * min(1.0, 2.0 / math.sqrt(scales))
-        bound += 5 * float((rest * held.square()).sum().sqrt() / size.sum()) + 2 * float(rest.sum() / size.sum())
-        return f"the rows together are {100 * abs(whole):.1f} % too {_sign(whole)}" if abs(whole) > bound else None
-    return f"row {row} is {100 * abs(float(slope[row])):.1f} % too {_sign(float(slope[row]))}"
+    return slope, rest, slope.abs() - 1.05 * grid.rounding - 5 * noise - lean
 
 
 def _sign(slope: float) -> str:
@@ -318,9 +335,15 @@ def code_fit(value: Tensor, codes: Tensor, bounds: tuple[float, float] | None) -
             return Fit(False, f"the codes use only {high - low:.0f} of {levels:.0f} levels", inside, ratio)
     else:
         ratio = 0.0
-    if inside < INSIDE:
+    if inside < INSIDE and not (bounds is not None and _pays(difference, ratio)):
         return Fit(False, f"{100 * (1 - inside):.1f} % of the values are clipped or not rounded to the nearest", inside)
     return Fit(True, "", inside, ratio)
+
+
+def _pays(difference: Tensor, ratio: float) -> bool:
+    """Whether clipping the ends costs no more than a step that reaches them would (calibrators choose the better)."""
+    widest = 1.0 / ratio if ratio > 0 else 1.0  # of round-to-nearest over the whole range, in steps
+    return float(difference.square().mean().sqrt()) <= COARSEST * widest / math.sqrt(12)
 
 
 def float8_fit(value: Tensor, codes: Tensor, dtype: torch.dtype) -> Fit:

@@ -117,7 +117,7 @@ class Withdrawal:
             withdrawn = self._withdrawn(group, below)
             if self._blame(group, below, withdrawn):
                 return
-            if len(group) == 1 and (self._settles_below(below) or self._is_half(claim, below)):
+            if len(group) == 1 and (self._settles_below(below) or self._are_halves(claim)):
                 return  # if it is not settled itself, it is asked again
             if self._wrong_together(group):
                 return
@@ -162,22 +162,32 @@ class Withdrawal:
                 return True
         return False
 
-    def _is_half(self, claim: Claim, below: list[Region]) -> bool:
+    def _are_halves(self, claim: Claim) -> bool:
         """Withdraw a claim that takes away most of what those below it differ by: they are halves of one rewrite.
 
         Independent defects add up. Halves take each other away, and what they leave is the defect: a batch norm folded
-        into a convolution with one wrong scale is no wrong convolution and a batch norm forgotten.
+        into a convolution with one wrong scale is no wrong convolution and a batch norm forgotten. What fails below by
+        as much as before may be a half itself, and is withdrawn, too.
         """
-        if claim.output:
-            return False
-        mine = self.failing[claim].exact
-        _, left = self._without([claim], below)
-        for other, answer in left.items():
-            alone = self.failing[other].exact if other in self.failing else None
-            if answer.exact is None or mine is None or alone is None or answer.exact > _HALF * min(mine, alone):
+        halves = [claim]
+        for _ in range(ROUNDS):
+            alone = [self.failing[c].exact for c in halves]
+            if any(c.output for c in halves) or any(size is None for size in alone):
                 return False
-        self._withdraw([claim], "half of a rewrite: what it feeds is judged instead")
-        return True
+            least = min(size for size in alone if size is not None)
+            left = self._without(halves, consumers(halves, self.regions.values()))[1]
+            standing = [c for c, answer in left.items() if not self._is_left_over(c, answer, least)]
+            if not standing:
+                self._withdraw(halves, "half of a rewrite: what it feeds is judged instead")
+                return True
+            if any(c not in self.failing or c in self._decided() for c in standing):
+                return False
+            halves.append(min(standing, key=lambda c: self.replay.plan.after.order[c.after]))
+        return False
+
+    def _is_left_over(self, claim: Claim, answer: Sameness, least: float) -> bool:
+        alone = self.failing[claim].exact if claim in self.failing else None
+        return answer.exact is not None and alone is not None and answer.exact <= _HALF * min(least, alone)
 
     def _wrong_together(self, group: list[Claim]) -> bool:
         """Pardon a group of claims that were inferred one from the other and are wrong together."""
