@@ -328,3 +328,14 @@ def test_torchao() -> None:
         report = graphprobe.diff(model, after, args, kwargs)
         assert report.verdict == "quantization", config
         assert {f.kind for f in report.findings} == {"quantization"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_column_that_is_off_does_not_hide_in_codes_of_rows(way: str, dtype: torch.dtype) -> None:
+    honest = Codes(dtype)
+    wrong = copy.copy(honest)
+    wrong.codes = honest.codes.clone()
+    wrong.codes[:, 5] = (honest.codes[:, 5] * 1.05).round().clamp(-127, 127)
+    found = compare(wrong, WAYS[way], "semantic", c=wrong.codes.to(torch.int8), s=honest.scale)
+    assert any("column 5 is" in f.hint for f in found.findings), found.to_json()

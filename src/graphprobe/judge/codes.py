@@ -247,7 +247,7 @@ def _chosen(error: Tensor, wanted: Tensor, grid: Grid, ratios: Tensor, x: Tensor
 
 def nearest_level(x: Tensor, levels: Tensor) -> Tensor:
     """Return the index of the nearest of the ascending levels."""
-    return torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)
+    return torch.bucketize(x.contiguous(), (levels[1:] + levels[:-1]) / 2)
 
 
 def repeated(code: int, dtype: torch.dtype, fields: int) -> int:
