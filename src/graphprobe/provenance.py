@@ -70,6 +70,12 @@ def module_path(node: Node) -> str:
     return _clean_path(next(reversed(stack.values()))[0]) if stack else ""
 
 
+@functools.cache
+def repeated(path: str) -> tuple[str, tuple[str, ...]]:
+    """Split a module path into what repeated modules share and which of them it is: 'layers.*.mlp', ('3',)."""
+    return re.sub(r"\d+", "*", path), tuple(re.findall(r"\d+", path))
+
+
 def module_type(node: Node) -> str:
     """Return the class name of the innermost module, '' where unknown."""
     stack = module_stack(node)

@@ -17,6 +17,7 @@ from graphprobe.align import (
     identity,
     layouts,
     occurrence,
+    siblings,
     slices,
     structure,
     values,
@@ -52,6 +53,7 @@ VALUES: tuple[Evidence, ...] = (values.claim, codes.claim, layouts.claim, slices
 #: What only guesses comes after the values have been asked: a wrong guess misleads all that grows from it.
 GUESSES: tuple[Evidence, ...] = (
     structure.claim,
+    siblings.claim,
     anchors.claim_weighted,
     occurrence.claim_single,
     structure.claim_operands,

@@ -19,6 +19,7 @@ CONFIDENCE = {
     "cast": 0.97,
     "codes": 0.9,
     "module": 0.95,
+    "sibling": 0.9,
     "weight": 0.9,
     "operand": 0.85,
     "occurrence": 0.8,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Node
@@ -20,7 +20,11 @@ from graphprobe.align.terms import Numbers, Terms
 from graphprobe.align.weights import Block, Leaves, folded, leaves
 from graphprobe.program import Program, fetch
 
+if TYPE_CHECKING:
+    from graphprobe.align.siblings import Siblings
+
 CODES = {torch.int8, torch.uint8, torch.int16, torch.quint8, torch.qint8}
+PLACES = ("module", "operand", "occurrence", "slot")  # evidence that looks at where a value stands, not at what it is
 
 
 @dataclass(eq=False)
@@ -47,10 +51,15 @@ class Matching:
         self._after: tuple[int, dict[Node, int]] | None = None
         self._sketches: dict[str, dict[Node, torch.Tensor]] = {}
         self._forced: Mapping[Node, torch.Tensor] = {}
+        self.siblings: Siblings | None = None  # what repeated modules say, once it was asked
 
     def add(self, x: Node, y: Node, evidence: str, certain: bool = False) -> None:
-        """Claim one pair."""
-        self.alignment.add(Claim(x, y, evidence, certain))
+        """Claim one pair, unless it is guessed from its place and could never be equal."""
+        if evidence not in PLACES or (_could_be_equal(x, y) and not self._siblings_against(x, y)):
+            self.alignment.add(Claim(x, y, evidence, certain))
+
+    def _siblings_against(self, x: Node, y: Node) -> bool:
+        return self.siblings is not None and self.siblings.against(x, y)
 
     def forget(self, known: int) -> None:
         """Take back all claims but the first `known`, and what was concluded from them."""
@@ -255,6 +264,14 @@ class Matching:
             return None
         # rows of the block are columns of the matrix: as [K, n] it is the turned block, or the weight as it is
         return number if found.turned else self._numbers.step(number, ("perm", shape, (1, 0)))
+
+
+def _could_be_equal(x: Node, y: Node) -> bool:
+    """Whether two values are of one sort: a mask that is added (0, -inf) is not the boolean mask in its place."""
+    mine, theirs = nodes.tensor_val(x), nodes.tensor_val(y)
+    if mine is None or theirs is None:
+        return True
+    return mine.is_complex() == theirs.is_complex() and (mine.dtype == torch.bool) == (theirs.dtype == torch.bool)
 
 
 def is_part(node: Node) -> bool:

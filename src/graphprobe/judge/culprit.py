@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes, provenance
+from graphprobe.judge.unlike import unlike_siblings
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.same import Weights, same_arguments
 
@@ -36,7 +37,7 @@ def culprit(region: Region, weights: Weights) -> Culprit:
     lone_before = [x for x in rest_before if x not in set(alike.values())]
     lone = frozenset(lone_after + lone_before)
     if lone_after:
-        return Culprit("after", _at_home(lone_after, region)[0], lone)
+        return Culprit("after", (_unlike(rest_after, alike) or _at_home(lone_after, region))[0], lone)
     if lone_before and (not alike or any(_carries_data(x) for x in lone_before)):
         return Culprit("before", _no_casts(_at_home(lone_before, region))[-1], lone)
     for y in rest_after:
@@ -44,6 +45,12 @@ def culprit(region: Region, weights: Weights) -> Culprit:
             return Culprit("after", y, frozenset([y]))
     first = rest_after[0] if rest_after else nodes.shown(region.claim.after)
     return Culprit("after", first, frozenset([first]))
+
+
+def _unlike(rest_after: list[Node], alike: Pairs) -> list[Node]:
+    """Return what the module does in none of the other layers, unless before does the same in this layer alone, too."""
+    known = set(unlike_siblings(list(alike.values())))
+    return [y for y in unlike_siblings(rest_after) if alike.get(y) not in known]
 
 
 def _own(region: Region, side: str) -> list[Node]:
