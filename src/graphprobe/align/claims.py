@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -70,12 +71,20 @@ class Alignment:
 
     def without(self, withdrawn: set[Claim]) -> Alignment:
         """Return the alignment that is left when some claims are withdrawn."""
-        left = Alignment()
-        for claim in self.claims:
-            if claim not in withdrawn:
-                left.add(claim)
-        return left
+        left = [claim for claim in self.claims if claim not in withdrawn]
+        return Alignment(left, remaining(self.of_before, withdrawn), remaining(self.of_after, withdrawn))
 
     def sort(self, order: dict[Node, int]) -> None:
         """Sort the claims by the position of their `after` node."""
         self.claims.sort(key=lambda c: order.get(c.after, -1))
+
+
+def remaining(claims: dict[Node, list[Claim]], withdrawn: Collection[Claim]) -> dict[Node, list[Claim]]:
+    """Return a copy of what is claimed of each node, without some claims; asked often, so only theirs is looked at."""
+    left = claims.copy()
+    for node in {node for claim in withdrawn for node in (claim.before, claim.after)}:
+        if node in left:
+            left[node] = [claim for claim in left[node] if claim not in withdrawn]
+            if not left[node]:
+                del left[node]
+    return left

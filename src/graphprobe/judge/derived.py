@@ -39,6 +39,7 @@ class Looks:
 
     replay: Replay
     wider: dict[Claim, Region] = field(default_factory=dict)  # claim -> the region that agrees
+    _known: tuple[Alignment, Regions] | None = None  # what finds regions under the alignment that was asked last
 
     def ask(
         self, region: Region, alignment: Alignment, failing: Collection[Claim] = (), rounded: float | None = None
@@ -71,7 +72,7 @@ class Looks:
         self, region: Region, alignment: Alignment, failing: Collection[Claim]
     ) -> Iterator[tuple[Region, list[Claim]]]:
         """Yield the region without derived pairs at its frontier, and the claims withdrawn for it: near ones first."""
-        seen = 0
+        seen, finder = 0, self._finder(alignment)
         for steps in STEPS:
             wide, withdrawn = region, list[Claim]()
             while derived := derived_pairs(wide, steps):  # what lies above may be derived from the rest, too
@@ -79,13 +80,17 @@ class Looks:
                 if not claims or any(c in failing for c in claims):
                     return
                 withdrawn += claims
-                left = alignment.without(set(withdrawn))
-                wide = Regions(self.replay.plan.before, self.replay.plan.after, left).region(region.claim)
+                wide = finder.without(withdrawn).region(region.claim)
                 if max(wide.size("before"), wide.size("after")) > LARGEST:
                     return
             if len(withdrawn) > seen:
                 seen = len(withdrawn)
                 yield wide, withdrawn
+
+    def _finder(self, alignment: Alignment) -> Regions:
+        if self._known is None or self._known[0] is not alignment:
+            self._known = (alignment, Regions(self.replay.plan.before, self.replay.plan.after, alignment))
+        return self._known[1]
 
 
 def _may_be_rounding(replay: Replay, region: Region, answer: Sameness) -> bool:

@@ -17,6 +17,7 @@ from graphprobe.judge.explain import explain
 from graphprobe.judge.hints import hint
 from graphprobe.judge.judging import Judged, Judgement
 from graphprobe.judge.merging import Found, merged, tight
+from graphprobe.lanes import remembered
 from graphprobe.lanes.regions import SMALL
 from graphprobe.program import Program
 from graphprobe.records import VERDICTS, Finding
@@ -107,7 +108,7 @@ def _is_meta(value: object) -> bool:
 def _with_hints(judgement: Judgement, found: Found) -> Found:
     """Say of the first semantic findings what they look like."""
     asked = [j for j, f in found if j is not None and f.kind in ("semantic", "nonfinite")][:_MOST_HINTS]
-    judgement.replay.forget()
+    judgement.replay.forget(beyond=remembered.LIMIT)  # the judge may just have fetched these
     judgement.replay.fetch_frontiers([j.region for j in asked])
     judgement.replay.fetch_masks([(j.region.claim.before, j.region.claim.after) for j in asked])
     out: Found = []

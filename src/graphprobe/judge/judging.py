@@ -86,7 +86,7 @@ def judge(
     """
     weights = Weights(before, after)
     plan, rows, measurements = _measure(before, after, alignment, inputs, redrawn, leaks, exact, weights, progress)
-    replay = Replay(plan, inputs, redrawn)
+    replay = Replay(plan, inputs, redrawn, measurements.known)
     looks = Looks(replay)
     answers = _second_look(looks, alignment, [r for r in rows if r.suspect], progress)
     withdrawal = Withdrawal(replay, alignment, rows, answers, looks, weights)
@@ -97,7 +97,7 @@ def judge(
         plan, rows, measurements = _measure(
             before, after, withdrawal.active, inputs, redrawn, leaks, exact, weights, progress
         )
-        replay = Replay(plan, inputs, redrawn)
+        replay = Replay(plan, inputs, redrawn, measurements.known)
         answers = {c: a for c, a in answers.items() if c in settled.guilty}
         looks = Looks(replay)
         again = [r for r in rows if r.suspect and r.region.claim not in answers]

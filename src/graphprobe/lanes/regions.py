@@ -7,13 +7,14 @@ the claimed partners of the inputs of the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.align.claims import Alignment, Claim
+from graphprobe.align.claims import Alignment, Claim, remaining
 from graphprobe.program import Program
 
 Origin = frozenset[tuple[Node, Node]]  # frontier pairs, as (node of before, its own or its partner's node)
@@ -102,6 +103,13 @@ class Regions:
         paths = [p for p in before.inputs if p in after.inputs]
         self._same_input = {before.inputs[p]: after.inputs[p] for p in paths}
         self._input_of_after = {q: p for p, q in self._same_input.items()}
+
+    def without(self, withdrawn: Collection[Claim]) -> Regions:
+        """Return what finds regions when some claims are withdrawn, too."""
+        left = copy.copy(self)
+        left._cuts_before = remaining(self._cuts_before, withdrawn)
+        left._cuts_after = remaining(self._cuts_after, withdrawn)
+        return left
 
     def region(self, claim: Claim) -> Region:
         """Return the region that the claim closes."""

@@ -26,9 +26,17 @@ from graphprobe.lanes.remembered import Remembered
 class Replay:
     """Evaluates regions natively and exactly on before's values."""
 
-    def __init__(self, plan: Plan, inputs: Mapping[str, Any], redrawn: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        inputs: Mapping[str, Any],
+        redrawn: Mapping[str, Any] | None = None,
+        known: Values | None = None,
+    ) -> None:
+        """`known` are values of before that the lanes left behind (see `lanes.waypoints`)."""
         self.plan, self.inputs, self.redrawn = plan, inputs, redrawn
-        self.values: Values = {}  # before's native values at the frontiers so far, and what a run goes on from
+        self._start = dict(known or {})
+        self.values: Values = dict(self._start)  # before's at the frontiers so far, and what a run goes on from
         self._masks: dict[tuple[Node, Node], torch.Tensor] = {}
         self._known: Remembered | None = None
 
@@ -43,9 +51,11 @@ class Replay:
         """Make all frontier values of the regions available."""
         self.fetch(n for r in regions for n in [*(p for p, _ in r.frontier), *r.loose_before])
 
-    def forget(self) -> None:
-        """Free all fetched values."""
-        self.values.clear()
+    def forget(self, beyond: int = 0) -> None:
+        """Free what was fetched, if that is more than so many bytes."""
+        fetched = [v for n, v in self.values.items() if n not in self._start and isinstance(v, torch.Tensor)]
+        if sum(v.numel() * v.element_size() for v in fetched) > beyond:
+            self.values = dict(self._start)
 
     @contextlib.contextmanager
     def remembering(self) -> Iterator[None]:

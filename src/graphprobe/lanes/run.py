@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch.fx import Node
 
 from graphprobe import provenance
 from graphprobe.errors import MismatchError, OperatorError
+from graphprobe.execute import Values
 from graphprobe.lanes import exact
 from graphprobe.lanes.build import Plan, Probe, build
+from graphprobe.lanes.waypoints import Waypoints
 from graphprobe.program import fetch
 
 Inputs = dict[str, Any]  # path -> value
@@ -25,6 +28,7 @@ class Measurements:
     rows: torch.Tensor  # [regions, columns] float64, on the CPU
     raised: dict[Node, str] = field(default_factory=dict)  # node of after -> what it said
     native_only: dict[Any, str] = field(default_factory=dict)  # operator without a float64 form -> what it said
+    known: Values = field(default_factory=dict)  # some of before's values, which a second look goes on from
 
 
 def measure(plan: Plan, inputs: Inputs, redrawn: Inputs | None = None) -> Measurements:
@@ -40,8 +44,8 @@ def measure(plan: Plan, inputs: Inputs, redrawn: Inputs | None = None) -> Measur
         )
         probe = build(now)
         try:
-            rows = _execute(probe, inputs, redrawn or {})
-            return Measurements(rows, raised, native_only)
+            rows, known = _execute(probe, inputs, redrawn or {}, plan.before.outputs.values())
+            return Measurements(rows, raised, native_only, known)
         except Exception as error:
             lane, node, reason = _locate(probe, inputs, redrawn or {}, error)
             if lane.startswith("exact"):
@@ -87,40 +91,42 @@ def _values(probe: Probe, inputs: Inputs, redrawn: Inputs) -> list[Any]:
     return [redrawn[p.removeprefix("redrawn:")] if p.startswith("redrawn:") else inputs[p] for p in probe.paths]
 
 
-def _execute(probe: Probe, inputs: Inputs, redrawn: Inputs) -> torch.Tensor:
+def _execute(probe: Probe, inputs: Inputs, redrawn: Inputs, outputs: Iterable[Node]) -> tuple[torch.Tensor, Values]:
+    """Run the probe graph; return its rows, and what is known of before then."""
     values = _values(probe, inputs, redrawn)
     device = next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu"))
     probe.place(device)
+    waypoints = Waypoints(probe, outputs)
     with torch.no_grad():
         if device.type == "cpu":
-            _walk(probe, values)  # generating code for a graph that runs once takes longer than walking it
+            _walk(probe, values, waypoints)  # generating code for a graph that runs once takes longer than walking it
         else:
             probe.gm(*values)
-    return probe.slots.cpu()
+    return probe.slots.cpu(), waypoints.values
 
 
-def _walk(probe: Probe, values: list[Any]) -> None:
+def _walk(probe: Probe, values: list[Any], waypoints: Waypoints) -> None:
     """Evaluate the probe graph node by node; values die at their last use."""
-    last: dict[Node, Node] = {}
-    for node in probe.graph.nodes:
-        for operand in node.all_input_nodes:
-            last[operand] = node
+    last = {operand: node for node in probe.graph.nodes for operand in node.all_input_nodes}
+    dying: dict[Node, list[Node]] = {}
+    for operand, node in last.items():
+        dying.setdefault(node, []).append(operand)
     given = iter(values)
     env: dict[Node, Any] = {}
-    for node in probe.graph.nodes:
+    value_of, map_arg = env.__getitem__, torch.fx.map_arg
+    for place, node in enumerate(probe.graph.nodes):
         if node.op == "placeholder":
             env[node] = next(given)
         elif node.op == "get_attr":
             env[node] = fetch(probe.root, str(node.target))
         elif node.op == "call_function":
-            env[node] = node.target(
-                *torch.fx.map_arg(node.args, env.__getitem__), **torch.fx.map_arg(node.kwargs, env.__getitem__)
-            )
+            kwargs = map_arg(node.kwargs, value_of) if node.kwargs else {}
+            env[node] = node.target(*map_arg(node.args, value_of), **kwargs)
+            waypoints.passed(place, node, env)
             if node not in last:
                 del env[node]
-        for operand in node.all_input_nodes:
-            if last[operand] is node:
-                del env[operand]
+        for operand in dying.get(node, ()):
+            del env[operand]
 
 
 class _Locating(torch.fx.Interpreter):
