@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import graphprobe
 from corpus import rewrites
 from graphprobe.records import Finding
-from judge_tools import randn
+from judge_tools import Pair, module, randn
 
 WIDTH, TOKENS = 16, 5
 GRAVE = ("semantic", "precision", "nonfinite", "structural")
@@ -108,3 +108,31 @@ def test_one_mistake_is_one_finding(name: str, level: str) -> None:
 def test_two_mistakes_are_two_findings(name: str, level: str) -> None:
     found = graves(TWO[name], level)
     assert len(found) == 2, [(f.op, f.after, f.outputs, f.hint) for f in found]
+
+
+WEIGHT, OTHER = randn(WIDTH, WIDTH, seed=8), randn(WIDTH, WIDTH, seed=8)
+OTHER[3] *= 1.01
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "op"),
+    [
+        (lambda m, x: F.linear(x.mT, m.w), lambda m, x: F.linear(x.permute(0, 2, 1), m.w), "aten.linear.default"),
+        (lambda m, x: x.mT * 2.0, lambda m, x: x.permute(0, 2, 1) * 2.1, "aten.mul.Tensor"),
+        (lambda m, x: x[:, :4].exp() * 2.0, lambda m, x: x[:, 1:5].exp() * 2.0, "aten.slice.Tensor"),
+    ],
+    ids=["weight", "number", "the view itself"],
+)
+def test_a_view_is_to_blame_only_where_no_weight_or_number_is_another(before: object, after: object, op: str) -> None:
+    x = randn(2, WIDTH, WIDTH, seed=9)
+    one = Pair(module(before, w=WEIGHT), module(after, w=OTHER), (x,), "semantic").check()  # type: ignore[arg-type]
+    assert [f.op for f in one.findings] == [op]
+
+
+def test_what_agrees_exactly_between_a_defect_and_what_hides_it_is_no_finding() -> None:
+    def decided(by: float) -> nn.Module:
+        return module(lambda m, x: (((x * by).tanh() * 2).exp() > 1.1).float() * x)
+
+    x = randn(4, WIDTH, seed=2).abs() + 0.1
+    report = Pair(decided(1.0), decided(1.01), (x,), "semantic", says="masked on this input").check()
+    assert [f.op for f in report.findings] == ["aten.mul.Tensor"] and report.findings[0].exact

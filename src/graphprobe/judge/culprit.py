@@ -37,7 +37,10 @@ def culprit(region: Region, weights: Weights) -> Culprit:
     lone_before = [x for x in rest_before if x not in set(alike.values())]
     lone = frozenset(lone_after + lone_before)
     if lone_after:
-        return Culprit("after", (_unlike(rest_after, alike) or _at_home(lone_after, region))[0], lone)
+        named = (_unlike(rest_after, alike) or _at_home(lone_after, region))[0]
+        changed = _changed(rest_before, rest_after, alike, weights) if nodes.is_view(named) else None
+        # a view may honestly be written otherwise, another weight or number may not
+        return Culprit("after", changed, lone | {changed}) if changed else Culprit("after", named, lone)
     if lone_before and (not alike or any(_carries_data(x) for x in lone_before)):
         return Culprit("before", _no_casts(_at_home(lone_before, region))[-1], lone)
     for y in rest_after:
@@ -51,6 +54,21 @@ def _unlike(rest_after: list[Node], alike: Pairs) -> list[Node]:
     """Return what the module does in none of the other layers, unless before does the same in this layer alone, too."""
     known = set(unlike_siblings(list(alike.values())))
     return [y for y in unlike_siblings(rest_after) if alike.get(y) not in known]
+
+
+def _changed(before: list[Node], after: list[Node], alike: Pairs, weights: Weights) -> Node | None:
+    """Return the first operation of after, views aside, that reads a weight of other content or takes another number
+    than the only operation of before it can stand for."""
+    open_before = [x for x in before if x not in set(alike.values())]
+    for y in after:
+        if y in alike:
+            if _other_content(alike[y], y, weights):
+                return y
+        elif not nodes.is_view(y):
+            same = [x for x in open_before if x.target is y.target]
+            if len(same) == 1 and differing(same[0], y):
+                return y
+    return None
 
 
 def _own(region: Region, side: str) -> list[Node]:
@@ -218,6 +236,13 @@ def _reads_same(x: Node, y: Node, weights: Weights) -> bool:
 def same_kind(x: Node, y: Node) -> bool:
     """Whether two nodes are one operator with equal constants, whatever they are fed."""
     return x.target is y.target and len(x.all_input_nodes) == len(y.all_input_nodes) and same_arguments(x, y)
+
+
+def _other_content(x: Node, y: Node, weights: Weights) -> bool:
+    """Whether two operations read as many weights, of the same shapes, but not the same numbers."""
+    mine, theirs = ([n for n in node.all_input_nodes if n.op == "get_attr"] for node in (x, y))
+    pairs = list(zip(mine, theirs, strict=False)) if len(mine) == len(theirs) else []
+    return any(nodes.shape(p) == nodes.shape(q) and not weights.stands_for(p, q) for p, q in pairs)
 
 
 def _other_weights(x: Node, y: Node, weights: Weights) -> bool:

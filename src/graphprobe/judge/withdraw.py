@@ -302,7 +302,8 @@ class Withdrawal:
         if self._moves(group, regions, as_value=False):
             self._withdraw(group, "compensated elsewhere")
         elif self._moves(group, regions, as_value=True):
-            self.settled.guilty.update(dict.fromkeys(group, "masked on this input"))
+            failing = [c for c in group if c in self.failing]  # what lies between two halves may well agree
+            self.settled.guilty.update(dict.fromkeys(failing, "masked on this input"))
         else:
             self._withdraw(group, "don't-care: nothing below depends on it")
 
@@ -321,18 +322,19 @@ class Withdrawal:
         again = [finder.region(c) for c in (*(c for c in touched if c in self.regions), *instead)]
         self.replay.fetch_frontiers(again)
         for region in again:
-            self.regions[region.claim] = region
-            if instead:  # a conviction was due to what stood crosswise above it, too
-                self.settled.guilty.pop(region.claim, None)
-            if region.claim in self.settled.guilty or region.claim in self.settled.pardoned:
+            claim = region.claim
+            self.regions[claim] = region
+            if claim in self.settled.pardoned:
                 continue
             answer = self.looks.ask(region, self.active, self.failing)
-            self.regions[region.claim] = self.looks.wider.get(region.claim, region)
-            self.failing.pop(region.claim, None)
+            self.regions[claim] = self.looks.wider.get(claim, region)
+            self.failing.pop(claim, None)
+            if instead or answer.same is not False:  # a conviction may have been due to what was withdrawn
+                self.settled.guilty.pop(claim, None)
             if answer.same is False:
-                self.failing[region.claim] = answer
+                self.failing[claim] = answer
             elif answer.same is None:
-                self.settled.unknown[region.claim] = answer.reason
+                self.settled.unknown[claim] = answer.reason
 
     def _moves(self, group: list[Claim], regions: list[Region], as_value: bool) -> bool:
         """Whether noise on the group's values in ``exact_before`` moves any region below beyond its own noise."""
