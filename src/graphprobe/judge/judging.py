@@ -17,7 +17,7 @@ from graphprobe.judge.derived import Looks
 from graphprobe.judge.rows import Measured, read
 from graphprobe.judge.same import RULE, Sameness
 from graphprobe.judge.ties import native_ties
-from graphprobe.judge.withdraw import Settled, Withdrawal
+from graphprobe.judge.withdraw import COMPENSATED, Settled, Withdrawal
 from graphprobe.lanes.build import Plan
 from graphprobe.lanes.regions import Region, regions_of
 from graphprobe.lanes.replay import Replay
@@ -42,6 +42,7 @@ class Judged:
     note: str = ""
     cured_by: tuple[Region, ...] = ()  # what to replace where the finding stands for more than its own region
     better: str | None = None
+    agreed: bool = False  # of a pardoned one: it agreed by itself, and only lay between two halves that compensate
 
     @property
     def region(self) -> Region:
@@ -107,7 +108,10 @@ def judge(
         rows = [wide.get(r.region.claim, r) for r in rows]
     judged = [_kind(replay, row, answers, settled) for row in rows]
     judged, notes = _steady(replay, judged)
-    judged += [Judged(row, "pardoned", "5 withdrawal", note=settled.pardoned[row.region.claim]) for row in pardoned]
+    for row in pardoned:
+        why = settled.pardoned[row.region.claim]
+        agreed = why == COMPENSATED and row.region.claim not in withdrawal.failing
+        judged.append(Judged(row, "pardoned", "5 withdrawal", note=why, agreed=agreed))
     return Judgement(
         judged, withdrawal.active, settled, measurements.raised, measurements.native_only, replay, weights, notes
     )

@@ -109,7 +109,9 @@ def _coverage(judgement: Judgement, judged: list[Judged]) -> Coverage:
     making = [n for n in after.live if nodes.makes_values(n)]
     sure = [j for j in judged if j.kind not in ("unknown", "pardoned")]
     inside = {n for j in sure for n in j.region.after}
-    resolved = {n for j in sure if j.region.size("after") <= SMALL for n in j.region.after}
+    # what lies between two halves that compensate has been judged by itself before they were judged as one
+    small = [j.region for j in (*sure, *(j for j in judged if j.agreed)) if j.region.size("after") <= SMALL]
+    resolved = {n for region in small for n in region.after}
     seen_before = {n for j in sure for n in j.region.before}
     claimed_before = {nodes.shown(c.before) for c in judgement.alignment.claims}
     claimed_after = {nodes.shown(c.after) for c in judgement.alignment.claims}

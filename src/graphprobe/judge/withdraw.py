@@ -41,6 +41,7 @@ ROUNDS = 4
 LARGEST_GROUP = 64
 _LEFT = 1e-2
 _HALF = 0.25  # of each half alone, what both leave together at most
+COMPENSATED = "compensated elsewhere"
 GUESSED = ("slot", "weight", "value", "operand")  # evidence that names a likely partner, not a certain one
 
 
@@ -300,7 +301,7 @@ class Withdrawal:
     def _pardon(self, group: list[Claim], regions: list[Region]) -> None:
         """W holds: learn by noise whether the halves compensate, a later operation hides the difference, or neither."""
         if self._moves(group, regions, as_value=False):
-            self._withdraw(group, "compensated elsewhere")
+            self._withdraw(group, COMPENSATED)
         elif self._moves(group, regions, as_value=True):
             failing = [c for c in group if c in self.failing]  # what lies between two halves may well agree
             self.settled.guilty.update(dict.fromkeys(failing, "masked on this input"))
