@@ -195,3 +195,26 @@ def test_ties_are_never_claimed_on_values_alone(value: float) -> None:
     before, after = graph(build), graph(other)
     found = align.align(before, after, (), {"x": torch.linspace(-1, 1, 80).reshape(2, 5, 8)})
     assert not [c for c in found.claims if c.evidence in ("value", "layout")]
+
+
+@pytest.mark.parametrize("first", ["cos", "sin"])
+def test_of_two_equal_values_the_one_in_the_wrong_place_is_not_meant(first: str) -> None:
+    """A sine in the cosine's place, and the sine itself: which is which, only what is done with them can tell."""
+
+    def turned(wrong: bool) -> Callable[..., Any]:
+        def build(call: Any, weight: Any, x: Node) -> Node:
+            tables = {}
+            for name in sorted(["cos", "sin"], reverse=first == "sin"):
+                target = aten.sin.default if wrong or name == "sin" else aten.cos.default
+                tables[name] = call(aten.mul.Tensor, call(target, x), 1.0)
+            straight = call(aten.mul.Tensor, weight("w", G), tables["cos"])
+            return call(aten.add.Tensor, straight, call(aten.mul.Tensor, call(aten.neg.default, x), tables["sin"]))
+
+        return build
+
+    before, after = graph(turned(False)), graph(turned(True))
+    found = align.align(before, after)
+    assert {(c.before.name, c.after.name) for c in found.claims} >= (
+        {("cos", "sin"), ("sin", "sin_1")} if first == "cos" else {("sin", "sin"), ("cos", "sin_1")}
+    )
+    assert all(before.order[c.before] == after.order[c.after] for c in found.claims)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -105,18 +106,42 @@ def truth(draws: list[Pair]) -> Truth:
             column.append({named[n]: v for n, v in held.items()})
             if gm is pair.after:
                 makers = {named[n]: named[_maker(n, held)] for n in held}
-    shapes: dict[Any, list[tuple[str, int]]] = defaultdict(list)
-    for key, value in left[0].items():
-        shapes[tuple(value.shape)].append(key)
+    near = _Near(left[0])
     partners: dict[tuple[str, int], set[tuple[str, int]]] = {}
     for key, value in right[0].items():
-        near = shapes.get(tuple(value.shape), [])
         partners[key] = {
             k
-            for k in near
+            for k in near.to(value)
             if all(k in b and key in a and equal(b[k], a[key]) for b, a in zip(left, right, strict=True))
         }
     return Truth(partners, tuple(left), tuple(right), makers)
+
+
+class _Near:
+    """Finds what may be equal to a value without comparing all with all: equal values have nearly equal norms."""
+
+    def __init__(self, values: Mapping[tuple[str, int], torch.Tensor]) -> None:
+        found: dict[Any, list[tuple[float, tuple[str, int]]]] = defaultdict(list)
+        for key, value in values.items():
+            found[tuple(value.shape)].append((_norm(value), key))
+        self._by_shape = {shape: sorted(group) for shape, group in found.items()}
+
+    def to(self, value: torch.Tensor) -> list[tuple[str, int]]:
+        """List the keys of all values of that shape whose norm is near enough for `equal`."""
+        group, norm = self._by_shape.get(tuple(value.shape), []), _norm(value)
+        room = 2 * EQUAL * norm
+        first = bisect.bisect_left(group, norm - room, key=_first)
+        return [key for _, key in group[first : bisect.bisect_right(group, norm + room, key=_first)]]
+
+
+def _first(pair: tuple[float, Any]) -> float:
+    return pair[0]
+
+
+def _norm(value: torch.Tensor) -> float:
+    """Return the norm of what `equal` compares by norm."""
+    finite = torch.nan_to_num(value, posinf=1.0, neginf=-1.0)
+    return float(finite.masked_fill(finite.abs() > 1e30, 0.0).norm())
 
 
 def _maker(node: Node, held: Values) -> Node:

@@ -19,6 +19,7 @@ from graphprobe.align import (
     occurrence,
     siblings,
     slices,
+    slots,
     structure,
     values,
 )
@@ -60,7 +61,7 @@ GUESSES: tuple[Evidence, ...] = (
     occurrence.claim_handed_on,
     anchors.claim_weighted_anyhow,
     counterparts.claim,
-    structure.claim_slots,
+    slots.claim,
     occurrence.claim,
     structure.claim_again,
 )

@@ -10,11 +10,9 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.expressions import Expression
-from graphprobe.align.matching import Matching, shown_as
+from graphprobe.align.matching import Matching, Place, shown_as
 from graphprobe.align.steps import Step
 from graphprobe.align.terms import Terms
-
-Place = tuple[Any, ...]
 
 
 def claim_weighted(matching: Matching) -> None:

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.expressions import Expression
-from graphprobe.align.matching import Matching, shown_as
-
-Place = tuple[Any, ...]
+from graphprobe.align.matching import Matching, Place, shown_as
 
 
 @dataclass(frozen=True)

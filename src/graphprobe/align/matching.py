@@ -23,6 +23,7 @@ from graphprobe.program import Program, fetch
 if TYPE_CHECKING:
     from graphprobe.align.siblings import Siblings
 
+Place = tuple[Any, ...]  # what nodes of both sides must have in common to be claimed by some evidence
 CODES = {torch.int8, torch.uint8, torch.int16, torch.quint8, torch.qint8}
 PLACES = ("module", "operand", "occurrence", "slot")  # evidence that looks at where a value stands, not at what it is
 

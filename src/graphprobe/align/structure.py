@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.fx import Node
 
 from graphprobe import nodes, provenance
 from graphprobe.align.expressions import Expression
-from graphprobe.align.matching import Matching, shown_as
+from graphprobe.align.matching import Matching, Place, shown_as
 from graphprobe.align.steps import is_cast
 from graphprobe.align.terms import Terms
 
-Place = tuple[Any, ...]
+_MOST_ALIKE = 256  # pairs of equal values that are told apart by their use
+_MOST_USES = 64
 
 
 def claim(matching: Matching) -> None:
@@ -33,7 +33,8 @@ def claim(matching: Matching) -> None:
         open_xs = [x for x in xs if not of_before.get(x)]
         open_ys = [y for y in ys if not of_after.get(y)]
         if open_xs and open_ys:
-            for x, y in _in_order(open_xs, open_ys):
+            pairs = _in_order(open_xs, open_ys) if len(open_xs) == len(open_ys) else _by_use(matching, open_xs, open_ys)
+            for x, y in pairs:
                 matching.add(x, y, "structure")
         _claim_rest(matching, xs, ys, lambda n, terms: terms.of[n].step is not None)
     _claim_views(matching, left, right)
@@ -86,6 +87,44 @@ def _in_order(xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
                 left.remove(y)
                 pairs.append((x, y))
     return pairs
+
+
+def _by_use(matching: Matching, xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
+    """Pair equal values of which one side holds more: those that are used alike first.
+
+    One may be there by mistake: a sine in the place of the cosine beside it.
+    """
+    if len(xs) * len(ys) > _MOST_ALIKE:
+        return _in_order(xs, ys)
+    before, after = (
+        {n: _uses(n, numbers) for n in group}
+        for group, numbers in ((xs, matching.numbers_before()), (ys, matching.numbers_after()))
+    )
+    ranked = sorted(
+        ((x, y) for x in xs for y in ys),
+        key=lambda pair: (_kind(pair[0]) != _kind(pair[1]), -len(before[pair[0]] & after[pair[1]])),
+    )
+    pairs: list[tuple[Node, Node]] = []
+    taken: set[Node] = set()
+    for x, y in ranked:
+        if x not in taken and y not in taken:
+            taken |= {x, y}
+            pairs.append((x, y))
+    return pairs
+
+
+def _uses(node: Node, numbers: dict[Node, int]) -> set[Place]:
+    """Return what is done with a value, and with what else, seen through what takes no other operand."""
+    found: set[Place] = set()
+    stack = [(user, node) for user in node.users]
+    while stack and len(found) < _MOST_USES:
+        user, source = stack.pop()
+        others = sorted(numbers[n] for n in user.all_input_nodes if n is not source and n in numbers)
+        if others:
+            found.add((provenance.target_name(user), *others))
+        else:
+            stack.extend((further, user) for further in user.users)
+    return found
 
 
 def _like(node: Node, others: list[Node]) -> Node:
@@ -195,86 +234,3 @@ def _claim_operand(matching: Matching, terms: tuple[Terms, Terms], p: Node, q: N
         matching.add(shown, y, "operand")
     elif nodes.shape(p) == nodes.shape(q) is not None and (nodes.makes_values(p) or nodes.makes_values(q)):
         matching.add(p, q, "operand")
-
-
-# --- slots ------------------------------------------------------------------------------------------------------
-
-
-def claim_slots(matching: Matching) -> None:
-    """Claim what stands alone in its place: the only unclaimed node of its shape on the same partnered operands.
-
-    First places are told apart by weights too, then by operator; then only by what feeds them, so that a wrong operator
-    or a wrong weight is met in its place instead of in all that consumes it.
-    """
-    for slot in (_slot_by_weight, _slot_by_operator, _slot_by_feeds):
-        left = _by_slot(matching, "before", slot)
-        right = _by_slot(matching, "after", slot)
-        known = len(matching.alignment.claims)
-        for place, ys in right.items():
-            xs = left.get(place, [])
-            if len(xs) == len(ys) == 1 and (slot is not _slot_by_feeds or _used_alike(xs[0], ys[0])):
-                matching.add(xs[0], ys[0], "slot")
-        if len(matching.alignment.claims) > known:
-            return
-
-
-def _used_alike(x: Node, y: Node) -> bool:
-    """Whether what consumes the two nodes, seen through views, has an operator in common."""
-    return not _consumers(x).isdisjoint(_consumers(y))
-
-
-def _consumers(node: Node) -> set[str]:
-    found: set[str] = set()
-    stack = list(node.users)
-    while stack:
-        user = stack.pop()
-        if nodes.is_view(user):
-            stack.extend(user.users)
-        else:
-            found.add(provenance.target_name(user))
-    return found
-
-
-Slot = Callable[[Node, list[int], list[int]], Place]
-
-
-def _by_slot(matching: Matching, side: str, slot: Slot) -> dict[Place, list[Node]]:
-    before = side == "before"
-    claimed = matching.alignment.of_before if before else matching.alignment.of_after
-    numbers = matching.numbers_before() if before else matching.numbers_after()
-    terms = matching.terms(side)
-    inputs = set(matching.before.inputs) & set(matching.after.inputs)
-    program = matching.before if before else matching.after
-    shared = {program.inputs[path] for path in inputs}
-    found: dict[Place, list[Node]] = defaultdict(list)
-    for node in matching.makers(side):
-        if claimed.get(node):
-            continue
-        feeds: list[int] = []
-        weights: list[int] = []
-        for operand in node.all_input_nodes:
-            source = operand
-            while not claimed.get(source) and (term := terms.of.get(source)) is not None and term.step is not None:
-                source = term.operands[0]
-            if source.op == "get_attr":
-                weights.append(numbers[source])
-            elif source in shared or claimed.get(source):
-                feeds.append(numbers[source])
-            else:
-                break
-        else:
-            if feeds and (weights or slot is not _slot_by_weight):
-                found[slot(node, sorted(feeds), sorted(weights))].append(node)
-    return found
-
-
-def _slot_by_weight(node: Node, feeds: list[int], weights: list[int]) -> Place:
-    return (nodes.shape(node), *feeds, "|", *weights)
-
-
-def _slot_by_operator(node: Node, feeds: list[int], weights: list[int]) -> Place:
-    return (nodes.shape(node), provenance.target_name(node), *feeds)
-
-
-def _slot_by_feeds(node: Node, feeds: list[int], weights: list[int]) -> Place:
-    return (nodes.shape(node), *feeds)

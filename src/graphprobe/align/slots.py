@@ -1,0 +1,91 @@
+"""Evidence 4, slots: what stands alone in its place between what is claimed, whatever it computes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from torch.fx import Node
+
+from graphprobe import nodes, provenance
+from graphprobe.align.matching import Matching, Place
+
+
+def claim(matching: Matching) -> None:
+    """Claim what stands alone in its place: the only unclaimed node of its shape on the same partnered operands.
+
+    First places are told apart by weights too, then by operator; then only by what feeds them, so that a wrong operator
+    or a wrong weight is met in its place instead of in all that consumes it.
+    """
+    for slot in (_slot_by_weight, _slot_by_operator, _slot_by_feeds):
+        left = _by_slot(matching, "before", slot)
+        right = _by_slot(matching, "after", slot)
+        known = len(matching.alignment.claims)
+        for place, ys in right.items():
+            xs = left.get(place, [])
+            if len(xs) == len(ys) == 1 and (slot is not _slot_by_feeds or _used_alike(xs[0], ys[0])):
+                matching.add(xs[0], ys[0], "slot")
+        if len(matching.alignment.claims) > known:
+            return
+
+
+def _used_alike(x: Node, y: Node) -> bool:
+    """Whether what consumes the two nodes, seen through views, has an operator in common."""
+    return not _consumers(x).isdisjoint(_consumers(y))
+
+
+def _consumers(node: Node) -> set[str]:
+    found: set[str] = set()
+    stack = list(node.users)
+    while stack:
+        user = stack.pop()
+        if nodes.is_view(user):
+            stack.extend(user.users)
+        else:
+            found.add(provenance.target_name(user))
+    return found
+
+
+Slot = Callable[[Node, list[int], list[int]], Place]
+
+
+def _by_slot(matching: Matching, side: str, slot: Slot) -> dict[Place, list[Node]]:
+    before = side == "before"
+    claimed = matching.alignment.of_before if before else matching.alignment.of_after
+    numbers = matching.numbers_before() if before else matching.numbers_after()
+    terms = matching.terms(side)
+    inputs = set(matching.before.inputs) & set(matching.after.inputs)
+    program = matching.before if before else matching.after
+    shared = {program.inputs[path] for path in inputs}
+    found: dict[Place, list[Node]] = defaultdict(list)
+    for node in matching.makers(side):
+        if claimed.get(node):
+            continue
+        feeds: list[int] = []
+        weights: list[int] = []
+        for operand in node.all_input_nodes:
+            source = operand
+            while not claimed.get(source) and (term := terms.of.get(source)) is not None and term.step is not None:
+                source = term.operands[0]
+            if source.op == "get_attr":
+                weights.append(numbers[source])
+            elif source in shared or claimed.get(source):
+                feeds.append(numbers[source])
+            else:
+                break
+        else:
+            if feeds and (weights or slot is not _slot_by_weight):
+                found[slot(node, sorted(feeds), sorted(weights))].append(node)
+    return found
+
+
+def _slot_by_weight(node: Node, feeds: list[int], weights: list[int]) -> Place:
+    return (nodes.shape(node), *feeds, "|", *weights)
+
+
+def _slot_by_operator(node: Node, feeds: list[int], weights: list[int]) -> Place:
+    return (nodes.shape(node), provenance.target_name(node), *feeds)
+
+
+def _slot_by_feeds(node: Node, feeds: list[int], weights: list[int]) -> Place:
+    return (nodes.shape(node), *feeds)
