@@ -217,3 +217,25 @@ def test_of_two_equal_values_the_one_in_the_wrong_place_is_not_meant(first: str)
     trigonometric = [n for n in before.live if n.target in (aten.cos.default, aten.sin.default)]
     assert all(found.of_before.get(n) for n in trigonometric)
     assert all(before.order[c.before] == after.order[c.after] for c in found.claims)
+
+
+def test_a_wrong_constant_that_makes_it_another_mask_leaves_the_other_masks_in_their_places() -> None:
+    """Two layers, each with both masks; one of the first is made equal to those of the other kind."""
+
+    def layers(wrong: bool) -> Callable[..., Any]:
+        def build(call: Any, weight: Any, x: Node) -> Node:
+            for layer in range(2):
+                first = 0 if wrong and not layer else -1
+                for i, diagonal in enumerate((first, 0)):
+                    mask = call(
+                        aten.logical_not.default, call(aten.tril.default, call(aten.gt.Scalar, x, 0.0), diagonal)
+                    )
+                    x = call(aten.cumsum.default, call(aten.masked_fill.Scalar, x, mask, 2.0 + i), -1)
+            return x
+
+        return build
+
+    before, after = graph(layers(False)), graph(layers(True))
+    found = align.align(before, after, (), {"x": torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(5))})
+    assert len(found.claims) >= 18
+    assert all(before.order[c.before] == after.order[c.after] for c in found.claims)

@@ -61,6 +61,7 @@ GUESSES: tuple[Evidence, ...] = (
     occurrence.claim_handed_on,
     anchors.claim_weighted_anyhow,
     counterparts.claim,
+    structure.claim_undecided,
     slots.claim,
     occurrence.claim,
     structure.claim_again,

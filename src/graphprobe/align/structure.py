@@ -23,21 +23,34 @@ _MOST_USES = 64
 
 
 def claim(matching: Matching) -> None:
-    """Claim what has equal terms and equal shape, one for one; a cast claims what its operand claims."""
+    """Claim what has equal terms and equal shape, one for one; a cast claims what its operand claims.
+
+    Where one side holds a value more often, only what is used alike on both sides is claimed.
+    """
     left, right = _both_places(matching)
-    of_before, of_after = matching.alignment.of_before, matching.alignment.of_after
     for place, ys in right.items():
         xs = left.get(place)
         if xs is None:
             continue
-        open_xs = [x for x in xs if not of_before.get(x)]
-        open_ys = [y for y in ys if not of_after.get(y)]
-        if open_xs and open_ys:
-            pairs = _in_order(open_xs, open_ys) if len(open_xs) == len(open_ys) else _by_use(matching, open_xs, open_ys)
-            for x, y in pairs:
-                matching.add(x, y, "structure")
+        open_xs, open_ys = _open(matching, xs, ys)
+        pairs = _in_order(open_xs, open_ys) if len(open_xs) == len(open_ys) else _by_use(matching, open_xs, open_ys)
+        for x, y in pairs:
+            matching.add(x, y, "structure")
         _claim_rest(matching, xs, ys, lambda n, terms: terms.of[n].step is not None)
     _claim_views(matching, left, right)
+
+
+def claim_undecided(matching: Matching) -> None:
+    """Claim what has equal terms and equal shape where nothing has told which of several is meant: in order."""
+    left, right = _both_places(matching)
+    for place, ys in right.items():
+        for x, y in _in_order(*_open(matching, left.get(place, []), ys)):
+            matching.add(x, y, "structure")
+
+
+def _open(matching: Matching, xs: list[Node], ys: list[Node]) -> tuple[list[Node], list[Node]]:
+    of_before, of_after = matching.alignment.of_before, matching.alignment.of_after
+    return [x for x in xs if not of_before.get(x)], [y for y in ys if not of_after.get(y)]
 
 
 def claim_again(matching: Matching) -> None:
@@ -90,24 +103,19 @@ def _in_order(xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
 
 
 def _by_use(matching: Matching, xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
-    """Pair equal values of which one side holds more: those that are used alike first.
+    """Pair equal values of which one side holds more: those that are used alike.
 
     One may be there by mistake: a sine in the place of the cosine beside it.
     """
-    if len(xs) * len(ys) > _MOST_ALIKE:
-        return _in_order(xs, ys)
-    before, after = (
-        {n: _uses(n, numbers) for n in group}
-        for group, numbers in ((xs, matching.numbers_before()), (ys, matching.numbers_after()))
-    )
-    ranked = sorted(
-        ((x, y) for x in xs for y in ys),
-        key=lambda pair: (_kind(pair[0]) != _kind(pair[1]), -len(before[pair[0]] & after[pair[1]])),
-    )
+    if not xs or not ys or len(xs) * len(ys) > _MOST_ALIKE:
+        return []
+    before = [_uses(x, matching.numbers_before()) for x in xs]
+    after = [_uses(y, matching.numbers_after()) for y in ys]
+    shared = {(x, y): len(b & a) for x, b in zip(xs, before, strict=True) for y, a in zip(ys, after, strict=True)}
     pairs: list[tuple[Node, Node]] = []
     taken: set[Node] = set()
-    for x, y in ranked:
-        if x not in taken and y not in taken:
+    for x, y in sorted(shared, key=lambda pair: (_kind(pair[0]) != _kind(pair[1]), -shared[pair])):
+        if shared[x, y] and x not in taken and y not in taken:
             taken |= {x, y}
             pairs.append((x, y))
     return pairs
