@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
+from graphprobe.lanes.regions import SMALL
 from graphprobe.lanes.same import Weights, same_arguments
 from graphprobe.program import Program
 
@@ -36,13 +37,19 @@ class Straight:
 def straight(
     claim: Claim, alignment: Alignment, weights: Weights, kept: Collection[Claim], other: int = 0
 ) -> Straight | None:
-    """Return what stands crosswise above a claim, if its two pieces are one program but for at most `other` pairs of
-    operations; None where nothing does. `kept` claims are no guesses any more."""
+    """Return what stands crosswise above a claim, if its two pieces are one program but for at most `other` operations
+    that do something else, or that one side has too much; None where nothing does. `kept` claims are no guesses."""
     pairs, differing = _one_program(claim, alignment, weights)
-    if len(differing) > other or any(_claimed_elsewhere(pair, alignment) for pair in differing):
+    if len(differing) > other:
         return None
+    for pair in differing:
+        if _is_put_in(*pair, alignment):
+            del pairs[pair]  # what takes it is no pair that agrees, and says so
+        elif not _plays_the_part(*pair) or _partners(*pair, alignment):
+            return None
     befores, afters = {p for p, _ in pairs}, {q for _, q in pairs}
-    touching = [c for c in alignment.claims if c.before in befores or c.after in afters]
+    # a part of what is claimed as a whole says nothing more
+    touching = [c for c in alignment.claims if nodes.shown(c.before) in befores or nodes.shown(c.after) in afters]
     crosswise = [c for c in touching if (c.before, c.after) not in pairs]
     if not crosswise or any(c.certain or c.output or c in kept for c in crosswise):
         return None
@@ -70,14 +77,33 @@ def _one_program(claim: Claim, alignment: Alignment, weights: Weights) -> tuple[
     return pairs, differing
 
 
-def _claimed_elsewhere(pair: tuple[Node, Node], alignment: Alignment) -> bool:
-    """Whether one of two nodes cannot play the other's part: it has a partner, or is no such operation."""
-    p, q = pair
-    playing = p.op == q.op == "call_function" and nodes.shape(p) == nodes.shape(q)
-    # a claim of a part of it leaves the whole open
-    partners = [c for c in alignment.of_before.get(p, ()) if c.before is p]
-    partners += [c for c in alignment.of_after.get(q, ()) if c.after is q]
-    return not playing or bool(partners)
+def _plays_the_part(p: Node, q: Node) -> bool:
+    """Whether a node may stand for the other: an operation that makes values of the same shape."""
+    return p.op == q.op == "call_function" and nodes.shape(p) == nodes.shape(q)
+
+
+def _partners(p: Node, q: Node, alignment: Alignment) -> list[Claim]:
+    """Return the claims of two nodes; a claim of a part of one leaves the whole open."""
+    of_before = [c for c in alignment.of_before.get(p, ()) if c.before is p]
+    return of_before + [c for c in alignment.of_after.get(q, ()) if c.after is q]
+
+
+def _is_put_in(p: Node, q: Node, alignment: Alignment) -> bool:
+    """Whether one of two nodes is made of the other's partner by operations that the other side does not have."""
+    claims = _partners(p, q, alignment)
+    if len(claims) != 1:
+        return False
+    start, partner = (q, claims[0].after) if claims[0].before is p else (p, claims[0].before)
+    stack, seen = [start], {start}
+    while stack and len(seen) <= SMALL:
+        for operand in stack.pop().all_input_nodes:
+            if nodes.shown(operand) is partner:
+                return True
+            known = alignment.of_after.get(operand) or alignment.of_before.get(operand)
+            if operand not in seen and not known:
+                seen.add(operand)
+                stack.append(operand)
+    return False
 
 
 def _underlying(p: Node, q: Node) -> tuple[Node, Node]:
