@@ -111,7 +111,9 @@ def _may_be_rounding(replay: Replay, region: Region, answer: Sameness) -> bool:
         if bool(wrong.any()):
             return True
         largest = max(largest, rms(change) / size if (size := rms(kept)) > 0 else math.inf)
-    return answer.exact is None or answer.exact <= _SHARE * largest
+        if answer.exact is None or answer.exact <= _SHARE * largest:
+            return True
+    return False
 
 
 def _may_fall(replay: Replay, wide: Region, answer: Sameness) -> bool:

@@ -6,8 +6,10 @@ are needed and live for one region. A forced or exact node is evaluated once per
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,7 +82,20 @@ class Probe:
 
 def build(plan: Plan) -> Probe:
     """Return the probe graph for a plan. Its buffer ``slots`` has one row per region."""
-    return _Builder(plan).build()
+    with _uncollected():
+        return _Builder(plan).build()
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let the garbage collector wait: nothing that is built here is garbage, and it would be walked again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class _Builder:
@@ -192,15 +207,14 @@ class _Builder:
         assert callable(node.target)
         program = self.plan.before if lane.startswith("before") else self.plan.after
         if nodes.is_undefined(node):
-            made = self.graph.call_function(zeroed, (node.target, *args), kwargs)  # type: ignore[arg-type]
-        elif node in program.seeds:
-            call: Any = (program.seeds[node], node.target, args, kwargs)
-            made = self.graph.call_function(replayed, call)
-        else:
-            made = self.graph.call_function(target_of(node), args, kwargs)
-        return self._note(lane, node, made)
+            return self._made(lane, node, zeroed, (node.target, *args), kwargs)
+        if node in program.seeds:
+            return self._made(lane, node, replayed, (program.seeds[node], node.target, args, kwargs), {})
+        return self._made(lane, node, target_of(node), args, kwargs)
 
-    def _note(self, lane: str, node: Node, made: Node) -> Node:
+    def _made(self, lane: str, node: Node, target: Callable[..., Any], args: Any, kwargs: Any) -> Node:
+        """Emit a call that stands for a node in one lane, under a name that says so."""
+        made = self.graph.create_node("call_function", target, args, kwargs, f"{lane}_{node.name}")
         self.origin[made.name] = (lane, node)
         if "val" in node.meta:
             made.meta["val"] = node.meta["val"]
@@ -313,10 +327,10 @@ class _Builder:
         kwargs = torch.fx.map_arg(node.kwargs, operand)
         if late is not None:
             assert callable(node.target)
-            made = self._note(lane, node, self.graph.call_function(node.target, args, kwargs))
+            made = self._made(lane, node, node.target, args, kwargs)
             return self.graph.call_function(exact.lift, (made,))
         target, args, kwargs = exact.lifted_call(node, args, kwargs)
-        return self._note(lane, node, self.graph.call_function(target, args, kwargs))
+        return self._made(lane, node, target, args, kwargs)
 
     def _lifted(self, p: Node) -> Node:
         if p not in self.lifted:

@@ -236,10 +236,11 @@ def native(
     out[Column.COUNT] = b.numel()
     if moved is not None:
         out[Column.LEFT_OUT] = moved.sum()
+    same = (False, False) if b.is_cuda else _bitwise(b, f, r)
     free = Column.FREE, Column.FREE_CLASS, Column.FREE_EQUAL
-    equal_f = _pair(out, partials, b, f, moved, bounds, free, Column.FREE_MAX)
+    equal_f = _pair(out, partials, b, f, moved, bounds, free, Column.FREE_MAX, same[0])
     forced = Column.FORCED, Column.FORCED_CLASS, Column.FORCED_EQUAL
-    equal_r = _pair(out, partials, b, r, moved, bounds, forced, None)
+    equal_r = _pair(out, partials, b, r, moved, bounds, forced, None, same[1])
     if not (equal_f and equal_r) and r is not None and (b.is_cuda or out[Column.FORCED_CLASS] > 0):
         out[Column.BEFORE_NONFINITE] = _nonfinite(b, moved)
         out[Column.FORCED_NONFINITE] = _nonfinite(r, moved)
@@ -263,11 +264,13 @@ def _pair(
     bounds: Bounds,
     columns: tuple[int, ...],
     top: int | None,
+    same: bool,
 ) -> bool:
+    """Measure one lane against before; whether it holds before's bits (on the CPU that is known: `same`)."""
     if y is None or y.shape != b.shape:
         return True
     squared, wrong_class, equal = columns
-    if not b.is_cuda and b.dtype == y.dtype and _bitwise(b, y):
+    if same:
         out[equal] = 1
         return True
     if b.is_cuda and b.dtype == y.dtype:
@@ -282,12 +285,23 @@ def _pair(
     return False
 
 
-def _bitwise(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors of one dtype on the CPU hold equal numbers; eight bytes at once is much the quickest."""
-    left, right = (_words(x), _words(y)) if x.shape == y.shape else (None, None)
-    if left is not None and right is not None and torch.equal(left, right):
-        return not x.dtype.is_floating_point or not math.isnan(float(x.sum())) or torch.equal(x, y)
-    return torch.equal(x, y)
+def _bitwise(x: Tensor, *others: Tensor | None) -> tuple[bool, ...]:
+    """Whether tensors on the CPU hold the numbers of x, in its dtype; eight bytes at once is much the quickest."""
+    words = _words(x)
+    same = [words is not None and _same_words(x, words, y) for y in others]
+    if any(same) and x.dtype.is_floating_point and math.isnan(float(x.sum())):
+        same = [False] * len(others)  # NaN equals nothing, or infinities of both signs
+    return tuple(
+        found or (y is not None and y.dtype == x.dtype and torch.equal(x, y))
+        for found, y in zip(same, others, strict=True)
+    )
+
+
+def _same_words(x: Tensor, words: Tensor, y: Tensor | None) -> bool:
+    if y is None or y.dtype != x.dtype or y.shape != x.shape:
+        return False
+    theirs = _words(y)
+    return theirs is not None and torch.equal(words, theirs)
 
 
 def _words(x: Tensor) -> Tensor | None:
@@ -344,7 +358,7 @@ def exact(
             out[Column.EXACT_SLICE] = worst_slice(difference.square(), kept.square())
     out[Column.BEFORE_ERROR] = _error(partials, truth, b, moved, mine, size)
     if r is not None and r.shape == b.shape:
-        equal = not b.is_cuda and r.dtype == b.dtype and _bitwise(r, b)
+        equal = not b.is_cuda and _bitwise(r, b)[0]
         out[Column.FORCED_ERROR] = (
             out[Column.BEFORE_ERROR] if equal else _error(partials, truth, r, moved, bounds, size)
         )
