@@ -17,7 +17,7 @@ import torch
 from graphprobe import align, arguments, binding, devices, fxfile, graphview, inputs, judge, sides, streaming, untapped
 from graphprobe.capturing import capture
 from graphprobe.lanes import listing
-from graphprobe.program import copied, program
+from graphprobe.program import as_is, copied, program
 from graphprobe.records import ClaimRecord, ExactRow, Leftover, Replacement, Report
 
 Side = sides.Side
@@ -228,7 +228,7 @@ def _matched(
         left, right, bound = binding.programs(gm_before, gm_after, args, kwargs, other=other)
     else:  # nothing to run on
         gm_before, gm_after = (capture(sides.read(s)) for s in (before, after))
-        left, right = sides.as_is(gm_before), sides.as_is(gm_after)
+        left, right = as_is(gm_before), as_is(gm_after)
     missing = any(gm.meta.get(fxfile.MISSING) for gm in (gm_before, gm_after))
     replaced = tuple(events if events is not None else gm_after.meta.get(EVENTS, ()))
     return align.match(copied(left), copied(right), replaced, bound if runs and not missing else None)
@@ -242,7 +242,7 @@ def operators(graph: Side, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | 
     """
     (gm,), args, kwargs = sides.graphs((graph,), tuple(args), kwargs)
     if gm.meta.get(fxfile.MISSING):
-        return listing.list_operators(sides.as_is(gm), None)
+        return listing.list_operators(as_is(gm), None)
     one = program(gm, args, kwargs)
     bound = inputs.bind(gm, args, kwargs, "the graph")
     inputs.check(one, bound, "the graph", inputs.device_of(gm))

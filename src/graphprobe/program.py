@@ -45,6 +45,7 @@ class Program:
     seeds: dict[Node, int] = field(
         default_factory=dict
     )  # random operations: the k-th of its kind and shape draws alike
+    constants: dict[str, Any] = field(default_factory=dict)  # path -> what is returned and is no node: a number, None
     stream: Stream | None = None  # what brings the weights to the device where the program runs
 
     def __post_init__(self) -> None:
@@ -103,7 +104,12 @@ def program(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
         return _functionalised(gm, args, kwargs)
     if subclasses.has_subclasses(gm):
         gm = subclasses.unwrapped(gm)
-    return Program(gm, input_paths(gm), output_paths(gm), {})
+    return as_is(gm)
+
+
+def as_is(gm: GraphModule) -> Program:
+    """Take a graph as it stands."""
+    return Program(gm, input_paths(gm), output_paths(gm), {}, constants=constants(gm))
 
 
 def needs_export(node: Node) -> bool:
@@ -164,6 +170,12 @@ def output_paths(gm: GraphModule) -> dict[str, Node]:
     """Map 'logits', '[0]', 'past_key_values.layers[0]', ... to the nodes that are returned."""
     names, leaves = _returned(gm)
     return {name: leaf for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Node)}
+
+
+def constants(gm: GraphModule) -> dict[str, Any]:
+    """Map the paths of what is returned and is no node to what it is: numbers, strings, None."""
+    names, leaves = _returned(gm)
+    return {name: leaf for name, leaf in zip(names, leaves, strict=True) if not isinstance(leaf, Node)}
 
 
 def _returned(gm: GraphModule) -> tuple[list[str], list[Any]]:
@@ -232,6 +244,7 @@ def copied(one: Program) -> Program:
         {p: made[n] for p, n in one.inputs.items()},
         {p: made[n] for p, n in one.outputs.items()},
         {made[n]: one.label(n) for n in made},
+        constants=one.constants,
         stream=one.stream,
     )
 
@@ -324,13 +337,16 @@ def _from_exported(exported: torch.export.ExportedProgram, inputs: list[str], re
         gm.graph.erase_node(node)
     output = next(n for n in gm.graph.nodes if n.op == "output")
     outputs: dict[str, Node] = {}
+    constants: dict[str, Any] = {}
     names = iter(returned)
     for spec, leaf in zip(signature.output_specs, output.args[0], strict=True):
         name = next(names) if spec.kind.name == "USER_OUTPUT" else f"state:{spec.target}"
         if isinstance(leaf, Node):
             outputs[name] = leaf
+        else:
+            constants[name] = leaf
     labels = {n: _label(n) for n in gm.graph.nodes if _LABEL in (n.meta.get("custom") or {})}
-    return Program(gm, dict(zip(inputs, user, strict=True)), outputs, labels)
+    return Program(gm, dict(zip(inputs, user, strict=True)), outputs, labels, constants=constants)
 
 
 def _label(node: Node) -> str:

@@ -73,11 +73,6 @@ def read(side: Side) -> Model:
     return fxfile.load(side) if isinstance(side, (str, os.PathLike)) else side
 
 
-def as_is(gm: torch.fx.GraphModule) -> Program:
-    """Take a graph that will not be run as it stands."""
-    return Program(gm, input_paths(gm), output_paths(gm), {})
-
-
 def _stored_inputs(side: Side) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Return the inputs that a file or an ExportedProgram comes with, None where there are none."""
     if isinstance(side, torch.export.ExportedProgram):

@@ -11,6 +11,7 @@ from graphprobe.align.leftovers import unclaimed
 from graphprobe.judge.findings import GRAVE, findings_of, names
 from graphprobe.judge.judging import Judged, Judgement
 from graphprobe.judge.unjudged import is_open, question
+from graphprobe.judge.plain import plain_outputs
 from graphprobe.lanes.regions import SMALL, Region
 from graphprobe.program import Program
 from graphprobe.records import VERDICTS, Coverage, Finding, OutputRow, RegionRow, Report
@@ -22,8 +23,10 @@ def report(
     """Make the report of one run."""
     before, after = judgement.replay.plan.before, judgement.replay.plan.after
     judged = sorted(judgement.judged, key=lambda j: after.order.get(j.region.claim.after, -1))
-    outputs = _outputs(judgement, judged)
+    plain = plain_outputs(before, after, judgement.replay.inputs)
+    outputs = _outputs(judgement, judged) + [p.row() for p in plain if p.before is not None or p.after is not None]
     findings = findings_of(judgement, judged, accept)
+    findings += [p.finding() for p in plain if not p.same]
     coverage = _coverage(judgement, judged)
     identical = all(o.identical for o in outputs)
     verdict = _verdict(findings, coverage, identical, bool(outputs), min_coverage)
