@@ -1,4 +1,4 @@
-"""What a graph returns beside tensors: numbers, strings and None are compared, too, and a change of one is a finding."""
+"""What a graph returns beside tensors: numbers, strings and None are compared, too; a change of one is a finding."""
 
 from __future__ import annotations
 

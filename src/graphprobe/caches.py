@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
+from graphprobe import cachelayers
+
 
 def register_caches() -> None:
     """Teach torch's pytrees the caches of transformers, if transformers is loaded; those that they know stay."""
@@ -18,7 +20,22 @@ def register_caches() -> None:
     except ImportError:
         return
     register_dynamic_cache_export_support()
+    _register_layers()
     _register_pair()
+
+
+def _register_layers() -> None:
+    """Let caches with recurrent layers through: what transformers registers knows layers of keys and values alone."""
+    from transformers.cache_utils import DynamicCache
+
+    theirs = pytree.SUPPORTED_NODES[DynamicCache]
+    if isinstance(getattr(theirs.flatten_fn, "__self__", None), cachelayers.Known):
+        return
+    mine = cachelayers.Known(DynamicCache, theirs, torch.fx._pytree.SUPPORTED_NODES[DynamicCache])
+    pytree.SUPPORTED_NODES[DynamicCache] = theirs._replace(
+        flatten_fn=mine.flatten, unflatten_fn=mine.unflatten, flatten_with_keys_fn=mine.flatten_with_keys
+    )
+    torch.fx._pytree.register_pytree_flatten_spec(DynamicCache, mine.flatten_by_spec)
 
 
 def _register_pair() -> None:

@@ -13,7 +13,6 @@ from graphprobe.capturing import Model, capture
 from graphprobe.devices import moved
 from graphprobe.errors import InputError
 from graphprobe.foreign import graphs as foreign_graphs
-from graphprobe.program import Program, input_paths, output_paths
 
 Side = Model | str | os.PathLike[str]
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # (args, kwargs)

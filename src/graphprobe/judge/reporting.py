@@ -10,8 +10,8 @@ from graphprobe.align.claims import Claim
 from graphprobe.align.leftovers import unclaimed
 from graphprobe.judge.findings import GRAVE, findings_of, names
 from graphprobe.judge.judging import Judged, Judgement
-from graphprobe.judge.unjudged import is_open, question
 from graphprobe.judge.plain import plain_outputs
+from graphprobe.judge.unjudged import is_open, question
 from graphprobe.lanes.regions import SMALL, Region
 from graphprobe.program import Program
 from graphprobe.records import VERDICTS, Coverage, Finding, OutputRow, RegionRow, Report
