@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -201,6 +201,49 @@ def check(name: str, found: Case) -> None:
             assert got[column] == pytest.approx(value, rel=1e-12 if precise else 1e-6, abs=0), (name, column)
 
 
+def several() -> list[tuple[str, Case]]:
+    """Small values of several dtypes, most of which can be read together."""
+    names = (
+        "contiguous", "permuted", "sliced", "two dtypes", "bitwise equal", "one class", "other classes", "odd ones",
+        "float32 times", "torch.bool", "torch.int64", "no elements", "scalar",
+    )  # fmt: skip
+    found = [(name, one) for name, one in cases() if name.startswith(names) and one["moved"] is None]
+    found += [
+        (f"again {n}", case(torch.bfloat16, shape=(3, 7, 8 + n))) for n in range(20)
+    ]  # more than one launch takes
+    return found
+
+
+def check_several(there: Callable[[Tensor], Tensor] = lambda value: value) -> None:
+    """Compare what one call measures of all these values with their definitions, with and without a forced lane."""
+    from graphprobe.lanes.fused import launching
+
+    drawn = several()
+    for start, forced in itertools.product(range(0, len(drawn), 32), (True, False)):
+        found = [(n, {k: None if v is None else there(v) for k, v in c.items()}) for n, c in drawn[start : start + 32]]
+        before, free, other = ([c[lane] for _, c in found] for lane in ("before", "free", "forced"))
+        slots = torch.zeros(len(found), measure.WIDTH, dtype=torch.float64, device=before[0].device)
+        partials = launching.new_partials(slots.device)
+        bounds = [measure.sentinel_bounds(c["before"].dtype, c["forced"].dtype) for _, c in found]
+        given = other if forced else [None] * len(found)
+        alone = launching.compare_several(partials, range(len(found)), before, free, given, bounds)
+        assert len(alone) < len(found) / 2
+        launching.join(slots, partials, 0, len(found))
+        for row, (name, one) in enumerate(found):
+            if row in alone:
+                assert not slots[row].any(), name
+                continue
+            for column, value in expected(one).items():
+                if column.name.startswith("EXACT") or column in _ERRORS or (not forced and "FORCED" in column.name):
+                    continue
+                if not forced and column.name.startswith("BEFORE"):  # told by the forced lane
+                    continue
+                got = float(slots[row, column])
+                assert got == pytest.approx(value, rel=1e-6, abs=0, nan_ok=True), (name, column)
+
+
+_ERRORS = (Column.BEFORE_ERROR, Column.FORCED_ERROR)
+
 _INTERPRETED = """
 import sys, warnings
 sys.path.insert(0, {tests!r})
@@ -208,6 +251,7 @@ warnings.filterwarnings("ignore")  # numpy's, about values in lanes that are mas
 import test_fused_measure as shared
 for name, found in shared.cases():
     shared.check(name, found)
+shared.check_several()
 """
 
 
@@ -226,6 +270,13 @@ def test_the_gpu_measures_the_same(name: str) -> None:
     found = dict(cases())[name]
     for _ in range(2):  # the second time the launches are known
         check(name, {key: None if value is None else _there(value) for key, value in found.items()})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_measures_several_at_once_the_same() -> None:
+    for _ in range(2):
+        check_several(_there)
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ import graphprobe
 from corpus import mutations
 from graphprobe import align, binding
 from graphprobe.judge.rows import read
-from graphprobe.lanes import exact, measure, run
+from graphprobe.lanes import exact, measure, run, together
 from graphprobe.lanes.build import Plan, Probe, build
 from graphprobe.lanes.regions import Region, regions_of
 from graphprobe.lanes.same import Weights, isomorphic, repeats, substitutes
@@ -165,7 +165,31 @@ def test_what_is_left_out_is_known_all_the_same(dtype: torch.dtype, seed: int) -
     torch.testing.assert_close(lazy[:, told], full[:, told], rtol=1e-6, atol=0.0)
     taken = [n for n in probe.graph.nodes if n.target is measure.take]
     measured = [n for n in probe.graph.nodes if n.target is measure.native]
-    assert len(taken) > 3 and len(taken) + len(measured) == len(plan.regions)
+    several = [row for n in probe.graph.nodes if n.target is measure.native_several for row in n.args[2]]
+    assert len(taken) > 3 and len(taken) + len(measured) + len(several) == len(plan.regions)
+
+
+def test_small_comparisons_wait_for_each_other_but_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row is measured once, before its rows are joined, and what waits holds little."""
+    monkeypatch.setattr(together, "HELD", 1 << 15)
+    monkeypatch.setattr(together, "SMALL", 1 << 14)
+    gm, args, kwargs = captured("llama", torch.float32)
+    _, probe = repeating(gm, gm, args, kwargs)
+    done: list[int] = []
+    for node in probe.graph.nodes:
+        if node.target is measure.native:
+            done.append(node.args[2])
+        elif node.target is measure.native_several:
+            _, _, rows, before, free, forced, _ = node.args
+            values = [v for v in (*before, *free, *forced) if v is not None]
+            assert 1 < len(rows) <= together.SEVERAL
+            assert sum(v.meta["val"].nbytes for v in values) <= 1 << 15
+            done += rows
+        elif node.target is measure.join:
+            told = {row for n in probe.graph.nodes if n.target is measure.take for row in n.args[1:2]}
+            assert set(range(node.args[2], node.args[2] + node.args[3])) <= {*done, *told}
+    assert len(done) == len(set(done)) > 10
+    assert any(n.target is measure.native_several for n in probe.graph.nodes)
 
 
 def test_weights_that_lie_otherwise_in_memory_are_forced() -> None:

@@ -21,6 +21,7 @@ from graphprobe.execute import replayed, target_of, zeroed
 from graphprobe.lanes import exact, measure
 from graphprobe.lanes.regions import Origin, Region, origins
 from graphprobe.lanes.same import widened
+from graphprobe.lanes.together import Together, small
 from graphprobe.program import Program
 
 #: Bytes from which on a value is compared with the free and the forced lane's one after the other, to save memory.
@@ -121,6 +122,7 @@ class _Builder:
     def build(self) -> Probe:
         self._placeholders()
         self.slots, self.partials = self.graph.get_attr("slots"), self.graph.get_attr("partials")
+        self.together = Together(self.graph, self.slots, self.partials)
         regions = self.plan.regions
         for row, region in enumerate(regions):
             if row and row % measure.JOINED == 0:
@@ -140,6 +142,7 @@ class _Builder:
         return probe
 
     def _join(self, first: int, rows: int) -> None:
+        self.together.flush()
         self.graph.call_function(measure.join, (self.slots, self.partials, first, rows))
         for row, source in self.taken:  # below the source, which is complete by now
             self.graph.call_function(measure.take, (self.slots, row, source))
@@ -239,7 +242,7 @@ class _Builder:
             if source is not None:
                 self.taken.append((row, source))
             else:
-                self._call(measure.native, row, b, f, None, moved, bounds)
+                self._compare(row, region, (b, f, None), moved)
             return
         if _is_large(x):  # the free lane's value can go before the forced lane makes one
             self._call(measure.native, row, b, f, None, moved, bounds)
@@ -247,12 +250,22 @@ class _Builder:
             self._call(measure.native, row, b, None, forced[y], moved, bounds)
         else:
             forced = self._forced(region)
-            self._call(measure.native, row, b, f, forced[y], moved, bounds)
+            self._compare(row, region, (b, f, forced[y]), moved)
         if region in self.plan.exact_regions:
             self.weights = {}
             xb = self._exact("before", region, {})
             xa = self._exact("after", region, forced)
             self._call(measure.exact, row, b, forced[y], xb, xa, moved, bounds)
+
+    def _compare(self, row: int, region: Region, lanes: tuple[Node, Node, Node | None], moved: Node | None) -> None:
+        """Compare the native lanes, small values together with others."""
+        x, y = region.claim.before, region.claim.after
+        size = small(2 if lanes[2] is None else 3, x, y) if moved is None else None
+        bounds = measure.sentinel_bounds(x, y)
+        if size is None:
+            self._call(measure.native, row, *lanes, moved, bounds)
+        else:
+            self.together.add(size, row, *lanes, bounds)
 
     def _call(self, function: Callable[..., None], row: int, *values: Node | measure.Bounds | None) -> None:
         self.graph.call_function(function, (self.slots, self.partials, row, *values))

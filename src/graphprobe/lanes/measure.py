@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import Any, overload
 
@@ -244,6 +245,23 @@ def native(
     if not (equal_f and equal_r) and r is not None and (b.is_cuda or out[Column.FORCED_CLASS] > 0):
         out[Column.BEFORE_NONFINITE] = _nonfinite(b, moved)
         out[Column.FORCED_NONFINITE] = _nonfinite(r, moved)
+
+
+def native_several(
+    slots: Tensor,
+    partials: Tensor,
+    rows: Sequence[int],
+    b: Sequence[Tensor],
+    f: Sequence[Tensor],
+    r: Sequence[Tensor | None],
+    bounds: Sequence[Bounds],
+) -> None:
+    """Measure several small values, each as `native` does; on a GPU in few launches."""
+    places: Iterable[int] = range(len(rows))
+    if _is_fused(partials):
+        places = _kernels().compare_several(partials, rows, b, f, r, bounds)
+    for k in places:
+        native(slots, partials, rows[k], b[k], f[k], r[k], None, bounds[k])
 
 
 @overload

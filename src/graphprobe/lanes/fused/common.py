@@ -49,10 +49,10 @@ def classes(x, y, BOUND: tl.constexpr, OTHER: tl.constexpr):
 
 
 @triton.jit
-def head(cells, count):
-    """Write the header of a group; it is the same whichever program does it."""
+def head(cells, count, programs):
+    """Write the header of a group that so many programs write to; it is the same whichever of them does it."""
     if tl.program_id(0) == 0:
-        tl.store(cells, tl.num_programs(0).to(tl.float64))
+        tl.store(cells, programs.to(tl.float64))
         tl.store(cells + 1, count.to(tl.float64))
 
 

@@ -114,7 +114,7 @@ def _share(
 
 @triton.jit
 def _write(cells, rows, found):
-    head(cells, rows)
+    head(cells, rows, tl.num_programs(0))
     write(cells, 1, found[0])
     write(cells, 2, found[1])
     write(cells, 3, found[7])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import torch
+import triton.language as tl
 
 from graphprobe import launches
-from graphprobe.lanes.fused import common, exact, native
+from graphprobe.lanes.fused import common, exact, native, several
 from graphprobe.lanes.fused.joint import Joint, joint
 
 Tensor = torch.Tensor
@@ -16,6 +20,8 @@ _PROGRAMS, _ROWS, _WARPS, _STAGES = 528, 256, 4, 3
 #: The same of one exact comparison; elements of a step, at most so many rows high, and rows that one column sum spans.
 _EXACT_PROGRAMS, _EXACT_WARPS, _EXACT_STAGES = 528, 4, 1
 _TILE, _HEIGHT, _SPAN = 512, 4, 64
+#: Programs of one value at most where several are compared together, and elements that it may have.
+_SEVERAL_PROGRAMS, _SEVERAL_MOST = 128, 2**30
 _NARROW = {torch.float32, torch.float16, torch.bfloat16}
 _READABLE = {torch.float64, torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, *_NARROW}
 
@@ -60,6 +66,85 @@ def _native(
         ROWS=_ROWS, ACROSS=across, STAGES=_STAGES,
     )  # fmt: skip
     return grid, launches.Launch(native.compare_native, settled, constants, _WARPS)
+
+
+class _Group(NamedTuple):
+    """Values that one launch compares: their places in the lists, and how many elements each has."""
+
+    places: list[int]
+    counts: list[int]
+    grid: launches.Grid
+    launch: launches.Launch
+
+
+def compare_several(
+    partials: Tensor, rows: Sequence[int], b: Sequence[Tensor], f: Sequence[Tensor], r: Sequence[Tensor | None],
+    bounds: Sequence[tuple[float, float]],
+) -> list[int]:  # fmt: skip
+    """Start measuring small values, many in one launch; return the places of those that cannot be read together."""
+    kinds = [None if t is None else launches.kind(t) for lane in (b, f, r) for t in lane]
+    key = ("several", tuple(bounds), partials.device.index, *kinds)
+    known = _LAUNCHES.get(key)
+    if known is None:
+        known = _LAUNCHES.note(key, _grouped(partials, b, f, r, bounds))
+    groups, alone = known
+    for group in groups:
+        spare = several.SEVERAL - len(group.places)  # filled with the last value again, which no program looks at
+        chosen = [*group.places, *group.places[-1:] * spare]
+        lanes = (b, f, b if r[chosen[0]] is None else r)
+        addresses = [lane[k].data_ptr() for lane in lanes for k in chosen]
+        counts = [*group.counts, *group.counts[-1:] * spare]
+        group.launch(group.grid, (partials,), [*addresses, *counts, *(_place(rows[k]) for k in chosen)])
+    return alone  # type: ignore[no-any-return]
+
+
+def _grouped(
+    partials: Tensor, b: Sequence[Tensor], f: Sequence[Tensor], r: Sequence[Tensor | None],
+    bounds: Sequence[tuple[float, float]],
+) -> tuple[list[_Group], list[int]]:  # fmt: skip
+    """Sort values by what a variant of the kernel is compiled for."""
+    together: dict[Any, list[int]] = {}
+    alone = []
+    for k, lanes in enumerate(zip(b, f, r, strict=True)):
+        given = [t for t in lanes if t is not None]
+        walk = joint(tuple(given), inner=False) if _readable(partials, given) else None
+        if (
+            walk is None
+            or not walk.dense
+            or not 0 < walk.numel < _SEVERAL_MOST
+            or any(t.data_ptr() % 16 for t in given)
+        ):
+            alone.append(k)
+        else:
+            dtypes = tuple(None if t is None else _numbers(t).dtype for t in lanes)
+            together.setdefault((bounds[k], *dtypes), []).append(k)
+    groups = []
+    for (bound, *dtypes), places in together.items():
+        launch = _several(partials, bound, dtypes)
+        step = _ROWS * 16 // max(dtype.itemsize for dtype in dtypes if dtype is not None)
+        for start in range(0, len(places), several.SEVERAL):
+            chosen = places[start : start + several.SEVERAL]
+            counts = [b[k].numel() for k in chosen]
+            grid = (min(_SEVERAL_PROGRAMS, -(-max(counts) // step)), len(chosen))
+            groups.append(_Group(chosen, counts, grid, launch))
+    return groups, alone
+
+
+def _several(partials: Tensor, bound: tuple[float, float], dtypes: Sequence[torch.dtype | None]) -> launches.Launch:
+    key = ("several", bound, partials.device.index, *dtypes)
+    known = _LAUNCHES.get(key)
+    if known is not None:
+        return known  # type: ignore[no-any-return]
+    before, free, forced = dtypes
+    given = [dtype for dtype in dtypes if dtype is not None]
+    narrow = all(dtype in _NARROW for dtype in given)
+    kinds = [getattr(tl, str(before if dtype is None else dtype).removeprefix("torch.")) for dtype in dtypes]
+    constants = dict(
+        B=kinds[0], F=kinds[1], R=kinds[2], BOUND=bound[0], OTHER=bound[1], HAS_F=True, HAS_R=forced is not None,
+        SAME_F=free == before, SAME_R=forced == before, FAST=narrow, WIDE=not narrow, PROGRAMS=_SEVERAL_PROGRAMS,
+        ROWS=_ROWS, ACROSS=16 // max(dtype.itemsize for dtype in given), MANY=several.SEVERAL,
+    )  # fmt: skip
+    return _LAUNCHES.note(key, launches.Launch(several.compare_several, (), constants, _WARPS))  # type: ignore[no-any-return]
 
 
 def compare_exact(

@@ -104,8 +104,8 @@ def _careful(state, x, y, w, BOUND: tl.constexpr, OTHER: tl.constexpr, HAS_M: tl
 
 
 @triton.jit
-def _write_free(cells, count, moved, kept, squares, wrong, top, unequal):
-    head(cells, count)
+def _write_free(cells, count, programs, moved, kept, squares, wrong, top, unequal):
+    head(cells, count, programs)
     write(cells, 1, moved)
     write(cells, 2, kept)
     write(cells, 3, squares)
@@ -115,8 +115,8 @@ def _write_free(cells, count, moved, kept, squares, wrong, top, unequal):
 
 
 @triton.jit
-def _write_forced(cells, count, moved, kept, squares, wrong, unequal, before_nonfinite, nonfinite):
-    head(cells, count)
+def _write_forced(cells, count, programs, moved, kept, squares, wrong, unequal, before_nonfinite, nonfinite):
+    head(cells, count, programs)
     write(cells, 1, moved)
     write(cells, 2, kept)
     write(cells, 3, squares)
@@ -131,20 +131,15 @@ def _whole(count):
     return tl.sum(count, axis=0).to(tl.float64)
 
 
-@triton.jit(do_not_specialize=["place", "count"])
-def compare_native(
-    b, f, r, m, partials, place, count,
-    n1, n2, n3, n4, b0, b1, b2, b3, b4, f0, f1, f2, f3, f4, r0, r1, r2, r3, r4, m0, m1, m2, m3, m4,
+@triton.jit
+def share(
+    b, f, r, m, cells, count, pid, programs, sizes, bs, fs, rs, ms,
     BOUND: tl.constexpr, OTHER: tl.constexpr, HAS_F: tl.constexpr, HAS_R: tl.constexpr,
     HAS_M: tl.constexpr, SAME_F: tl.constexpr, SAME_R: tl.constexpr, FAST: tl.constexpr, WIDE: tl.constexpr,
     DENSE: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Compare f and r with b; every program writes one slot of the groups free and forced."""
-    sizes = (n1, n2, n3, n4)
-    bs, fs, rs, ms = (b0, b1, b2, b3, b4), (f0, f1, f2, f3, f4), (r0, r1, r2, r3, r4), (m0, m1, m2, m3, m4)
-    pid, programs = tl.program_id(0), tl.num_programs(0)
+    """Measure the share of program `pid` of `programs`, and write its slot of the groups free and forced."""
     tiles, full = tl.cdiv(count, ROWS * ACROSS), count // (ROWS * ACROSS)
-    cells = partials + place
     again = True
     if FAST:
         real, narrow = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float32)
@@ -179,10 +174,10 @@ def compare_native(
         if again == 0:
             if HAS_F:
                 unequal = (free_top > 0).to(tl.float64) if SAME_F else 1.0
-                _write_free(cells, count, 0.0, kept, free, 0.0, free_top.to(tl.float64), unequal)
+                _write_free(cells, count, programs, 0.0, kept, free, 0.0, free_top.to(tl.float64), unequal)
             if HAS_R:
                 unequal = (forced_top > 0).to(tl.float64) if SAME_R else 1.0
-                _write_forced(cells + _GROUP, count, 0.0, kept, forced, 0.0, unequal, 0.0, 0.0)
+                _write_forced(cells + _GROUP, count, programs, 0.0, kept, forced, 0.0, unequal, 0.0, 0.0)
     if again:
         real, whole = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.int32)
         first = (real, real, real, whole, whole, whole)
@@ -206,12 +201,28 @@ def compare_native(
         if HAS_F:
             unequal = tl.max(first[4], axis=0).to(tl.float64) if SAME_F else 1.0
             _write_free(
-                cells, count, out, tl.sum(first[0], axis=0), tl.sum(first[1], axis=0), _whole(first[3]),
+                cells, count, programs, out, tl.sum(first[0], axis=0), tl.sum(first[1], axis=0), _whole(first[3]),
                 tl.max(first[2], axis=0), unequal,
             )  # fmt: skip
         if HAS_R:
             unequal = tl.max(second[4], axis=0).to(tl.float64) if SAME_R else 1.0
             _write_forced(
-                cells + _GROUP, count, out, tl.sum(second[0], axis=0), tl.sum(second[1], axis=0), _whole(second[3]),
-                unequal, _whole(nonfinite), _whole(second[5]),
+                cells + _GROUP, count, programs, out, tl.sum(second[0], axis=0), tl.sum(second[1], axis=0),
+                _whole(second[3]), unequal, _whole(nonfinite), _whole(second[5]),
             )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["place", "count"])
+def compare_native(
+    b, f, r, m, partials, place, count,
+    n1, n2, n3, n4, b0, b1, b2, b3, b4, f0, f1, f2, f3, f4, r0, r1, r2, r3, r4, m0, m1, m2, m3, m4,
+    BOUND: tl.constexpr, OTHER: tl.constexpr, HAS_F: tl.constexpr, HAS_R: tl.constexpr,
+    HAS_M: tl.constexpr, SAME_F: tl.constexpr, SAME_R: tl.constexpr, FAST: tl.constexpr, WIDE: tl.constexpr,
+    DENSE: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Compare f and r with b; every program writes one slot."""
+    share(
+        b, f, r, m, partials + place, count, tl.program_id(0), tl.num_programs(0), (n1, n2, n3, n4),
+        (b0, b1, b2, b3, b4), (f0, f1, f2, f3, f4), (r0, r1, r2, r3, r4), (m0, m1, m2, m3, m4),
+        BOUND, OTHER, HAS_F, HAS_R, HAS_M, SAME_F, SAME_R, FAST, WIDE, DENSE, LONG, ROWS, ACROSS, STAGES,
+    )  # fmt: skip
