@@ -117,6 +117,7 @@ def process(*arguments: str, **options: object) -> subprocess.Popen[str]:
         (["diff", "before.fx", "after.fx", "--accept", "*:semantic:1e-9"], 1),
         (["lint", "before.fx"], 0),
         (["tap", "before.fx"], 0),
+        (["tap", "before.fx", "--checksum"], 0),
     ],
 )
 def test_exit_status(arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:

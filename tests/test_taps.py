@@ -182,3 +182,24 @@ def test_an_operator_that_writes_and_returns_nothing_has_a_row() -> None:
     rows = {tap.name: tap for tap in probe.taps}
     assert_describes(rows["clone_default@_foreach_mul__scalar"], x_value * 2)
     assert_describes(rows["clone_default@setitem"], y)
+
+
+def test_checksums_tell_which_values_are_bitwise_the_same() -> None:
+    """Two runs of one model agree everywhere; after a weight changed, all that depends on it differs, and no more."""
+    model, args, kwargs = models.tiny("llama", torch.bfloat16)
+    probes = [graphprobe.instrument(model, checksum=on) for on in (True, True, False)]
+    first, again, without = ([probe(*args, **kwargs), probe.taps][1] for probe in probes)
+    measured = [tap for tap in first if not tap.derived]
+    assert all(0 <= tap.checksum < 2**32 for tap in measured) and all(t.checksum is None for t in first if t.derived)
+    assert first == again and all(tap.checksum is None for tap in without)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.neg_()
+    try:
+        probes[0](*args, **kwargs)
+        changed = [new for old, new in zip(first, probes[0].taps, strict=True) if old.checksum != new.checksum]
+    finally:
+        with torch.no_grad():
+            model.model.layers[1].mlp.up_proj.weight.neg_()
+    assert "up_proj" in changed[0].module_path
+    last = next(i for i, tap in enumerate(first) if tap.name == changed[0].name)
+    assert {tap.name for tap in changed} <= {tap.name for tap in first[last:]} and len(changed) > 5

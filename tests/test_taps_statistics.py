@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphprobe.taps import columns, cpu_stats, layout, operators, torch_stats
+from graphprobe.taps import checksum, columns, cpu_stats, layout, operators, torch_stats
 
 Writer = Callable[[torch.Tensor, torch.Tensor, int], None]
 
@@ -106,6 +106,66 @@ def test_a_row_tells_the_exact_statistics(name: str, write: Writer) -> None:
     assert (stats[0] == 7).all() and (stats[2] == 7).all()
 
 
+def checksum_of(value: torch.Tensor) -> int:
+    """The checksum by its definition, element by element."""
+    if value.is_complex():
+        value = torch.view_as_real(value)
+    size = value.element_size()
+    raw = bytes(value.contiguous().flatten().view(torch.uint8).tolist())
+    total = 0
+    for place in range(value.numel()):
+        bits = int.from_bytes(raw[place * size : (place + 1) * size], "little")
+        word = bits if size < 8 else (bits & checksum.MASK) ^ (bits >> 32) * checksum.UPPER
+        mixed = (word ^ place * checksum.PLACE) & checksum.MASK
+        mixed = (mixed ^ mixed >> 16) * checksum.MIX & checksum.MASK
+        total += mixed ^ mixed >> 13
+    return total & checksum.MASK
+
+
+def assert_checksum(found: Sequence[float], value: torch.Tensor) -> None:
+    assert_row(found[: columns.COLUMNS], value)
+    assert found[columns.CHECKSUM] == checksum_of(value)
+
+
+def _plain_with_checksum(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
+    stats[row, 0] = torch_stats.row_of(value, columns.WITH_CHECKSUM)
+
+
+@pytest.mark.parametrize("write", [_plain_with_checksum, operators.TAP], ids=["plain", "operator"])
+def test_a_checksum_is_that_of_its_definition(write: Writer) -> None:
+    for value in values().values():
+        if value.numel() < 20_000:
+            stats = torch.full((3, 1, columns.WITH_CHECKSUM), 7.0, dtype=torch.float64)
+            write(value, stats, 1)
+            assert_checksum(columns.merge(stats)[1].tolist(), value)
+            assert (stats[0] == 7).all() and (stats[2] == 7).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
+def test_a_checksum_does_not_depend_on_layout_or_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checksum, "_CHUNK", {"cpu": chunk})
+    value = _noise(5, 6, 7, 8).to(torch.bfloat16)
+    wide = torch.zeros(5, 12, 7, 9, dtype=torch.bfloat16)[:, ::2, :, 1:].copy_(value)
+    turned = value.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
+    assert {int(checksum.of(x)) for x in (value, wide, turned)} == {checksum_of(value)}
+    assert int(checksum.of(value[:1].expand(3, -1, -1, -1))) == checksum_of(value[:1].repeat(3, 1, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+def test_a_checksum_sees_what_statistics_do_not(dtype: torch.dtype) -> None:
+    """Rows, signs and single elements that change places, and one bit; at distances that are powers of two, too."""
+    value = (_noise(64, 4096) * 3).to(torch.int64).to(dtype)
+    changed = [value.roll(1, 0), value.flip(0), value.flip(1), value.roll(2048, 1), value.view(32, 2, 4096).flip(1)]
+    for i, j in ((0, 1), (3, 3 + 4096), (5, 5 + (1 << 16)), (0, (1 << 18) - 1)):
+        flat = value.flatten().clone()
+        flat[i], flat[j] = (True, False) if dtype is torch.bool else (1, -1)
+        other = flat.clone()
+        other[i], other[j] = flat[j].clone(), flat[i].clone()
+        assert int(checksum.of(flat)) != int(checksum.of(other))
+    found = [int(checksum.of(x)) for x in (value, *changed)]
+    assert len(set(found)) == len(found)
+
+
 _INTERPRETED = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -123,7 +183,46 @@ triton_stats.write_rows(several, stats, range(len(several)))
 for row, value in enumerate(several):
     shared.assert_row(columns.merge(stats)[row].tolist(), value)
 assert (stats[-1] == 7).all()
+shared.check_checksums(7)
 """
+
+
+def check_checksums(slots: int, there: Callable[[torch.Tensor], torch.Tensor] = lambda value: value) -> None:
+    """Compare what the kernels make of the corpus with the definition, one by one and several at once."""
+    from graphprobe.taps import triton_stats
+
+    found = [v for v in values().values() if v.numel() < 20_000 and not v.is_complex() and "float8" not in str(v.dtype)]
+    turned = _noise(3, 8, 5, 16).to(torch.bfloat16).transpose(1, 2)
+    found += [turned, torch.empty_like(turned).copy_(turned), *(_noise(90 + n).half() for n in range(20))]
+    device = there(found[0]).device
+    for together in (False, True):
+        stats = torch.full((len(found) + 1, slots, columns.WITH_CHECKSUM), 7.0, dtype=torch.float64, device=device)
+        if together:
+            triton_stats.write_rows([there(value) for value in found], stats, range(len(found)))
+        else:
+            for row, value in enumerate(found):
+                triton_stats.write_row(there(value), stats, row)
+        table = columns.merge(stats).tolist()
+        for row, value in enumerate(found):
+            assert_checksum(table[row], value)
+        assert (stats[-1] == 7).all()
+
+
+def _there(value: torch.Tensor) -> torch.Tensor:
+    """Move to the GPU and keep the strides."""
+    if 0 in value.stride():
+        return value.cuda()
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda").copy_(value)
+
+
+@pytest.mark.gpu
+def test_the_gpu_computes_the_same_checksums() -> None:
+    for _ in range(2):  # the second time the launches are known
+        check_checksums(264, _there)
+    for value in (v for v in values().values() if v.numel() >= 20_000 or v.element_size() == 1 or v.is_complex()):
+        stats = columns.new_stats(1, torch.device("cuda"), checksum=True)
+        operators.TAP(_there(value), stats, 0)
+        assert int(columns.merge(stats)[0, columns.CHECKSUM]) == int(checksum.of(value))
 
 
 def test_the_gpu_kernel_computes_the_same_when_interpreted() -> None:

@@ -36,6 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="resident",
         help="where weights are: all on the device, or in their files, from which they come one by one (stream)",
     )
+    parser.add_argument(
+        "--checksum", action="store_true", help="with a checksum of each value's bits, the same on every device"
+    )
     parser.add_argument("--keep", metavar="GLOB", help="keep the whole tensors of matching modules and operations")
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="write the table (.json) or the kept tensors (.safetensors)"
@@ -57,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     if options.device and not streams:
         gm, args, kwargs = inputs.on_device(gm, args, kwargs, options.device)
     where = inputs.device(options.device) if options.device and streams else None
-    probe = graphprobe.instrument(gm, keep=options.keep, memory=options.memory, device=where)
+    probe = graphprobe.instrument(gm, keep=options.keep, memory=options.memory, device=where, checksum=options.checksum)
     try:
         with torch.no_grad():
             probe(*args, **kwargs)

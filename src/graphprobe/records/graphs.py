@@ -56,6 +56,7 @@ class Tap:
     zeros: int = 0
     derived: bool = False
     of: str = ""  # for derived rows: the tap whose storage this is
+    checksum: int | None = None  # of the bits and where they stand; None unless instrument(checksum=True) asked for it
 
 
 @dataclass(frozen=True)

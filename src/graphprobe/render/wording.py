@@ -224,7 +224,12 @@ def taps_text(taps: Sequence[Tap]) -> str:
     if not taps:
         return lines[0]
     headers = ["name", "op", "shape", "min", "max", "mean", "rms", "odd"]
-    return "\n".join([*lines, table(headers, [_tap_row(tap) for tap in taps], flexible=(0, 1, 2))])
+    rows = [_tap_row(tap) for tap in taps]
+    if any(tap.checksum is not None for tap in taps):
+        headers.append("checksum")
+        for row, tap in zip(rows, taps, strict=True):
+            row.append("" if tap.checksum is None else f"{tap.checksum:08x}")
+    return "\n".join([*lines, table(headers, rows, flexible=(0, 1, 2))])
 
 
 def _tap_row(tap: Tap) -> list[str]:

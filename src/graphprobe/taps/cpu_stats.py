@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from graphprobe.taps import columns, layout, torch_stats
+from graphprobe.taps import checksum, columns, layout, torch_stats
 
 #: Elements per chunk: half a megabyte of float32. Below 2**24, so that counting in float32 is exact.
 _CHUNK = 1 << 17
@@ -29,11 +29,18 @@ _FAINT = {torch.float32: 1e-30, torch.float64: 1e-290}
 
 
 def write_row(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
-    """Write the statistics of `value` into ``stats[row]``; `stats` is [rows, slots, COLUMNS] float64 on the CPU."""
+    """Write the statistics of `value` into ``stats[row]``; `stats` is [rows, slots, width] float64 on the CPU."""
+    columns.check(stats, row)
+    tail = [float(checksum.of(value))] if columns.has_checksum(stats) else []
+    _store(stats, row, [*_cells(value)[: columns.SLOTS], 1.0, *tail])
+
+
+def _cells(value: torch.Tensor) -> Sequence[float]:
+    """Return [min, max, mean, rms, nan, inf, zeros, count]."""
     count = value.numel()
     if count == 0 or value.dtype in torch_stats.OPAQUE or value.is_quantized:
-        _store(stats, row, torch_stats.measure(value).tolist())
-        return
+        found: list[float] = torch_stats.measure(value).tolist()
+        return found
     repeat = 1
     if not value.is_contiguous():
         sizes, strides, repeat = layout.collapse(value)
@@ -41,10 +48,10 @@ def write_row(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
     if count <= _CHUNK:
         cells: Sequence[float] = _measure(value if value.dim() == 1 else value.reshape(-1))
     else:
-        cells = _merge([_measure(part) for part in _chunks(value)])
+        cells = _merge([_measure(part) for part in layout.chunks(value, _CHUNK)])
     if repeat > 1:
         cells = [*cells[: columns.NAN], *(cell * repeat for cell in cells[columns.NAN :])]
-    _store(stats, row, cells)
+    return cells
 
 
 def _measure(x: torch.Tensor) -> list[float]:
@@ -83,23 +90,8 @@ def _merge(parts: list[list[float]]) -> list[float]:
     return out
 
 
-def _chunks(x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Cut into equal pieces of one dimension and at most _CHUNK elements, copying only what is strided."""
-    if x.is_contiguous() or x.dim() == 1:
-        pieces = -(-x.numel() // _CHUNK)
-        yield from torch.split(x.reshape(-1), -(-x.numel() // pieces))
-        return
-    for part in torch.split(x, max(1, _CHUNK // x[0].numel())):
-        if part.numel() <= _CHUNK:
-            yield part.reshape(-1)
-        else:
-            yield from _chunks(part[0])  # one entry of the first dimension is more than a chunk: split its others
-
-
 def _store(stats: torch.Tensor, row: int, cells: Sequence[float]) -> None:
     # a tensor made from the numbers and copied into place would cost a fifth of the tap
-    rows, slots, width = stats.shape
-    if not (0 <= row < rows and width == columns.COLUMNS and stats.is_contiguous() and stats.dtype is torch.float64):
-        raise IndexError(f"row {row} is not in a contiguous float64 statistics buffer [rows, slots, {columns.COLUMNS}]")
+    _, slots, width = stats.shape
     place = stats.data_ptr() + row * slots * width * 8
-    (ctypes.c_double * columns.COLUMNS).from_address(place)[:] = [*cells[: columns.SLOTS], 1.0]
+    (ctypes.c_double * width).from_address(place)[:] = [*cells]

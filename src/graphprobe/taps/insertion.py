@@ -41,12 +41,14 @@ def instrument_graph(
     keep: str | Sequence[str] | None = None,
     sizes: Sizes | None = None,
     stream: Stream | None = None,
+    checksum: bool = False,
 ) -> GraphModule:
     """Return a copy of `gm` that observes every value; weights are shared, `gm` is not changed.
 
     The statistics of a run lie in buffers of the copy; ``meta["graphprobe_taps"]`` is the `Table` that reads them.
     Values that match `keep` are copied into buffers, too; `sizes` gives the dynamic dimensions these need. With a
-    `stream` the graph computes on its device, and weights come from where they are, one by one.
+    `stream` the graph computes on its device, and weights come from where they are, one by one. With `checksum` every
+    row has one of the value's bits.
     Raises InputError where `keep` matches nothing or the size of a kept value is not known beforehand.
     """
     out = copied(gm)
@@ -59,7 +61,7 @@ def instrument_graph(
     first = next((node for node in out.graph.nodes if node.op.startswith("call_")), None)
     if first is not None:
         names = _insert_keeps(out, kept, first, plan.moved, sizes or {})
-        _insert_taps(out, plan, first)
+        _insert_taps(out, plan, first, checksum)
     if stream is not None:
         stream.insert(out, out.graph, [n for n in out.graph.nodes if n.op == "get_attr"], plan.changed)
     out.meta[META] = Table(
@@ -185,10 +187,10 @@ def _waits(device: torch.device) -> bool:
     return device.type in _WAITING
 
 
-def _insert_taps(gm: GraphModule, plan: _Plan, first: Node) -> None:
+def _insert_taps(gm: GraphModule, plan: _Plan, first: Node, checksum: bool) -> None:
     stats = {}
     for name, (device, rows) in plan.buffers.items():
-        stats[name] = _add_buffer(gm, name, columns.new_stats(rows, device), first)
+        stats[name] = _add_buffer(gm, name, columns.new_stats(rows, device, checksum), first)
     groups: dict[int, list[_Observed]] = {}
     for item in reversed(plan.items):  # by the last of each, so that several rows of one operation keep their order
         if item.row.buffer:

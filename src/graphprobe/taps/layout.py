@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 
@@ -26,3 +28,16 @@ def collapse(value: torch.Tensor) -> tuple[list[int], list[int], int]:
             sizes.append(size)
             strides.append(stride)
     return sizes or [1], strides or [1], repeat
+
+
+def chunks(x: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
+    """Cut into pieces [n] of at most so many elements, in logical order, copying only what is strided."""
+    if x.is_contiguous() or x.dim() == 1:
+        pieces = -(-x.numel() // most)
+        yield from torch.split(x.reshape(-1), -(-x.numel() // pieces))
+        return
+    for part in torch.split(x, max(1, most // x[0].numel())):
+        if part.numel() <= most:
+            yield part.reshape(-1)
+        else:
+            yield from chunks(part[0], most)  # one entry of the first dimension is more than a chunk: split its others

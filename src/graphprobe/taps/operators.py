@@ -32,7 +32,7 @@ def _tap_cpu(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
 def _tap_cuda(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
     value = _plain(value)
     kernels = _kernels()
-    if kernels is not None and value.is_cuda and stats.is_cuda and kernels.supports(value):
+    if kernels is not None and value.is_cuda and stats.is_cuda and kernels.supports(value, stats):
         kernels.write_row(value, stats, row)
     else:
         _tap_anywhere(value, stats, row)
@@ -44,7 +44,7 @@ def _tap_several_cuda(values: list[torch.Tensor], stats: torch.Tensor, rows: lis
         _tap_several(values, stats, rows)
         return
     values = [_plain(value) for value in values]
-    fused = [value.is_cuda and kernels.supports(value) for value in values]
+    fused = [value.is_cuda and kernels.supports(value, stats) for value in values]
     kernels.write_rows(
         [value for value, fits in zip(values, fused, strict=True) if fits],
         stats,
@@ -61,7 +61,7 @@ def _tap_several(values: list[torch.Tensor], stats: torch.Tensor, rows: list[int
 
 
 def _tap_anywhere(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
-    stats[row, 0].copy_(torch_stats.measure(_plain(value)), non_blocking=True)
+    stats[row, 0].copy_(torch_stats.row_of(_plain(value), stats.shape[2]), non_blocking=True)
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ def instrument(
     keep: Globs = None,
     memory: str = "resident",
     device: str | torch.device | None = None,
+    checksum: bool = False,
 ) -> Probe:
     """Return a probe: called like `model`, it returns the same and observes every operation on the way.
 
@@ -36,12 +37,14 @@ def instrument(
     of another shape, dtype or structure. `keep` is a glob, or several, of module paths ("*.mlp") and of values inside
     modules ("*.mlp/mul*") whose whole tensors are kept. With `memory` "stream" the model stays on the CPU, or in the
     files that ``load(..., mapped=True)`` left it in, and its weights come to `device` one by one, where the model runs.
+    With `checksum` every row of the taps has a checksum of 32 bits, of the value's bits and of where they stand: it is
+    the same on every device and for every layout in memory.
     Raises CaptureError where `model` is none of these, InputError where `device` does not fit.
     """
     stream = stream_to(device, memory)
     if stream is None and device is not None:
         raise InputError('device= says where weights are brought: it goes with memory="stream"')
-    return Probe(model, keep=keep, stream=stream)
+    return Probe(model, keep=keep, stream=stream, checksum=checksum)
 
 
 class Probe(torch.nn.Module):
@@ -50,15 +53,17 @@ class Probe(torch.nn.Module):
     Gradients are off while it runs. After a call `taps`, `tensors`, `graph` and `distance` tell about that call.
     """
 
-    def __init__(self, model: capturing.Model, *, keep: Globs = None, stream: Stream | None = None) -> None:
+    def __init__(
+        self, model: capturing.Model, *, keep: Globs = None, stream: Stream | None = None, checksum: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.stream = stream  # what brings the weights, None where they are where the model runs
         self._keep = keep
         if isinstance(model, (GraphModule, torch.export.ExportedProgram)):
-            self._source: GraphSource | ModuleSource = GraphSource(model, keep, stream)
+            self._source: GraphSource | ModuleSource = GraphSource(model, keep, stream, checksum)
         elif isinstance(model, torch.nn.Module):
-            self._source = ModuleSource(model, keep, stream)
+            self._source = ModuleSource(model, keep, stream, checksum)
         else:
             capturing.capture(model)  # raises, and says what would be a model
         self._captures: OrderedDict[Hashable, Capture] = OrderedDict()

@@ -48,7 +48,7 @@ class Table:
         return any(not isinstance(size, int) for row in self.rows for size in row.shape or ())
 
     def snapshot(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """Copy the statistics [rows, COLUMNS] to the CPU: one synchronisation per device."""
+        """Copy the statistics [rows, width] to the CPU: one synchronisation per device."""
         with torch.no_grad():
             return {name: columns.merge(module.get_buffer(name)).cpu() for name in self.stats}
 
@@ -147,4 +147,5 @@ def _measured(row: Row, cells: list[float], sizes: Sizes) -> Tap:
         nan=int(cells[columns.NAN]),
         inf=int(cells[columns.INF]),
         zeros=int(cells[columns.ZEROS]),
+        checksum=int(cells[columns.CHECKSUM]) if ran and len(cells) > columns.CHECKSUM else None,
     )

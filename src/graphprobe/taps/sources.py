@@ -48,10 +48,11 @@ class Capture:
 class ModuleSource:
     """An nn.Module: captured anew where inputs, weights or modes differ."""
 
-    def __init__(self, model: torch.nn.Module, keep: Globs, stream: Stream | None) -> None:
+    def __init__(self, model: torch.nn.Module, keep: Globs, stream: Stream | None, checksum: bool = False) -> None:
         self._model = model
         self._keep = keep
         self._stream = stream
+        self._checksum = checksum
 
     def signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
         """Return a key that is equal for calls that one capture serves."""
@@ -65,7 +66,7 @@ class ModuleSource:
         """Capture and instrument. Raises CaptureError, InputError."""
         with torch.inference_mode(False):
             gm = capturing.capture(self._model, args, kwargs)
-            return Capture(instrument_graph(gm, keep=self._keep, stream=self._stream))
+            return Capture(instrument_graph(gm, keep=self._keep, stream=self._stream, checksum=self._checksum))
 
     def first_run(self, capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a new capture and note its distance from the model, unless that could not run where the weights are."""
@@ -80,10 +81,17 @@ class ModuleSource:
 class GraphSource:
     """An ExportedProgram or a GraphModule: one capture serves all inputs, unless buffers or rows depend on shapes."""
 
-    def __init__(self, model: GraphModule | torch.export.ExportedProgram, keep: Globs, stream: Stream | None) -> None:
+    def __init__(
+        self,
+        model: GraphModule | torch.export.ExportedProgram,
+        keep: Globs,
+        stream: Stream | None,
+        checksum: bool = False,
+    ) -> None:
         self._model = model
         self._keep = keep
         self._stream = stream
+        self._checksum = checksum
         self._program: GraphModule | None = None  # an ExportedProgram, unlifted
         self._checked: set[Hashable] = set()
         self._complete: dict[str, bool] = {}  # code -> whether its graph tells all shapes
@@ -108,7 +116,9 @@ class GraphSource:
                 gm = copied(gm)
                 metadata.fill(gm, args, kwargs)
             sizes = bind(gm, args, kwargs)
-            return Capture(instrument_graph(gm, keep=self._keep, sizes=sizes, stream=self._stream))
+            return Capture(
+                instrument_graph(gm, keep=self._keep, sizes=sizes, stream=self._stream, checksum=self._checksum)
+            )
 
     def first_run(self, capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a new capture; there is no model to compare it with. Raises InputError where inputs do not fit."""

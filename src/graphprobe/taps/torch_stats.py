@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from graphprobe.taps import columns
+from graphprobe.taps import checksum, columns
 
 #: Packed or bitwise dtypes that torch cannot turn into numbers: such values get a count and no statistics.
 OPAQUE = frozenset(
@@ -14,6 +14,12 @@ OPAQUE = frozenset(
     for name in ("float4_e2m1fn_x2", "bits1x8", "bits2x4", "bits4x2", "bits8", "bits16", "quint4x2", "quint2x4")
     if hasattr(torch, name)
 )
+
+
+def row_of(value: torch.Tensor, width: int) -> torch.Tensor:
+    """Return one row [width] float64 on value's device, with a checksum where there is room for it."""
+    row = measure(value)
+    return row if width == columns.COLUMNS else torch.cat([row, checksum.of(value).double()[None]])
 
 
 def measure(value: torch.Tensor) -> torch.Tensor:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphprobe.taps import columns
+from graphprobe.taps import checksum, columns
 
 #: The jitted functions read the layout of a row as compile-time constants.
 _MIN, _MAX, _MEAN, _RMS = (tl.constexpr(c) for c in (columns.MIN, columns.MAX, columns.MEAN, columns.RMS))
 _NAN, _INF, _ZEROS = (tl.constexpr(c) for c in (columns.NAN, columns.INF, columns.ZEROS))
-_COUNT, _SLOTS, _WIDTH = (tl.constexpr(c) for c in (columns.COUNT, columns.SLOTS, columns.COLUMNS))
+_COUNT, _SLOTS, _CHECKSUM = (tl.constexpr(c) for c in (columns.COUNT, columns.SLOTS, columns.CHECKSUM))
+_PLACE, _MIX, _UPPER = (tl.constexpr(c) for c in (checksum.PLACE, checksum.MIX, checksum.UPPER))
 #: Squares of float32 numbers below this may vanish.
 _FAINT = tl.constexpr(2.0**-40)
 #: Squares of float64 values beyond these are summed scaled by 2**-600 and 2**600, sums beyond 2**960 by 2**-64.
@@ -20,28 +21,62 @@ _HUGE, _UP_SUM, _DOWN_SUM = (tl.constexpr(2.0**e) for e in (960, 64, -64))
 
 
 @triton.jit
-def _load(value, tile, count, sizes, strides, DENSE: tl.constexpr, LONG: tl.constexpr, MASKED: tl.constexpr,
-          ROWS: tl.constexpr, ACROSS: tl.constexpr):  # fmt: skip
-    """Return one step [ROWS, ACROSS], rows within a thread, and which of its elements there are."""
-    lane = tl.arange(0, ROWS)[:, None] * ACROSS + tl.arange(0, ACROSS)[None, :]
+def _walk(at, sizes, strides):
+    """Return where the element `at` of a walk through five dimensions lies."""
+    n1, n2, n3, n4 = sizes
+    offset = (at % n4) * strides[4]
+    rest = at // n4
+    offset += (rest % n3) * strides[3]
+    rest = rest // n3
+    offset += (rest % n2) * strides[2]
+    rest = rest // n2
+    return offset + (rest % n1) * strides[1] + (rest // n1) * strides[0]
+
+
+@triton.jit
+def _load(value, tile, count, sizes, strides, steps, DENSE: tl.constexpr, WHOLE: tl.constexpr, LONG: tl.constexpr,
+          MASKED: tl.constexpr, CHECK: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr):  # fmt: skip
+    """Return one step [ROWS, ACROSS], rows within a thread, which of its elements there are, and their places.
+
+    `steps` are the strides of the places in logical order. With WHOLE no row goes beyond the innermost dimension.
+    """
+    row, across = tl.arange(0, ROWS)[:, None] * ACROSS, tl.arange(0, ACROSS)[None, :]
     kind: tl.constexpr = tl.int64 if LONG else tl.int32
     base = tl.full([], tile, kind) * (ROWS * ACROSS)
-    at = base + lane
+    at = base + (row + across)
     inside = at < count
+    place = at
     if DENSE:
-        place = value + base + lane
+        found = value + base + (row + across)
+    elif WHOLE:
+        found = value + (_walk(base + row, sizes, strides) + across * strides[4])
+        if CHECK:
+            place = _walk(base + row, sizes, steps) + across * steps[4]
     else:
-        n1, n2, n3, n4 = sizes
-        offset = (at % n4) * strides[4]
-        rest = at // n4
-        offset += (rest % n3) * strides[3]
-        rest = rest // n3
-        offset += (rest % n2) * strides[2]
-        rest = rest // n2
-        place = value + offset + (rest % n1) * strides[1] + (rest // n1) * strides[0]
+        found = value + _walk(at, sizes, strides)
+        if CHECK:
+            place = _walk(at, sizes, steps)
     if MASKED:
-        return tl.load(place, mask=inside, other=0), inside
-    return tl.load(place), inside
+        return tl.load(found, mask=inside, other=0), inside, place
+    return tl.load(found), inside, place
+
+
+@triton.jit
+def _hashed(x, place, inside):
+    """Return the terms of the checksum, see `checksum`."""
+    if x.dtype.primitive_bitwidth == 64:
+        bits = x.to(tl.uint64, bitcast=True)
+        word = bits.to(tl.uint32) ^ ((bits >> 32).to(tl.uint32) * _UPPER)
+    elif x.dtype.primitive_bitwidth == 32:
+        word = x.to(tl.uint32, bitcast=True)
+    elif x.dtype.primitive_bitwidth == 16:
+        word = x.to(tl.uint16, bitcast=True).to(tl.uint32)
+    else:
+        word = x.to(tl.uint8, bitcast=True).to(tl.uint32)
+    h = word ^ (place.to(tl.uint32) * _PLACE)
+    h = (h ^ (h >> 16)) * _MIX
+    h = h ^ (h >> 13)
+    return tl.where(inside, h, 0).to(tl.uint32)
 
 
 @triton.jit
@@ -143,28 +178,38 @@ def _finish(state, cells, seen, blocks, repeat, DOUBLE: tl.constexpr):
 
 @triton.jit
 def _block(
-    value, cells, count, block, blocks, repeat, sizes, strides, FAST: tl.constexpr, DOUBLE: tl.constexpr,
-    WIDE: tl.constexpr, FLOATING: tl.constexpr, DENSE: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr,
-    ACROSS: tl.constexpr,
+    value, cells, count, block, blocks, repeat, sizes, strides, steps, FAST: tl.constexpr, DOUBLE: tl.constexpr,
+    WIDE: tl.constexpr, FLOATING: tl.constexpr, DENSE: tl.constexpr, WHOLE: tl.constexpr, LONG: tl.constexpr,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
     """Measure every `blocks`-th step of a value and write slot `block` of its row."""
     STEP: tl.constexpr = ROWS * ACROSS
+    CHECK: tl.constexpr = WIDTH > _CHECKSUM
     tiles, full = tl.cdiv(count, STEP), count // STEP
-    cells += block * _WIDTH
-    steps = (full - block + blocks - 1) // blocks  # full ones of this block
+    cells += block * WIDTH
+    seen_steps = (full - block + blocks - 1) // blocks  # full ones of this block
     last = (full < tiles) & (full % blocks == block)
-    seen = steps.to(tl.int64) * STEP + tl.where(last, count - full * STEP, 0)
+    seen = seen_steps.to(tl.int64) * STEP + tl.where(last, count - full * STEP, 0)
     again = True
+    bits = tl.zeros([ROWS], tl.uint32)
     if FAST:
         real = tl.zeros([ROWS], tl.float64)
         low = tl.full([ROWS], float("inf"), tl.float32)
         state = (low, -low, real, real, tl.zeros([ROWS], tl.int32))
         for tile in range(block, full, blocks):  # from the end, which was written last and may still be in the cache
-            x, inside = _load(value, full - 1 - tile, count, sizes, strides, DENSE, LONG, False, ROWS, ACROSS)
+            x, inside, place = _load(
+                value, full - 1 - tile, count, sizes, strides, steps, DENSE, WHOLE, LONG, False, CHECK, ROWS, ACROSS
+            )
             state = _add_fast(state, x, inside, False)
+            if CHECK:
+                bits += tl.sum(_hashed(x, place, inside), axis=1)
         for tile in range(tl.where(last, full, tiles), tiles, 1):
-            x, inside = _load(value, tile, count, sizes, strides, DENSE, LONG, True, ROWS, ACROSS)
+            x, inside, place = _load(
+                value, tile, count, sizes, strides, steps, DENSE, WHOLE, LONG, True, CHECK, ROWS, ACROSS
+            )
             state = _add_fast(state, x, inside, True)
+            if CHECK:
+                bits += tl.sum(_hashed(x, place, inside), axis=1)
         least, most, square = tl.min(state[0], axis=0), tl.max(state[1], axis=0), tl.sum(state[3], axis=0)
         top = tl.maximum(tl.abs(least), tl.abs(most))
         again = ((square < float("inf")) == 0) | ((top > 0) & (top < _FAINT)) | (seen == 0)
@@ -176,21 +221,28 @@ def _block(
         careful = _start(WIDE, ROWS)
         for number in range(block, tiles, blocks):
             tile = tl.where(number < full, full - 1 - number, number)  # the same ones as above
-            x, inside = _load(value, tile, count, sizes, strides, DENSE, LONG, True, ROWS, ACROSS)
+            x, inside, place = _load(
+                value, tile, count, sizes, strides, steps, DENSE, WHOLE, LONG, True, CHECK, ROWS, ACROSS
+            )
             careful = _add(careful, x, inside, DOUBLE, WIDE, FLOATING)
+            if CHECK and not FAST:
+                bits += tl.sum(_hashed(x, place, inside), axis=1)
         _finish(careful, cells, seen, blocks, repeat, DOUBLE)
+    if CHECK:
+        tl.store(cells + _CHECKSUM, tl.sum(bits, axis=0).to(tl.float64))
 
 
 @triton.jit(do_not_specialize=["place", "count", "repeat"])
 def measure(
-    value, stats, place, count, repeat, n1, n2, n3, n4, s0, s1, s2, s3, s4,
+    value, stats, place, count, repeat, n1, n2, n3, n4, s0, s1, s2, s3, s4, p0, p1, p2, p3, p4,
     FAST: tl.constexpr, DOUBLE: tl.constexpr, WIDE: tl.constexpr, FLOATING: tl.constexpr, DENSE: tl.constexpr,
-    LONG: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr,
+    WHOLE: tl.constexpr, LONG: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
     """Measure one value; every program writes one slot of its row, which begins at ``stats[place]``."""
     _block(
         value, stats + place, count, tl.program_id(0), tl.num_programs(0), repeat, (n1, n2, n3, n4),
-        (s0, s1, s2, s3, s4), FAST, DOUBLE, WIDE, FLOATING, DENSE, LONG, ROWS, ACROSS,
+        (s0, s1, s2, s3, s4), (p0, p1, p2, p3, p4), FAST, DOUBLE, WIDE, FLOATING, DENSE, WHOLE, LONG, WIDTH, ROWS,
+        ACROSS,
     )  # fmt: skip
 
 
@@ -213,7 +265,7 @@ def measure_several(
     c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15,
     p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11, p12, p13, p14, p15,
     KIND: tl.constexpr, FAST: tl.constexpr, DOUBLE: tl.constexpr, WIDE: tl.constexpr, FLOATING: tl.constexpr,
-    SLOTS: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr, MANY: tl.constexpr,
+    SLOTS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     """Measure dense values of one dtype: v are addresses (multiples of 16), c counts, p places of rows in stats."""
     k = tl.program_id(1)
@@ -225,5 +277,5 @@ def measure_several(
     if tl.program_id(0) < blocks:
         _block(
             value, stats + place, count, tl.program_id(0), blocks, 1, (1, 1, 1, 1), (0, 0, 0, 0, 1),
-            FAST, DOUBLE, WIDE, FLOATING, True, False, ROWS, ACROSS,
+            (0, 0, 0, 0, 1), FAST, DOUBLE, WIDE, FLOATING, True, False, False, WIDTH, ROWS, ACROSS,
         )  # fmt: skip

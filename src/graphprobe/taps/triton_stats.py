@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 
 from graphprobe import launches
+from graphprobe.lanes.fused.joint import joint
 from graphprobe.taps import columns, layout, triton_kernels
 
 #: Threads of a block are _WARPS * 32; each reads 16 bytes at a time, so many rows of 16 bytes per step.
@@ -36,14 +37,16 @@ _NARROW = {*_FAST, torch.uint8, torch.int8, torch.int16, torch.uint16}
 _READABLE = {torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64, *_NARROW}
 
 
-def supports(value: torch.Tensor) -> bool:
-    """Whether `write_row` can read this dtype."""
+def supports(value: torch.Tensor, stats: torch.Tensor) -> bool:
+    """Whether `write_row` can read this dtype for a row of such a buffer: a checksum needs the bits as they are."""
+    if columns.has_checksum(stats) and (value.is_complex() or _is_float8(value)):
+        return False
     return value.dtype in _READABLE or value.dtype is torch.bool or value.is_complex() or _is_float8(value)
 
 
 def write_row(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
-    """Write partial statistics of `value` into ``stats[row]``; `stats` is [rows, slots, COLUMNS] float64 beside it."""
-    _check(stats, row)
+    """Write partial statistics of `value` into ``stats[row]``; `stats` is [rows, slots, width] float64 beside it."""
+    columns.check(stats, row)
     if value.is_cuda and value.device.index != torch.cuda.current_device():
         with torch.cuda.device(value.device):
             _launch(_readable(value), stats, row)
@@ -59,9 +62,10 @@ def write_rows(values: Sequence[torch.Tensor], stats: torch.Tensor, rows: Sequen
         return
     together: dict[torch.dtype, list[tuple[torch.Tensor, int]]] = {}
     for value, row in zip(values, rows, strict=True):
-        _check(stats, row)
+        columns.check(stats, row)
         value = _readable(value)
-        if value.device == stats.device and _is_dense(value.shape, value.stride()) and value.data_ptr() % 16 == 0:
+        dense = _is_dense(value.shape, value.stride()) and (value.is_contiguous() or not columns.has_checksum(stats))
+        if dense and value.device == stats.device and value.data_ptr() % 16 == 0:
             together.setdefault(value.dtype, []).append((value, row))
         else:
             write_row(value, stats, row)
@@ -70,56 +74,73 @@ def write_rows(values: Sequence[torch.Tensor], stats: torch.Tensor, rows: Sequen
             _launch_several(group[start : start + triton_kernels.SEVERAL], dtype, stats)
 
 
-def _check(stats: torch.Tensor, row: int) -> None:
-    rows, _, width = stats.shape
-    if not (0 <= row < rows and width == columns.COLUMNS and stats.is_contiguous() and stats.dtype is torch.float64):
-        raise IndexError(f"row {row} is not in a contiguous float64 statistics buffer [rows, slots, {columns.COLUMNS}]")
-
-
 def _launch(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
-    slots = stats.shape[1]
-    place = row * slots * columns.COLUMNS
-    key = (launches.kind(value), slots, stats.data_ptr() & 15, launches.is_wide(place))
+    _, slots, width = stats.shape
+    place = row * slots * width
+    key = (launches.kind(value), slots, width, stats.data_ptr() & 15, launches.is_wide(place))
     known = _LAUNCHES.get(key)
     if known is None:
-        sizes, strides, repeat = _collapsed(value.shape, value.stride())
-        if len(sizes) > _DIMS:
+        walk = _walk(value, columns.has_checksum(stats))
+        if walk is None:
             _launch(value.contiguous(), stats, row)
             return
-        known = _LAUNCHES.note(key, _prepared(value, slots, sizes, strides, repeat))
+        known = _LAUNCHES.note(key, _prepared(value.dtype, slots, width, walk))
     grid, launch = known
     launch(grid, (value, stats), (place,))
 
 
-def _prepared(
-    value: torch.Tensor, slots: int, sizes: tuple[int, ...], strides: tuple[int, ...], repeat: int
-) -> tuple[launches.Grid, launches.Launch]:
-    count = value.numel() // repeat if repeat else 0
-    across = 16 // value.element_size()
+class _Walk(NamedTuple):
+    """How a kernel goes through a value: sizes and strides [_DIMS], and the strides of the places in logical order."""
+
+    elements: int
+    repeat: int  # so often every element is seen
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    steps: tuple[int, ...]
+    dense: bool
+
+
+def _walk(value: torch.Tensor, ordered: bool) -> _Walk | None:
+    """Return the way through a value, None where it takes too many dimensions. Statistics need no order."""
+    if ordered:
+        found = joint((value, torch.empty(value.shape, device="meta")), inner=False)
+        if found is None:
+            return None
+        return _Walk(found.numel, 1, found.sizes, found.strides[0], found.strides[1], found.dense)
+    sizes, strides, repeat = _collapsed(value.shape, value.stride())
     missing = _DIMS - len(sizes)
-    reach = max(count, sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)))
-    settled = (count, repeat, *((1,) * missing + sizes)[1:], *((0,) * missing + strides))
+    if missing < 0:
+        return None
+    count = value.numel() // repeat if repeat else 0
+    dense = sizes == (count,) and strides == (1,)
+    return _Walk(count, repeat, (1,) * missing + sizes, (0,) * missing + strides, (0,) * _DIMS, dense)
+
+
+def _prepared(dtype: torch.dtype, slots: int, width: int, walk: _Walk) -> tuple[launches.Grid, launches.Launch]:
+    across = 16 // dtype.itemsize
+    reach = max(walk.elements, sum((n - 1) * s for n, s in zip(walk.sizes, walk.strides, strict=True)))
+    settled = (walk.elements, walk.repeat, *walk.sizes[1:], *walk.strides, *walk.steps)
     constants = {
-        **_kind(value.dtype), "DENSE": sizes == (count,) and strides == (1,), "LONG": reach >= 2**30,
-        "ROWS": _ROWS, "ACROSS": across,
+        **_kind(dtype), "DENSE": walk.dense, "WHOLE": walk.sizes[-1] % across == 0, "LONG": reach >= 2**30,
+        "WIDTH": width, "ROWS": _ROWS, "ACROSS": across,
     }  # fmt: skip
-    grid = (max(1, min(slots, -(-count // (_ROWS * across)))), 1)
+    grid = (max(1, min(slots, -(-walk.elements // (_ROWS * across)))), 1)
     return grid, launches.Launch(triton_kernels.measure, settled, constants, _WARPS)
 
 
 def _launch_several(group: list[tuple[torch.Tensor, int]], dtype: torch.dtype, stats: torch.Tensor) -> None:
-    slots = stats.shape[1]
+    _, slots, width = stats.shape
     across = 16 // dtype.itemsize
     spare = triton_kernels.SEVERAL - len(group)  # filled with the last value again, which no block looks at
     addresses = [value.data_ptr() for value, _ in group]
     counts = [value.numel() for value, _ in group]
-    places = [row * slots * columns.COLUMNS for _, row in group]
+    places = [row * slots * width for _, row in group]
     blocks = min(slots, -(-max(counts) // (_SEVERAL_ROWS * across)))
-    key = (dtype, slots, stats.data_ptr() & 15, stats.device.index, launches.is_wide(*places))
+    key = (dtype, slots, width, stats.data_ptr() & 15, stats.device.index, launches.is_wide(*places))
     launch = _LAUNCHES.get(key)
     if launch is None:
         constants = {
-            "KIND": getattr(tl, str(dtype).removeprefix("torch.")), **_kind(dtype), "SLOTS": slots,
+            "KIND": getattr(tl, str(dtype).removeprefix("torch.")), **_kind(dtype), "SLOTS": slots, "WIDTH": width,
             "ROWS": _SEVERAL_ROWS, "ACROSS": across, "MANY": triton_kernels.SEVERAL,
         }  # fmt: skip
         launch = _LAUNCHES.note(key, launches.Launch(triton_kernels.measure_several, (), constants, _SEVERAL_WARPS))
