@@ -1,6 +1,7 @@
 """Everything that graphprobe promises about speed on a GPU, side by side in one run. Prints ratios, writes JSON.
 
-    python benchmarks/gpu.py [--layers 32] [--tokens 16,512,2048] [--parts taps,lanes,peers,diff,large] [--out FILE]
+    python benchmarks/gpu.py [--layers 32] [--tokens 16,512,2048] [--out FILE]
+                             [--parts taps,lanes,peers,diff,backend,large]
 
 A Llama-8B-shaped model with random bf16 weights. Times are the least of several, synchronised, in milliseconds; memory
 is the peak of the allocator over what was allocated before the run, in GB. "recorded" is a replay of a CUDA graph.
@@ -25,7 +26,7 @@ import gpu_large
 import torch
 
 import graphprobe
-from graphprobe import devices
+from graphprobe import backend, devices
 from graphprobe.lanes import exact, timing
 
 Row = dict[str, Any]
@@ -130,6 +131,9 @@ def measure_taps(row: Row, model: torch.nn.Module, before: torch.fx.GraphModule,
     attempt(row, "taps", lambda: best(lambda: probe(**kwargs)))
     attempt(row, "taps_recorded", lambda: best(devices.recorded(lambda: probe.graph(**kwargs))))
     attempt(row, "read_taps", lambda: best(lambda: probe.graph(**kwargs) is probe.taps))
+    checked = graphprobe.instrument(before, checksum=True)
+    attempt(row, "checksums", lambda: best(lambda: checked(**kwargs)))
+    attempt(row, "checksums_recorded", lambda: best(devices.recorded(lambda: checked.graph(**kwargs))))
     row["tap_count"] = sum(not tap.derived for tap in probe.taps)
     row["tap_gb"] = round(sum(_bytes(tap) for tap in probe.taps if not tap.derived) / 1e9, 3)
 
@@ -211,6 +215,29 @@ def measure_peers(row: Row, model: torch.nn.Module, before: torch.fx.GraphModule
     attempt(row, "peer_interpreter_to_host", lambda: best(lambda: Dumping(before).run(*flat), 1))
 
 
+def measure_backend(result: Row, hidden: int) -> None:
+    """Generate words with and without the backend that taps what Dynamo captures; a model of four layers."""
+    model = model_of(4, hidden)
+    ids = torch.randint(0, 1000, (1, 32), device="cuda")
+    options: Row = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 16, "do_sample": False, "use_cache": True}
+    row: Row = {"layers": 4, "new_tokens": 16}
+    result["backend"] = row
+    attempt(row, "generate", lambda: best(lambda: model.generate(ids, **options), 3))
+    wanted = model.generate(ids, **options)
+    recorder = backend.Recorder()
+    forward = model.forward
+    model.forward = torch.compile(forward, backend=recorder)
+    attempt(row, "generate_tapped", lambda: best(lambda: model.generate(ids, **options), 3))
+    attempt(row, "same_words", lambda: bool(torch.equal(wanted, model.generate(ids, **options))))
+    row["graphs"], row["taps"] = len(recorder.graphs), sum(not tap.derived for tap in recorder.taps)
+    row["nonfinite"] = sum(tap.nan + tap.inf for tap in recorder.taps)
+    model.forward = torch.compile(forward, backend="graphprobe")
+    torch.compiler.reset()
+    attempt(row, "same_words_by_name", lambda: bool(torch.equal(wanted, model.generate(ids, **options))))
+    row["taps_by_name"] = sum(not tap.derived for tap in backend.default.taps)
+    print(row, flush=True)
+
+
 def measure_diff(row: Row, before: torch.fx.GraphModule, kwargs: Row) -> None:
     def run() -> str:
         start = time.perf_counter()
@@ -227,6 +254,8 @@ def ratios(row: Row) -> Row:
     pairs = {
         "taps_recorded / graph_recorded": ("taps_recorded", base),
         "taps / graph": ("taps", row.get("graph")),
+        "checksums_recorded / graph_recorded": ("checksums_recorded", base),
+        "checksums / graph": ("checksums", row.get("graph")),
         "lanes_lockstep_recorded / 2 graph_recorded": ("lanes_lockstep_recorded", _times(2, base)),
         "lanes_lockstep / 2 graph": ("lanes_lockstep", _times(2, row.get("graph"))),
         "lanes_native_recorded / 3 graph_recorded": ("lanes_native_recorded", _times(3, base)),
@@ -315,7 +344,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--tokens", default="16,512,2048")
-    parser.add_argument("--parts", default="taps,lanes,peers,diff")
+    parser.add_argument("--parts", default="taps,lanes,peers,diff,backend")
     parser.add_argument("--exact", default="lockstep,native,auto,always")
     parser.add_argument("--large", default="70B", help="shapes of the part large: 70B, and 7B within 24 GB")
     parser.add_argument("--files", type=int, default=4, help="layers of the large model that have files of their own")
@@ -341,6 +370,12 @@ def main() -> int:
         for tokens in map(int, options.tokens.split(",")):
             print(f"{tokens} tokens", flush=True)
             rows.append(measure(model, tokens, parts, options.exact.split(","), device))
+            save(result, options.out)
+        del model
+        if "backend" in parts:
+            gc.collect()
+            torch.cuda.empty_cache()
+            measure_backend(result, options.hidden)
             save(result, options.out)
     return 0
 

@@ -55,7 +55,14 @@ def block(
             continue
         row = {"id": f"{seed}/{number}/{case}", "model": name, "dtype": dtype, "layers": layers}
         rows.append(row | one(before, (args, kwargs), random.Random(f"{seed}/{number}/{case}"), device, show))
+        if gave_up(rows[-1]):
+            break
     return rows
+
+
+def gave_up(row: Row) -> bool:
+    """Whether the GPU gave up (an index out of range does this): nothing runs on it any more in this process."""
+    return any("the GPU gave up" in str(line) for line in row.get("findings", ()))
 
 
 def captured(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.fx.GraphModule:
@@ -153,6 +160,9 @@ def main() -> int:
         for row in made:
             if row["result"] not in GOOD:
                 print(json.dumps(row), flush=True)
+        if gave_up(made[-1]):
+            print("nothing runs on the GPU any more in this process; go on with another seed")
+            break
     print(table(rows))
     print(f"{len(rows)} cases in {time.perf_counter() - started:.0f} s")
     return 0

@@ -24,6 +24,8 @@ from graphprobe.taps import columns, layout, triton_kernels
 
 #: Threads of a block are _WARPS * 32; each reads 16 bytes at a time, so many rows of 16 bytes per step.
 _ROWS, _WARPS = 1024, 4
+#: Rows per step where strides are followed: what that computes would not fit into the registers for more.
+_STRIDED_ROWS = 128
 #: The same where several values are read together: they are small.
 _SEVERAL_ROWS, _SEVERAL_WARPS = 512, 8
 _LAUNCHES = launches.Launches()
@@ -118,13 +120,14 @@ def _walk(value: torch.Tensor, ordered: bool) -> _Walk | None:
 
 def _prepared(dtype: torch.dtype, slots: int, width: int, walk: _Walk) -> tuple[launches.Grid, launches.Launch]:
     across = 16 // dtype.itemsize
+    rows = _ROWS if walk.dense else _STRIDED_ROWS
     reach = max(walk.elements, sum((n - 1) * s for n, s in zip(walk.sizes, walk.strides, strict=True)))
     settled = (walk.elements, walk.repeat, *walk.sizes[1:], *walk.strides, *walk.steps)
     constants = {
         **_kind(dtype), "DENSE": walk.dense, "WHOLE": walk.sizes[-1] % across == 0, "LONG": reach >= 2**30,
-        "WIDTH": width, "ROWS": _ROWS, "ACROSS": across,
+        "WIDTH": width, "ROWS": rows, "ACROSS": across,
     }  # fmt: skip
-    grid = (max(1, min(slots, -(-walk.elements // (_ROWS * across)))), 1)
+    grid = (max(1, min(slots, -(-walk.elements // (rows * across)))), 1)
     return grid, launches.Launch(triton_kernels.measure, settled, constants, _WARPS)
 
 
