@@ -210,6 +210,17 @@ def test_an_explanation_has_two_sentences_numbers_and_a_next_step() -> None:
     assert 2 <= finding.explanation.count(". ") + 1 <= 4
 
 
+def test_what_differs_in_masked_elements_alone_is_not_said_to_differ_by_zero() -> None:
+    def added(shift: int) -> Forward:
+        hidden = torch.full((8, 8), float("-inf"))
+        return lambda m, x: torch.softmax(x + hidden.triu(shift), -1)
+
+    report = graphprobe.diff(module(added(1)), module(added(2)), (SCORES[0],))
+    first = report.first
+    assert first is not None and first.kind == "semantic" and first.exact == 0
+    assert "masked" in first.explanation and "differ by 0" not in first.explanation
+
+
 def test_a_benign_change_looks_like_nothing() -> None:
     report = graphprobe.diff(module(sdpa, mask=CAUSAL), module(attention(8**-0.5)), SCORES)
     assert report.ok and not any("looks like" in f.hint for f in report.findings)

@@ -78,6 +78,11 @@ def _semantic(f: Finding, what: str) -> str:
             f"step. On the same inputs this shows as {number(f.introduced)}; look at how scales and zero points are "
             "chosen, laid out and applied."
         )
+    if f.exact == 0 and f.spread == float("inf"):
+        return (
+            f"{what} computes another function than before: elements that are a number in one version are masked, "
+            "infinite or NaN in the other. All others agree, with rounding removed (float64)."
+        )
     words = (
         f"{what} computes another function than before: on the same inputs and with rounding removed (float64) the "
         f"results differ by {number(f.exact)}"
