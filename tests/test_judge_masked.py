@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,19 @@ from graphprobe.records import Report
 F = nn.functional
 LOWEST = "lowest"
 Place = tuple[int, int]
+#: What becomes of scores: with the mask as numbers to add, as ones where something is hidden, and as the number itself.
+WAYS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
+    "added": lambda score, added, hidden, fill: score + added,
+    "added first": lambda score, added, hidden, fill: added + score,
+    "filled": lambda score, added, hidden, fill: score.masked_fill(hidden.bool(), fill),
+    "subtracted": lambda score, added, hidden, fill: score - hidden * -fill,
+    "subtracted from": lambda score, added, hidden, fill: -((-added) - score),
+    "times a number": lambda score, added, hidden, fill: torch.add(score, hidden, alpha=fill),
+    "less times a number": lambda score, added, hidden, fill: torch.sub(score, hidden, alpha=-fill),
+    "multiplied and added": lambda score, added, hidden, fill: torch.addcmul(score, hidden, hidden * fill),
+    "kept and filled": lambda score, added, hidden, fill: score * (1 - hidden) + fill * hidden,
+    "added before the scale": lambda score, added, hidden, fill: (score * 4 + added) * 0.25,
+}
 
 
 class Attention(nn.Module):
@@ -33,13 +47,16 @@ class Attention(nn.Module):
             rows = torch.arange(x.shape[1])
             keep = keep | ((rows == self.leak[0])[:, None] & (rows == self.leak[1]))
         added = torch.zeros_like(keep, dtype=x.dtype).masked_fill(~keep, self.fill)
-        if self.how == "fused":
+        hidden = (~keep).to(x.dtype)
+        if self.how == "flash":  # an operator with two results
+            y = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=added)[0]
+        elif self.how == "fused":
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
         elif self.how == "fused, added":
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=added)
         else:
             score = q @ k.transpose(-1, -2) * 8**-0.5
-            score = score + added if self.how == "added" else score.masked_fill(~keep, self.fill)
+            score = WAYS[self.how](score, added, hidden, self.fill)
             y = torch.softmax(score.float(), -1).to(x.dtype) @ v
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
@@ -72,7 +89,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FILLS = (LOWEST, -1e4, -1e9)
 #: float16 holds no -1e9.
 CASES = [(d, f) for d, f in itertools.product(DTYPES, FILLS) if not (d == torch.float16 and f == -1e9)]
-HOWS = ("filled", "fused", "fused, added")
+HOWS = (*(way for way in WAYS if way != "added"), "fused", "fused, added", "flash")
 PLACES = [(PARTLY, 9), (EMPTY, 3)]
 
 
@@ -84,13 +101,18 @@ def test_rows_that_see_nothing_are_nobodys_concern(dtype: torch.dtype, fill: flo
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_they_are_counted_as_left_out(dtype: torch.dtype) -> None:
-    report = compare(dtype, ("added", LOWEST), ("fused", LOWEST))
+@pytest.mark.parametrize("how", ["fused", "flash"])
+def test_they_are_counted_as_left_out(how: str, dtype: torch.dtype) -> None:
+    fill = LOWEST if how == "fused" else -1e9 if dtype == torch.float32 else -1e4  # flash agrees on the lowest
+    report = compare(dtype, ("added", fill), (how, fill))
     assert report.coverage.dont_care == 5 * 32  # rows of the attention's output: 4 of padding, and one
     assert any("fully masked rows are left out" in row.note for row in report.regions)
 
 
-LEAKS = [(*case, HOWS[(i + j) % 3], place) for i, case in enumerate(CASES) for j, place in enumerate(PLACES)]
+LEAKS = [
+    (*case, HOWS[(5 * i + j) % len(HOWS)], place) for i, case in enumerate(CASES) for j, place in enumerate(PLACES)
+]
+LEAKS += [(torch.bfloat16, LOWEST, how, place) for how in ("flash", "subtracted", "fused") for place in PLACES]
 
 
 @pytest.mark.parametrize(("dtype", "fill", "how", "place"), LEAKS, ids=str)
@@ -99,6 +121,12 @@ def test_a_mask_that_lets_something_through_is_found(
 ) -> None:
     report = compare(dtype, ("added", fill), (how, LOWEST if how == "filled" else fill), leak=place)
     assert report.verdict == "semantic", report.to_json()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_operators_that_give_zeros_to_who_sees_nothing_agree(dtype: torch.dtype) -> None:
+    report = compare(dtype, ("fused", -math.inf), ("flash", -math.inf))
+    assert report.verdict in ("identical", "rounding"), report.to_json()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

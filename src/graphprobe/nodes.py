@@ -69,6 +69,17 @@ def schema_name(node: Node) -> str:
     return _facts(target).name if isinstance(target, torch._ops.OpOverload) else ""
 
 
+def argument(node: Node, name: str) -> Any:
+    """Return an operand by its name in the operator's schema; None where it is not given."""
+    if name in node.kwargs:
+        return node.kwargs[name]
+    if isinstance(node.target, torch._ops.OpOverload):
+        for given, argument in zip(node.args, node.target._schema.arguments, strict=False):
+            if argument.name == name:
+                return given
+    return None
+
+
 def returns_nothing(node: Node) -> bool:
     """Whether the node is an assertion, a guard or another operator without a result."""
     if node.op == "call_module":

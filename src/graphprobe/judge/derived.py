@@ -22,7 +22,8 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.judge.function import same_function
-from graphprobe.judge.same import RULE, Compared, Sameness, compare, difference, rms
+from graphprobe.judge.masked import without_masked_rows
+from graphprobe.judge.same import RULE, Sameness, ask, difference, rms
 from graphprobe.lanes.regions import SMALL, Region, Regions
 from graphprobe.lanes.replay import Replay
 
@@ -59,10 +60,8 @@ class Looks:
             return answer
         for wide, withdrawn in self._further_up(region, alignment, failing):
             self.replay.fetch_frontiers([wide])
-            if not _may_fall(self.replay, wide, answer):
-                continue
-            again = same_function(self.replay, wide, hasty=rounded is not None)
-            if again.same is True and again.rule == RULE and _has_fallen(answer, again):
+            again = _asked_again(self.replay, wide, answer, hasty=rounded is not None)
+            if again.same is True:
                 self.wider[region.claim] = wide
                 names = ", ".join(dict.fromkeys(self.replay.plan.after.label(c.after) for c in withdrawn))
                 return dataclasses.replace(again, note=NOTE.format(names))
@@ -116,19 +115,18 @@ def _may_be_rounding(replay: Replay, region: Region, answer: Sameness) -> bool:
     return False
 
 
-def _may_fall(replay: Replay, wide: Region, answer: Sameness) -> bool:
-    """Whether it is worth to ask for noise: not where the difference is as large as before."""
-    try:
-        found = compare(replay, wide)
-    except Exception:  # said where the whole question is asked
-        return True
-    return not isinstance(found, Compared) or answer.exact is None or found.relative <= _FALLS * answer.exact
+def _asked_again(replay: Replay, wide: Region, answer: Sameness, hasty: bool) -> Sameness:
+    """Ask rule 1 of a region from further up, and of no more than what is left of a difference that was rounding.
 
-
-def _has_fallen(answer: Sameness, again: Sameness) -> bool:
-    if answer.wrong_class or answer.exact is None or again.exact is None:
-        return True  # elements that were not even finite agree now
-    return again.exact <= _FALLS * answer.exact
+    No other rule is asked: what it excuses there it has not excused here. Elements that were not even finite, or of
+    which the difference is not known, need only agree.
+    """
+    most = math.inf if answer.wrong_class or answer.exact is None else _FALLS * answer.exact
+    again = ask(replay, wide, hasty=hasty, most=most)
+    if again.same is not False or (again.exact is not None and again.exact > most):
+        return again
+    masked = without_masked_rows(replay, wide, again)
+    return masked if masked.exact is None or masked.exact <= most else again
 
 
 def derived_pairs(region: Region, steps: int = SMALL) -> set[tuple[Node, Node]]:

@@ -131,7 +131,7 @@ class Passage:
                 return None
             value = self._constant_value(operand)
             return None if value is None else value.reciprocal() if name == "aten::div" else value
-        gain = _argument(node, "weight") if "norm" in name else None
+        gain = nodes.argument(node, "weight") if "norm" in name else None
         return self._constant_value(gain) if isinstance(gain, Node) and gain in self.constant else None
 
     def _constant_value(self, node: Node) -> Tensor | None:
@@ -190,14 +190,3 @@ def _along_one_dim(gain: Tensor) -> Tensor | None:
 def _hands_on(node: Node) -> bool:
     """Whether a node leaves the columns of its operand where they are: a cast, or one result of several."""
     return nodes.schema_name(node) in CASTS or node.target is operator.getitem
-
-
-def _argument(node: Node, name: str) -> object:
-    """Return an operand by its name in the operator's schema."""
-    if name in node.kwargs:
-        return node.kwargs[name]
-    if isinstance(node.target, torch._ops.OpOverload):
-        for position, argument in enumerate(node.target._schema.arguments):
-            if argument.name == name and position < len(node.args):
-                return node.args[position]
-    return None

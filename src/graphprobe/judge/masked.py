@@ -15,6 +15,7 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.chains import CASTS
 from graphprobe.execute import Values
 from graphprobe.judge.same import Sameness, ask
 from graphprobe.lanes import exact
@@ -24,6 +25,8 @@ from graphprobe.lanes.replay import Replay
 
 NOTE = "{} elements of fully masked rows are left out"
 _ATTENTION = "scaled_dot_product"
+_SCALES = {"aten::mul", "aten::div", *CASTS}
+_MASKS = ("attn_mask", "attn_bias")
 _SHARE = 1.001  # times the share of queries that see nothing: if more moves, they reach what others see
 
 
@@ -50,14 +53,16 @@ def _moved(replay: Replay, side: str, region: Region) -> torch.Tensor | None:
     if not piece:
         return None
     values = replay.exact_values(side, region)
-    redrawn: dict[Node, torch.Tensor] = {}
+    redrawn: dict[Node, Any] = {}
     share = 0.0
     for node in piece:
         rows = _full_rows(replay, side, node, values)
-        if rows is None or not bool(rows.any()) or not isinstance(values.get(node), torch.Tensor):
+        result = _first(values.get(node))
+        if rows is None or not bool(rows.any()) or result is None:
             continue
-        noise = torch.rand(values[node].shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-        redrawn[node] = torch.where(rows.unsqueeze(-1), noise.to(values[node].device), values[node])
+        noise = torch.rand(result.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        drawn = torch.where(rows.unsqueeze(-1), noise.to(result.device), result)
+        redrawn[node] = drawn if values[node] is result else (drawn, *values[node][1:])
         some = rows.flatten(1, -2).any(1) if rows.dim() > 2 else rows  # [batch, queries]: of any head
         share = max(share, float(some.double().mean()))
     if not redrawn or share == 1.0:
@@ -75,25 +80,50 @@ def _is_softmax(node: Node) -> bool:
     return nodes.schema_name(node) in exact.SOFTMAXES
 
 
-def _mask_of(node: Node) -> Any:
-    """Return the mask that an attention operator takes; None for all else. Only those that return one value."""
-    if _ATTENTION not in nodes.schema_name(node) or not isinstance(node.meta.get("val"), torch.Tensor):
+def _mask_of(node: Node) -> Node | None:
+    """Return the mask that an attention operator takes; None for all else."""
+    if _ATTENTION not in nodes.schema_name(node):
         return None
-    return node.kwargs.get("attn_mask", node.args[3] if len(node.args) > 3 else None)
+    found = next((m for name in _MASKS if (m := nodes.argument(node, name)) is not None), None)
+    return found if isinstance(found, Node) else None
 
 
 def _full_rows(replay: Replay, side: str, node: Node, values: Values) -> torch.Tensor | None:
     """Return [batch, ..., queries] bool: where a row of scores is masked as a whole; None where that is no row."""
-    result = values.get(node)
-    if not isinstance(result, torch.Tensor) or result.dim() < 2:
+    result = _first(values.get(node))
+    if result is None or result.dim() < 2:
         return None
     operand = node.args[0] if _is_softmax(node) else _mask_of(node)
-    if not isinstance(operand, Node):
-        return None
     last = node.args[1] if _is_softmax(node) and len(node.args) > 1 else -1
-    scores = values.get(operand)
-    if scores is None or last not in (-1, result.dim() - 1):
+    if not isinstance(operand, Node) or values.get(operand) is None or last not in (-1, result.dim() - 1):
         return None
-    hidden = ~scores if scores.dtype == torch.bool else scores <= MASKED
+    hidden = _hidden(operand, values)
+    if not _is_softmax(node) and nodes.argument(node, "is_causal") is True:
+        hidden = hidden | ~torch.ones(hidden.shape[-2:], dtype=torch.bool, device=hidden.device).tril()
     full: torch.Tensor = hidden.all(-1).expand(result.shape[:-1])
     return full
+
+
+def _hidden(scores: Node, values: Values) -> torch.Tensor:
+    """Return where scores, or the mask itself, say that nothing may be looked at: also before they were scaled."""
+    value = values[scores]
+    if value.dtype == torch.bool:
+        return ~value  # type: ignore[no-any-return]
+    hidden: torch.Tensor = value <= MASKED
+    node = scores
+    while nodes.schema_name(node) in _SCALES:
+        node = next((n for n in node.all_input_nodes if _has_shape(values.get(n), value.shape)), scores)
+        if node is scores:
+            return hidden
+        hidden = hidden | ((values[node] <= MASKED) & (value < 0))
+    return hidden
+
+
+def _has_shape(value: object, shape: torch.Size) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == shape
+
+
+def _first(value: object) -> torch.Tensor | None:
+    """Return what an operator makes of its values: the first of several results (the others are sums of the scores)."""
+    found = value[0] if isinstance(value, (tuple, list)) and value else value
+    return found if isinstance(found, torch.Tensor) else None

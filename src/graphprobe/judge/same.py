@@ -86,10 +86,13 @@ class Compared:
         return top / bottom if bottom > 0 else (0.0 if top == 0 else math.inf)
 
 
-def ask(replay: Replay, region: Region, variant: Variant = PLAIN, hasty: bool = False) -> Sameness:
+def ask(
+    replay: Replay, region: Region, variant: Variant = PLAIN, hasty: bool = False, most: float = math.inf
+) -> Sameness:
     """Evaluate both pieces exactly, then again under noise, and compare the difference with the noise.
 
-    `hasty` takes a difference that only a condition of 1e8 and more could make harmless for one, without asking.
+    `hasty` takes a difference that only a condition of 1e8 and more could make harmless for one, without asking. A
+    relative difference of more than `most` is a no, without asking for noise either.
     """
     try:
         found = compare(replay, region, variant)
@@ -97,6 +100,8 @@ def ask(replay: Replay, region: Region, variant: Variant = PLAIN, hasty: bool = 
             return found
         if bool(found.wrong.any()):
             return Sameness(False, math.inf, wrong_class=int(found.wrong.sum()), where=_first(found.wrong))
+        if found.relative > most:
+            return Sameness(False, math.inf, exact=found.relative)
         return judge_difference(replay, region, found, variant, hasty)
     except Exception as error:
         return Sameness(None, math.nan, reason=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")

@@ -28,7 +28,8 @@ def attention(
         score = score.masked_fill(~keep, -math.inf)
     if bias is not None:
         score = score.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else score + bias
-    return torch.softmax(score, -1) @ value, torch.logsumexp(score, -1)
+    nothing = (score == -math.inf).all(-1, keepdim=True)  # who may look at nothing gets zeros, as in ATen
+    return torch.softmax(score, -1).masked_fill(nothing, 0.0) @ value, torch.logsumexp(score, -1)
 
 
 #: No score of a model lies this low: what does has been masked (-1e4 in bfloat16 is -9,984).
