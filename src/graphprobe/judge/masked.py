@@ -47,6 +47,18 @@ def without_masked_rows(replay: Replay, region: Region, plain: Sameness) -> Same
     return dataclasses.replace(again, note=NOTE.format(count), left_out=count)
 
 
+def hides(node: Node) -> bool:
+    """Whether what a node computes may hide scores: a softmax reads it, or attention takes it for its mask."""
+    if exact.feeds_softmax(node):
+        return True
+    level = [node]
+    for _ in range(exact.NEAR):
+        if any(_mask_of(user) is one for one in level for user in one.users):
+            return True
+        level = [user for one in level for user in one.users][: exact.NEAR]
+    return False
+
+
 def _moved(replay: Replay, side: str, region: Region) -> torch.Tensor | None:
     """Return which elements of the claimed value move when fully masked rows are drawn anew; None where none are."""
     piece = [n for n in getattr(region, side) if _is_softmax(n) or _mask_of(n) is not None]

@@ -29,10 +29,12 @@ import torch
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.judge.derived import Looks
 from graphprobe.judge.layouts import denied
+from graphprobe.judge.masked import hides
 from graphprobe.judge.reconverge import meeting
 from graphprobe.judge.rows import Measured
 from graphprobe.judge.same import Sameness
 from graphprobe.judge.straight import straight
+from graphprobe.lanes.references import MASKED
 from graphprobe.lanes.regions import Region, Regions, consumers
 from graphprobe.lanes.replay import Replay
 from graphprobe.lanes.same import Weights
@@ -348,6 +350,10 @@ class Withdrawal:
                 return True  # integers: no noise to be put on them; the difference itself is taken as moving
             sign = torch.randint(0, 2, truth.shape, generator=torch.Generator().manual_seed(7)).to(truth) * 2 - 1
             size = (_as_value if as_value else _as_difference)(truth, other)
+            if as_value and hides(region.claim.before) and hides(region.claim.after):
+                # what both versions hide before a softmax stays hidden, whatever number they write for it
+                hidden = (truth <= MASKED) & (other <= MASKED)
+                size = torch.where(hidden, _as_difference(truth, other), size)
             if not bool((size > 0).any()):
                 continue  # withdrawn with the rest, but it agrees: it takes the noise of what feeds it
             # an infinite mask moves from there as the largest number would, else nothing could be put on it

@@ -219,22 +219,23 @@ def _no_half_to_float(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 SOFTMAXES = {"aten::softmax", "aten::_softmax", "aten::_safe_softmax", "aten::log_softmax", "aten::_log_softmax"}
-_NEAR = 6  # operations between a mask and the softmax it is meant for: casts, views, a maximum
+NEAR = 6  # operations between a mask and the softmax it is meant for: casts, views, a maximum
 
 
 def _sum(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Add; where a mask swallows its score natively, so it does here (only asked of sums that a softmax reads)."""
     target, args, kwargs = _plain(node, args, kwargs)
     value = nodes.tensor_val(node)
-    if kwargs or len(args) != 2 or value is None or value.dtype not in LIFTED or not _feeds_softmax(node):
+    if kwargs or len(args) != 2 or value is None or value.dtype not in LIFTED or not feeds_softmax(node):
         return target, args, kwargs
     return references.masked_sum, (*args, value.dtype), {}
 
 
-def _feeds_softmax(node: Node) -> bool:
+def feeds_softmax(node: Node) -> bool:
+    """Whether a softmax reads what a node computes, a few operations further down."""
     level = [node]
-    for _ in range(_NEAR):
-        level = [user for one in level for user in one.users][:_NEAR]
+    for _ in range(NEAR):
+        level = [user for one in level for user in one.users][:NEAR]
         if any(nodes.schema_name(n) in SOFTMAXES or nodes.schema_name(n) == "aten::exp" for n in level):
             return True
     return False
