@@ -96,11 +96,12 @@ def _may_be_rounding(replay: Replay, region: Region, answer: Sameness) -> bool:
     """Whether the rounding of the derived values can move either side by as much as the sides differ (cheap to ask)."""
     rounded = {}
     noise = torch.Generator().manual_seed(0)
+    befores = {p for p, _ in region.frontier}
     for p, _ in derived_pairs(region):
         value = replay.values[p]
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             xi = torch.rand(value.shape, generator=noise, dtype=torch.float64) * 2 - 1
-            rounded[p] = value.double() * (1 + torch.finfo(value.dtype).eps / 2 * xi.to(value.device))
+            rounded[p] = value.double() * (1 + _roundoff(p, befores - {p}) * xi.to(value.device))
     if not rounded:
         return False
     largest = 0.0
@@ -139,8 +140,20 @@ def derived_pairs(region: Region, steps: int = SMALL) -> set[tuple[Node, Node]]:
 
 def _stands_on(node: Node, others: Collection[Node], steps: int) -> bool:
     """Whether a node is computed from `others` (and weights, and inputs of the graph) by at most `steps` operations."""
+    between, met = _between(node, others, steps)
+    return met and sum(nodes.makes_values(n) for n in between) <= steps
+
+
+def _roundoff(node: Node, others: Collection[Node]) -> float:
+    """Return the unit roundoff of the coarsest operation by which a node is computed from `others`."""
+    values = [nodes.tensor_val(n) for n in _between(node, others, SMALL)[0]]
+    return max((torch.finfo(v.dtype).eps / 2 for v in values if v is not None and v.is_floating_point()), default=0.0)
+
+
+def _between(node: Node, others: Collection[Node], steps: int) -> tuple[set[Node], bool]:
+    """Return the node and what it is computed from below `others`, and whether it meets any; stops beyond `steps`."""
     stack, seen, met, making = [node], {node}, False, 1
-    while stack:
+    while stack and making <= steps:
         for operand in stack.pop().all_input_nodes:
             if operand in others:
                 met = True
@@ -148,6 +161,4 @@ def _stands_on(node: Node, others: Collection[Node], steps: int) -> bool:
                 seen.add(operand)
                 stack.append(operand)
                 making += nodes.makes_values(operand)
-        if making > steps:
-            return False
-    return met
+    return seen, met
