@@ -24,17 +24,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.judge.derived import Looks
 from graphprobe.judge.layouts import denied
-from graphprobe.judge.masked import hides
+from graphprobe.judge.noise import moves
 from graphprobe.judge.reconverge import meeting
 from graphprobe.judge.rows import Measured
 from graphprobe.judge.same import Sameness
 from graphprobe.judge.straight import straight
-from graphprobe.lanes.references import MASKED
 from graphprobe.lanes.regions import Region, Regions, consumers
 from graphprobe.lanes.replay import Replay
 from graphprobe.lanes.same import Weights
@@ -302,9 +299,10 @@ class Withdrawal:
 
     def _pardon(self, group: list[Claim], regions: list[Region]) -> None:
         """W holds: learn by noise whether the halves compensate, a later operation hides the difference, or neither."""
-        if self._moves(group, regions, as_value=False):
+        own = [self.regions[c] for c in group]
+        if moves(self.replay, own, regions, as_value=False):
             self._withdraw(group, COMPENSATED)
-        elif self._moves(group, regions, as_value=True):
+        elif moves(self.replay, own, regions, as_value=True):
             failing = [c for c in group if c in self.failing]  # what lies between two halves may well agree
             self.settled.guilty.update(dict.fromkeys(failing, "masked on this input"))
         else:
@@ -339,32 +337,6 @@ class Withdrawal:
             elif answer.same is None:
                 self.settled.unknown[claim] = answer.reason
 
-    def _moves(self, group: list[Claim], regions: list[Region], as_value: bool) -> bool:
-        """Whether noise on the group's values in ``exact_before`` moves any region below beyond its own noise."""
-        own = [self.regions[c] for c in group]
-        self.replay.fetch_frontiers([*own, *regions])
-        replaced: dict[torch.fx.Node, torch.Tensor] = {}
-        for region in own:
-            truth, other = self.replay.exact("before", region), self.replay.exact("after", region)
-            if not truth.dtype.is_floating_point or truth.shape != other.shape:
-                return True  # integers: no noise to be put on them; the difference itself is taken as moving
-            sign = torch.randint(0, 2, truth.shape, generator=torch.Generator().manual_seed(7)).to(truth) * 2 - 1
-            size = (_as_value if as_value else _as_difference)(truth, other)
-            if as_value and hides(region.claim.before) and hides(region.claim.after):
-                # what both versions hide before a softmax stays hidden, whatever number they write for it
-                hidden = (truth <= MASKED) & (other <= MASKED)
-                size = torch.where(hidden, _as_difference(truth, other), size)
-            if not bool((size > 0).any()):
-                continue  # withdrawn with the rest, but it agrees: it takes the noise of what feeds it
-            # an infinite mask moves from there as the largest number would, else nothing could be put on it
-            replaced[region.claim.before] = torch.nan_to_num(truth) + sign * size
-        for region in regions:
-            plain = self.replay.exact("before", region)
-            noisy = self.replay.exact("before", region, override=replaced)
-            if plain.shape != noisy.shape or _differs(plain, noisy):
-                return True
-        return False
-
 
 def _holds_again(region: Region, group: list[Claim]) -> bool:
     """Whether a region ends in a node of the group and does its work again: what it is with the group forced, it does
@@ -374,22 +346,3 @@ def _holds_again(region: Region, group: list[Claim]) -> bool:
         or (region.claim.after is c.after and c.before in region.before)
         for c in group
     )
-
-
-def _as_difference(truth: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return torch.nan_to_num((other - truth).abs())
-
-
-def _as_value(truth: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return noise as large as the value where the sides differ: what agrees is no one's concern."""
-    size = torch.nan_to_num(truth.abs(), posinf=0.0)
-    typical = torch.linalg.vector_norm(size) / max(truth.numel(), 1) ** 0.5
-    same = torch.isclose(other, truth, rtol=1e-12, atol=0.0, equal_nan=True)
-    return torch.where(same, 0.0, torch.maximum(size, typical))
-
-
-def _differs(plain: torch.Tensor, noisy: torch.Tensor) -> bool:
-    if not plain.dtype.is_floating_point:
-        return not torch.equal(plain, noisy)
-    change = torch.nan_to_num(noisy - plain)
-    return bool(torch.linalg.vector_norm(change) > 1e-11 * torch.linalg.vector_norm(torch.nan_to_num(plain)))

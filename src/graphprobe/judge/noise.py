@@ -1,0 +1,73 @@
+"""Rule 5, noise: does what is below a group of claims depend on its values, by as much as they differ, or at all?
+
+Noise of random sign is put on the group's values in ``exact_before``. In a value of few elements all of it may happen
+to point from one version's value to the other's, which is no noise where the two compensate; so it is put on with the
+opposite sign, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch.fx import Node
+
+from graphprobe.judge.masked import hides
+from graphprobe.lanes.references import MASKED
+from graphprobe.lanes.regions import Region
+from graphprobe.lanes.replay import Replay
+
+Tensor = torch.Tensor
+
+
+def moves(replay: Replay, own: list[Region], below: list[Region], as_value: bool) -> bool:
+    """Whether noise on the values of `own` moves any region below; as large as the values, or as their difference."""
+    replay.fetch_frontiers([*own, *below])
+    plain: dict[Node, Tensor] = {}
+    noise: dict[Node, Tensor] = {}
+    for region in own:
+        truth, other = replay.exact("before", region), replay.exact("after", region)
+        if not truth.dtype.is_floating_point or truth.shape != other.shape:
+            return True  # integers: no noise to be put on them; the difference itself is taken as moving
+        sign = torch.randint(0, 2, truth.shape, generator=torch.Generator().manual_seed(7)).to(truth) * 2 - 1
+        size = _size(region, truth, other, as_value)
+        if not bool((size > 0).any()):
+            continue  # withdrawn with the rest, but it agrees: it takes the noise of what feeds it
+        # an infinite mask moves from there as the largest number would, else nothing could be put on it
+        plain[region.claim.before], noise[region.claim.before] = torch.nan_to_num(truth), sign * size
+    return any(_moved(replay, below, {n: plain[n] + way * noise[n] for n in plain}) for way in (1, -1))
+
+
+def _moved(replay: Replay, below: Iterable[Region], replaced: dict[Node, Tensor]) -> bool:
+    for region in below:
+        plain, noisy = replay.exact("before", region), replay.exact("before", region, override=replaced)
+        if plain.shape != noisy.shape or _differs(plain, noisy):
+            return True
+    return False
+
+
+def _size(region: Region, truth: Tensor, other: Tensor, as_value: bool) -> Tensor:
+    """Return how much noise every element takes."""
+    difference = torch.nan_to_num((other - truth).abs())
+    if not as_value:
+        return difference
+    size = _as_value(truth, other)
+    if hides(region.claim.before) and hides(region.claim.after):
+        # what both versions hide before a softmax stays hidden, whatever number they write for it
+        size = torch.where((truth <= MASKED) & (other <= MASKED), difference, size)
+    return size
+
+
+def _as_value(truth: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return noise as large as the value where the sides differ: what agrees is no one's concern."""
+    size = torch.nan_to_num(truth.abs(), posinf=0.0)
+    typical = torch.linalg.vector_norm(size) / max(truth.numel(), 1) ** 0.5
+    same = torch.isclose(other, truth, rtol=1e-12, atol=0.0, equal_nan=True)
+    return torch.where(same, 0.0, torch.maximum(size, typical))
+
+
+def _differs(plain: torch.Tensor, noisy: torch.Tensor) -> bool:
+    if not plain.dtype.is_floating_point:
+        return not torch.equal(plain, noisy)
+    change = torch.nan_to_num(noisy - plain)
+    return bool(torch.linalg.vector_norm(change) > 1e-11 * torch.linalg.vector_norm(torch.nan_to_num(plain)))
