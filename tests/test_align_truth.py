@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import graphprobe
 from corpus import growing, mutations, rewrites
 from corpus.truth import Score, score, truth
 from graphprobe import align, inputs, nodes
@@ -110,3 +111,38 @@ def test_the_truth_itself_tells_right_from_wrong() -> None:
         partner = {one: two.before, two: one.before}.get(c, c.before)
         wrong.add(align.Claim(partner, c.after, c.evidence))
     assert score(true, left, right, wrong).wrong == 2
+
+
+class Slight(torch.nn.Module):
+    """Residual layers that change their stream by a few ten-thousandths, as layers of trained models do."""
+
+    def __init__(self, defect: bool, other: bool) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        sizes = [size for _ in range(3) for size in ((32, 16), (16, 32))]
+        self.weights = torch.nn.ParameterList([torch.randn(s, generator=draw) * 0.02 for s in sizes])
+        self.defect, self.other = defect, other
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for i in range(3):
+            square = x * x
+            mean = square.sum(-1, keepdim=True) if self.defect and i == 1 else square.mean(-1, keepdim=True)
+            inner = (x * torch.rsqrt(mean + 1e-5)) @ self.weights[2 * i].T
+            # the middle of a layer has no partner on the other side, so that only values tell what lies below it
+            inner = inner.sigmoid() - 0.5 if self.other else (inner / 2).tanh() / 2
+            x = x + inner @ self.weights[2 * i + 1].T
+        return x
+
+
+def test_a_defect_that_does_next_to_nothing_moves_no_claim() -> None:
+    x = 3 * torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(1))
+    before, plain, wrong = (
+        graphprobe.capture(Slight(d, o), (x,)) for d, o in ((False,) * 2, (False, True), (True, True))
+    )
+    claims = []
+    for after in (plain, wrong):
+        bare = rewrites.stripped(after, "values")
+        left, right = program(before, (x,), {}), copied(program(bare, (x,), {}))
+        found = align.align(left, right, (), {"x": x})
+        claims.append({(c.before.name, right.order[c.after]) for c in found.claims})
+    assert claims[0] and claims[0] == claims[1]

@@ -51,6 +51,7 @@ Evidence = Callable[[Matching], None]
 SURE: tuple[Evidence, ...] = (structure.claim,)
 #: Asked once each, only where the graphs may be run.
 VALUES: tuple[Evidence, ...] = (values.claim, codes.claim, layouts.claim, slices.claim)
+TIGHT_VALUES: tuple[Evidence, ...] = (values.claim_tightly,)
 #: What only guesses comes after the values have been asked: a wrong guess misleads all that grows from it.
 GUESSES: tuple[Evidence, ...] = (
     structure.claim,
@@ -83,7 +84,6 @@ def _completed(matching: Matching) -> Matching:
     matching = _grown(matching)
     if matching.bound is not None:
         _ask_values(matching)
-        forced.claim(matching, lambda: _ask_values(matching))
     _grow(matching, GUESSES)
     _claim_outputs(matching)
     matching.alignment.sort(matching.after.order)
@@ -91,7 +91,24 @@ def _completed(matching: Matching) -> Matching:
 
 
 def _ask_values(matching: Matching) -> None:
-    for evidence in VALUES:
+    """Run both sides and ask what their values say.
+
+    Where what plays the same part holds other values, there may be a defect, and a defect may do next to nothing: then
+    what lies behind it is nearly what lies before it. So only what agrees to the last digits is believed until `after`
+    has gone on from before's values.
+    """
+    known = len(matching.alignment.claims)
+    _ask(matching, (values.claim,))
+    if matching.unclaimed_before() and matching.unclaimed_after() and counterparts.counterparts(matching):
+        matching.forget(known)
+        _ask(matching, TIGHT_VALUES)
+        forced.claim(matching, lambda: _ask(matching, TIGHT_VALUES))
+    _ask(matching, VALUES)
+    forced.claim(matching, lambda: _ask(matching, VALUES))
+
+
+def _ask(matching: Matching, kinds: Sequence[Evidence]) -> None:
+    for evidence in kinds:
         if matching.unclaimed_before() or matching.unclaimed_after():
             evidence(matching)
             _grow(matching, SURE)

@@ -65,6 +65,7 @@ class Matching:
     def forget(self, known: int) -> None:
         """Take back all claims but the first `known`, and what was concluded from them."""
         self.alignment.forget(known)
+        self.reshaped.clear()
         self._after = None
 
     def unclaimed_before(self) -> list[Node]:

@@ -15,14 +15,26 @@ from torch.fx import Node
 
 from graphprobe import nodes, provenance
 from graphprobe.align.matching import Matching, is_part, shown_as
-from graphprobe.align.neighbours import FLOOR, SAME, nearest
+from graphprobe.align.neighbours import FLOOR, SAME, Near, nearest
+from graphprobe.align.sketches import evened
 
 AGREE = 0.05  # relative distance of two sketches that counts as equal, where something is computed in 16 bits or less
 AGREE_FINE = 1e-3  # where nothing is
+TIGHT = 6e-3  # the same, where there must be no doubt: what rounds once or twice
+TIGHT_FINE = 2e-6
 
 
 def claim(matching: Matching) -> None:
     """Claim unclaimed nodes by what they hold when both graphs run on the same inputs."""
+    _claim(matching, AGREE if matching.is_coarse() else AGREE_FINE)
+
+
+def claim_tightly(matching: Matching) -> None:
+    """Claim only what agrees to the last digits."""
+    _claim(matching, TIGHT if matching.is_coarse() else TIGHT_FINE)
+
+
+def _claim(matching: Matching, agree: float) -> None:
     left, right = matching.sketches("before"), matching.sketches("after")
     of_before, of_after = matching.alignment.of_before, matching.alignment.of_after
     groups: dict[Any, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
@@ -32,8 +44,8 @@ def claim(matching: Matching) -> None:
                 groups[_count(node), sketch.numel()][column].append(node)
     for xs, ys in groups.values():
         if xs and ys:
-            a, b = (torch.stack([known[n] for n in group]) for known, group in ((left, xs), (right, ys)))
-            for x, y in _pairs(matching, xs, ys, a, b):
+            a, b = (evened(torch.stack([known[n] for n in group])) for known, group in ((left, xs), (right, ys)))
+            for x, y in _pairs(matching, xs, ys, nearest(a, b, agree)):
                 if not (is_part(x) and is_part(y)):
                     _add(matching, x, y)
 
@@ -58,11 +70,8 @@ def _add(matching: Matching, x: Node, y: Node) -> None:
 # --- nearest pairs ----------------------------------------------------------------------------------------------
 
 
-def _pairs(
-    matching: Matching, xs: list[Node], ys: list[Node], a: torch.Tensor, b: torch.Tensor
-) -> list[tuple[Node, Node]]:
+def _pairs(matching: Matching, xs: list[Node], ys: list[Node], near: Near) -> list[tuple[Node, Node]]:
     """Pair nodes that hold the same numbers; what is nearest on one side must be nearest on the other, too."""
-    near = nearest(a, b, AGREE if matching.is_coarse() else AGREE_FINE)
     alike: dict[tuple[Node, ...], list[Node]] = defaultdict(list)  # what holds one value before -> what holds it after
     for row, found in near.of_y.items():
         best = min(d for _, d in found)
