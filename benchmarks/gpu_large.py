@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import graphprobe
-from graphprobe import streaming
+from graphprobe import carrying
 from graphprobe.fxfile import mapping
 from graphprobe.fxfile.archive import buffer
 
@@ -91,7 +91,7 @@ def copy_rate() -> float:
 
 def read_rate(paths: list[str]) -> float:
     """Return GB/s of reading the files into page-locked memory: what comes from them cannot come faster."""
-    carrier, stage = streaming._Carrier(torch.device("cpu")), torch.empty(64 << 20, dtype=torch.uint8, pin_memory=True)
+    carrier, stage = carrying.Carrier(torch.device("cpu")), torch.empty(64 << 20, dtype=torch.uint8, pin_memory=True)
     weights = [w for path in paths for w in mapping.tensors(path).values() if w.numel() * 2 >= stage.numel()]
 
     def read() -> int:

@@ -16,7 +16,8 @@ from corpus import mutations
 from graphprobe import align, binding
 from graphprobe.judge.rows import read
 from graphprobe.lanes import exact, measure, run, together
-from graphprobe.lanes.build import Plan, Probe, build
+from graphprobe.lanes.build import build
+from graphprobe.lanes.plan import Plan, Probe
 from graphprobe.lanes.regions import Region, regions_of
 from graphprobe.lanes.same import Weights, isomorphic, repeats, substitutes
 from models import tiny

@@ -14,7 +14,7 @@ from corpus import mutations
 from graphprobe import align, binding, execute
 from graphprobe.align.claims import Alignment
 from graphprobe.lanes import run, waypoints
-from graphprobe.lanes.build import Plan
+from graphprobe.lanes.plan import Plan
 from graphprobe.lanes.regions import Regions, regions_of
 from graphprobe.lanes.replay import Replay
 from graphprobe.lanes.same import Weights, substitutes

@@ -16,8 +16,8 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.execute import Values, call, run_program
 from graphprobe.lanes import control, exact, measure
-from graphprobe.lanes.build import Plan
 from graphprobe.lanes.noise import U64, Jitter, Noise
+from graphprobe.lanes.plan import Plan
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.relaxed import relaxed_call
 from graphprobe.lanes.remembered import Remembered

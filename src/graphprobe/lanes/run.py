@@ -14,7 +14,8 @@ from graphprobe import provenance
 from graphprobe.errors import MismatchError, OperatorError
 from graphprobe.execute import Values
 from graphprobe.lanes import exact
-from graphprobe.lanes.build import Plan, Probe, build
+from graphprobe.lanes.build import build
+from graphprobe.lanes.plan import Plan, Probe
 from graphprobe.lanes.waypoints import Waypoints
 from graphprobe.program import fetch
 

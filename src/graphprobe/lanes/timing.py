@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from graphprobe import align, inputs
-from graphprobe.lanes.build import Plan, build
+from graphprobe.lanes.build import build
+from graphprobe.lanes.plan import Plan
 from graphprobe.lanes.regions import regions_of
 from graphprobe.lanes.same import Weights, isomorphic, repeats, substitutes
 from graphprobe.program import program

@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 
 from graphprobe.execute import Values
-from graphprobe.lanes.build import Probe
+from graphprobe.lanes.plan import Probe
 
 PLACES = 8
 LIMIT = 64 * 2**20  # bytes that are kept at most
