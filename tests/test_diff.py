@@ -275,3 +275,25 @@ def test_an_assertion_for_unit_tests() -> None:
     assert graphprobe.testing.assert_equivalent(Gated(1.0), Gated(1.5), (x,), allow=("semantic",)).verdict == "semantic"
     with pytest.raises(AssertionError, match=r"semantic.*add"):
         assert_equivalent(Gated(1.0), Gated(1.5), (x,))
+
+
+class Counting(torch.nn.Module):
+    """Counts its calls in a buffer, so that its graph has to be made functional before it is compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return self.norm(x) * self.calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_graph_that_writes_in_place_is_made_functional_in_the_dtype_it_takes(dtype: torch.dtype) -> None:
+    model, x = Counting().eval(), torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    before = graphprobe.capture(model, (x,))
+    after = graphprobe.capture(copy.deepcopy(model).to(dtype), (x.to(dtype),))
+    report = graphprobe.diff(before, after, (x,))
+    assert report.verdict == "rounding", report

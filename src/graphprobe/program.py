@@ -258,7 +258,7 @@ def _functionalised(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, An
             raise InputError(f"the graph needs the input {path!r}, which was not given. It takes {', '.join(inputs)}")
     try:
         with torch.no_grad(), quiet():
-            flat = tuple(given.get(node) for node in inputs.values())
+            flat = tuple(_as_taken(given.get(node), node) for node in inputs.values())
             exported = torch.export.export(_flattened(gm), flat, strict=False).run_decompositions({})
     except Exception as error:
         raise CaptureError(
@@ -267,6 +267,14 @@ def _functionalised(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, An
             "Give the arguments it runs on, or call ExportedProgram.run_decompositions({}) first"
         ) from error
     return _from_exported(exported, list(inputs), _returned(gm)[0])
+
+
+def _as_taken(value: Any, node: Node) -> Any:
+    """Cast a floating input to the dtype that the graph was captured with: the other side may take another."""
+    taken = nodes.tensor_val(node)
+    if not isinstance(value, torch.Tensor) or taken is None or not value.is_floating_point():
+        return value
+    return value.to(taken.dtype) if taken.dtype.is_floating_point else value
 
 
 def _flattened(gm: GraphModule) -> GraphModule:
