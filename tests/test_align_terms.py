@@ -11,7 +11,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from graphprobe import align, nodes
 from graphprobe.align.matching import Matching
-from graphprobe.program import Program, input_paths, output_paths
+from graphprobe.calling import input_paths, output_paths
+from graphprobe.program import Program
 
 aten = torch.ops.aten
 Build = Callable[..., Node]

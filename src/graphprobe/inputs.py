@@ -9,8 +9,9 @@ import torch.utils._pytree as pytree
 from torch.fx import GraphModule, Node
 
 from graphprobe import nodes
+from graphprobe.calling import input_paths, suffix
 from graphprobe.errors import InputError, nearest
-from graphprobe.program import Program, _suffix, fetch, input_paths
+from graphprobe.program import Program, fetch
 
 Inputs = dict[str, Any]
 _SEED = 20260117
@@ -39,7 +40,7 @@ def bind(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], side: s
     bound: Inputs = {}
     for name, value in call.items():
         for path, leaf in pytree.tree_flatten_with_path(value)[0]:
-            bound[name + _suffix(path)] = leaf
+            bound[name + suffix(path)] = leaf
     return bound
 
 

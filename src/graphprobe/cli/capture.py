@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
 def _specialised(gm: GraphModule, wanted: list[str]) -> list[str]:
     """Return those of the dimensions asked for that did not stay symbolic."""
     from graphprobe import nodes
-    from graphprobe.program import input_paths
+    from graphprobe.calling import input_paths
 
     paths = input_paths(gm)
     fixed = []

@@ -8,7 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch.fx import GraphModule, Interpreter, Node
 
-from graphprobe import inputs, nodes, program
+from graphprobe import calling, inputs, nodes
 from graphprobe.errors import InputError, nearest
 
 
@@ -30,7 +30,7 @@ def placeholder_values(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str,
     missing = [name for name in names[len(args) :] if name not in kwargs and name not in defaults]
     if missing:
         raise InputError(f"the graph needs the input {missing[0]!r}, which was not given. It takes {', '.join(names)}")
-    given = program.placeholder_values(gm, args, kwargs)
+    given = calling.placeholder_values(gm, args, kwargs)
     return {node: given[node] if node in given else node.args[0] for node in placeholders.values()}
 
 
