@@ -5,7 +5,7 @@ Where two operands are exchanged, one operation takes y for x and another takes 
 the raw one, the rotation the raw one for the normed, and what follows the normed one for the rotated. Each of these
 regions is the same program on both sides but for one operand, and the substitutions close a circle. Nothing can be said
 of one of them alone: put one right, and a value is taken twice and another not at all. Two mistakes that have nothing
-to do with each other close no circle.
+to do with each other close no circle. Weights that were loaded into each other's places are told in the same way.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
+import torch
 from torch.fx import Node
 
 from graphprobe import nodes
@@ -22,12 +23,13 @@ from graphprobe.lanes.regions import Region, Regions
 from graphprobe.lanes.same import Weights
 from graphprobe.program import Program
 
-Circle = frozenset[Node]  # values of before that take each other's places
+Circle = frozenset[Node]  # values or weights of before that take each other's places
+Taken = list[tuple[Node, Node]]  # (what before takes, what after takes in its place), both as nodes of before
+_FIRST = 16  # numbers of a weight that are looked at before all of it is
 
 
-def circles(regions: Sequence[Region], weights: Weights) -> list[Circle | None]:
+def circles(taken: Sequence[Taken]) -> list[Circle | None]:
     """Return for each region the circle its substitutions belong to, or None."""
-    taken = [_substitutions(region, weights) for region in regions]
     instead: dict[Node, set[Node]] = defaultdict(set)
     for substitutions in taken:
         for p, other in substitutions:
@@ -35,8 +37,8 @@ def circles(regions: Sequence[Region], weights: Weights) -> list[Circle | None]:
     return [next((found for p, other in edges if (found := _circle(p, other, instead))), None) for edges in taken]
 
 
-def _substitutions(region: Region, weights: Weights) -> list[tuple[Node, Node]]:
-    """Return (what before takes, what after takes in its place), both as values of before, if nothing else differs."""
+def substitutions(region: Region, weights: Weights) -> Taken:
+    """Return what a region takes in place of what it should take, if nothing else differs."""
     partners: dict[Node, list[Node]] = defaultdict(list)
     for p, q in region.frontier:
         partners[q].append(p)
@@ -48,7 +50,12 @@ def _substitutions(region: Region, weights: Weights) -> list[tuple[Node, Node]]:
         if pair in known or pair in seen:
             continue
         seen.add(pair)
-        if p.op == q.op == "get_attr" and weights.stands_for(p, q):
+        if p.op == q.op == "get_attr":
+            if not weights.stands_for(p, q):
+                others = _holding(q, weights)
+                found += [(_first(p, weights), other) for other in others]
+                if not others:
+                    return []
             continue
         if p not in befores and q not in partners and p.op == q.op == "call_function" and same_kind(p, q):
             stack += zip(p.all_input_nodes, q.all_input_nodes, strict=True)
@@ -58,6 +65,28 @@ def _substitutions(region: Region, weights: Weights) -> list[tuple[Node, Node]]:
             return []
         found += [(p, other) for other in partners[q]]
     return found
+
+
+def _holding(q: Node, weights: Weights) -> list[Node]:
+    """Return the weights of before that after's weight has the content of, each once."""
+    held = weights.after.held(q)
+    if not isinstance(held, torch.Tensor) or held.is_meta:
+        return []
+    start = held.detach().reshape(-1)[:_FIRST].double().cpu()
+    found = dict[str, Node]()
+    for x in weights.before.live:
+        mine = weights.before.held(x) if x.op == "get_attr" and str(x.target) not in found else None
+        if not isinstance(mine, torch.Tensor) or mine.is_meta or mine.shape != held.shape:
+            continue
+        first = mine.detach().reshape(-1)[:_FIRST].double().cpu()
+        if torch.allclose(first, start, rtol=1e-2, equal_nan=True) and weights.stands_for(x, q):
+            found[str(x.target)] = x
+    return list(found.values())
+
+
+def _first(p: Node, weights: Weights) -> Node:
+    """Return the first node that reads the same weight."""
+    return next(x for x in weights.before.live if x is p or (x.op == "get_attr" and x.target == p.target))
 
 
 def _source(node: Node, leaves: Collection[Node]) -> Node:
@@ -91,14 +120,16 @@ def around(
 
     What takes its place in the middle has no counterpart there, so its claims are no frontier.
     """
-    claims = [region.claim for region in members]
+    claims = sorted((region.claim for region in members), key=lambda c: after.order[c.after], reverse=True)
     pairs = {(p, q) for region in members for p, q in region.frontier if p in circle}
     below = [pair for pair in pairs if any(other is not pair and _feeds(other, pair) for other in pairs)]
-    lasts = [c for c in claims if not any(_feeds((c.before, c.after), (d.before, d.after)) for d in claims)]
-    lasts = lasts or [max(claims, key=lambda c: after.order[c.after])]
     gone = {c for c in alignment.claims if (c.before, c.after) in below} | set(claims)
     left = Regions(before, after, alignment.without(gone))
-    return tuple(left.region(c) for c in lasts)
+    found: list[Region] = []
+    for claim in claims:
+        if not any(claim.after in region.after for region in found):
+            found.append(left.region(claim))
+    return tuple(found)
 
 
 def _feeds(one: tuple[Node, Node], other: tuple[Node, Node]) -> bool:

@@ -29,6 +29,7 @@ class Cause:
     kind: str
     region: Region
     culprit: Culprit
+    taken: frozenset[tuple[Node, Node]]  # what before takes, what after takes in its place, if nothing else differs
     circle: exchange.Circle | None
     numbers: tuple[tuple[object, object], ...] | None  # what before has, what after has in its place
     claimed: frozenset[tuple[Node, Node]]
@@ -62,12 +63,14 @@ def merged(judgement: Judgement, found: Found) -> Found:
 def _causes(judgement: Judgement, found: Found) -> dict[int, Cause]:
     asked = [(place, j, f.kind) for place, (j, f) in enumerate(found) if j and f.kind in ("semantic", "precision")]
     regions = [tight(judgement, j.region) for _, j, _ in asked]
-    circles = exchange.circles(regions, judgement.weights)
+    taken = [exchange.substitutions(region, judgement.weights) for region in regions]
+    circles = exchange.circles(taken)
     claimed = frozenset((c.before, c.after) for c in judgement.alignment.claims)
     out = {}
-    for (place, judged, kind), region, circle in zip(asked, regions, circles, strict=True):
+    for (place, judged, kind), region, instead, circle in zip(asked, regions, taken, circles, strict=True):
         guilty = culprit(region, judgement.weights)
-        out[place] = Cause(judged, kind, region, guilty, circle, renumbered(region, guilty), claimed)
+        numbers = renumbered(region, guilty)
+        out[place] = Cause(judged, kind, region, guilty, frozenset(instead), circle, numbers, claimed)
     return out
 
 
@@ -105,6 +108,11 @@ def _exchanged(one: Cause, other: Cause) -> bool:
     return one.circle is not None and one.circle == other.circle
 
 
+def _same_instead(one: Cause, other: Cause) -> bool:
+    """One value is taken in place of another one wherever that should be: what makes it is passed by."""
+    return bool(one.taken) and one.taken == other.taken
+
+
 def _same_number(one: Cause, other: Cause) -> bool:
     """One number of a module, a count or a width, is another one wherever it stands."""
     return one.numbers is not None and one.numbers == other.numbers and bool(one.home) and one.home == other.home
@@ -117,6 +125,7 @@ WAYS: tuple[tuple[Callable[[Cause, Cause], bool], str], ...] = (
     (_same_split, _SHOWS),
     (_moved, _SHOWS),
     (_exchanged, "operands take each other's places, also in"),
+    (_same_instead, "the same operand is also taken in"),
     (_same_number, "the same number also differs in"),
 )
 
