@@ -36,7 +36,7 @@ format: $(VENV)/.ready ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-accuracy: $(VENV)/.ready ## how often diff names the right operation, and how often it cries wolf (ARGS="--seeds 0 --blocks 5")
+accuracy: $(VENV)/.ready ## planted bugs found and false alarms, claims that are right; JSON in out/ (hours; ARGS="--parts corpus --seeds 0")
 	@$(BIN)/python benchmarks/accuracy.py $(ARGS)
 
 alignment: $(VENV)/.ready ## how many claims are right, how much is claimed, what it costs (ARGS="--models llama")
