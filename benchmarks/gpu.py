@@ -158,10 +158,10 @@ def measure_lanes(row: Row, before: torch.fx.GraphModule, kwargs: Row, modes: li
 
 
 def measure_mode(row: Row, lanes: Callable[[], torch.Tensor], mode: str) -> None:
-    attempt(row, f"lanes_{mode}", lambda: best(lanes, 3))
+    attempt(row, f"lanes_{mode}", lambda: best(lanes))
     attempt(row, f"lanes_{mode}_extra_gb", lambda: extra_memory(lanes))
     if row["tokens"] < 2048 or mode in ("lockstep", "native"):
-        attempt(row, f"lanes_{mode}_recorded", lambda: best(devices.recorded(lanes), 3))
+        attempt(row, f"lanes_{mode}_recorded", lambda: best(devices.recorded(lanes)))
 
 
 class FiveReductions:

@@ -4,8 +4,9 @@
 
 Without --model a random SmolLM2-135M-shaped model is used. Every variant runs once per round; of all rounds the fastest
 counts, and the lower quartile stands beside it. "graph" is the captured graph; "taps" the same with all taps; "noop"
-with taps that read nothing, which is the price of calling them; "probe" adds what `Probe` does around a run; "five
-reductions" is the obvious way, an interpreter that takes min, max, mean, norm and a count of odd values one by one.
+with taps that read nothing, which is the price of calling them; "probe" adds what `Probe` does around a run;
+"checksums" has one in every row; "five reductions" is the obvious way, an interpreter that takes min, max, mean, norm
+and a count of odd values one by one.
 """
 
 from __future__ import annotations
@@ -87,8 +88,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "noop": lambda: untapped(**kwargs),
         "taps": lambda: probe.graph(**kwargs),
         "probe": lambda: probe(**kwargs),
+        "checksums": lambda: checked(**kwargs),
         "five reductions": lambda: FiveReductions(captured).run(*flat),
     }
+    checked = instrument_graph(captured, checksum=True)
     untapped = without_reading(instrument_graph(captured))
     with torch.no_grad():
         times = in_turns(variants, options.rounds, options.device)

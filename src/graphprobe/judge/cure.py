@@ -15,7 +15,7 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Claim
 from graphprobe.execute import Values, run_program
-from graphprobe.lanes import measure
+from graphprobe.lanes import measure, norms
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
 
@@ -92,7 +92,7 @@ def relative_error(b: torch.Tensor, f: torch.Tensor, moved: torch.Tensor | None,
     difference, kept, wrong = measure.compared(x, y, bounds)
     if wrong is not None and bool(wrong.any()):
         return float("inf")
-    top, bottom = float(measure.squares(difference)), float(measure.squares(kept))
+    top, bottom = float(norms.squares(difference)), float(norms.squares(kept))
     return math.sqrt(top / bottom) if bottom > 0 else (0.0 if top == 0 else float("inf"))
 
 

@@ -17,6 +17,7 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.lanes.norms import bitwise, norm, squares
 
 Tensor = torch.Tensor
 Bounds = tuple[float, float]  # from which magnitude on x and y are mask values
@@ -102,7 +103,7 @@ def summed(
     """
     difference = y - x if room is None else torch.sub(y, x, out=room)
     if not x.is_cuda:
-        top, size = _norm(difference), _norm(x) if size is None else size
+        top, size = norm(difference), norm(x) if size is None else size
         if _is_plain(top, size, bounds):
             return difference, x, None, top.square(), size.square()
     finite = torch.isfinite(x) & torch.isfinite(y)
@@ -122,26 +123,6 @@ def _is_plain(difference: Tensor, x: Tensor, bounds: Bounds) -> bool:
     return math.isfinite(float(difference)) and float(x) < bounds[0]
 
 
-_ROW = 1024  # so many float32 squares are added up in float32, the rest in float64
-_SAFE = (1e-12, 1e15)  # norms within are neither overflowed nor, by any element that matters, underflowed
-
-
-def _norm(x: Tensor) -> Tensor:
-    """Return the L2 norm in float64; on the CPU, where a widening reduction is slow, float32 goes row by row."""
-    found: Tensor
-    if x.dtype is torch.float32 and not x.is_cuda and x.is_contiguous() and x.numel():
-        flat = x.view(-1)
-        cut = x.numel() // _ROW * _ROW
-        parts = [torch.linalg.vector_norm(flat[:cut].view(-1, _ROW), dim=1)] if cut else []
-        if cut < x.numel():
-            parts.append(torch.linalg.vector_norm(flat[cut:])[None])
-        found = torch.linalg.vector_norm(torch.cat(parts).double())
-        if _SAFE[0] < float(found) < _SAFE[1]:
-            return found
-    found = torch.linalg.vector_norm(x, dtype=torch.float64)
-    return found
-
-
 def count(wrong: Tensor | None) -> Tensor | int:
     """Count the elements whose class differs."""
     return 0 if wrong is None else wrong.sum()
@@ -156,11 +137,6 @@ def work_dtype(*tensors: Tensor) -> torch.dtype:
 def real(x: Tensor) -> Tensor:
     """Show a complex tensor as a real one with a last dimension of 2."""
     return torch.view_as_real(x) if x.is_complex() else x
-
-
-def squares(x: Tensor) -> Tensor:
-    """Return sum x^2 in float64."""
-    return _norm(x).square()
 
 
 def keep(moved: Tensor | None, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
@@ -237,7 +213,7 @@ def native(
     out[Column.COUNT] = b.numel()
     if moved is not None:
         out[Column.LEFT_OUT] = moved.sum()
-    same = (False, False) if b.is_cuda else _bitwise(b, f, r)
+    same = (False, False) if b.is_cuda else bitwise(b, f, r)
     free = Column.FREE, Column.FREE_CLASS, Column.FREE_EQUAL
     equal_f = _pair(out, partials, b, f, moved, bounds, free, Column.FREE_MAX, same[0])
     forced = Column.FORCED, Column.FORCED_CLASS, Column.FORCED_EQUAL
@@ -303,38 +279,6 @@ def _pair(
     return False
 
 
-def _bitwise(x: Tensor, *others: Tensor | None) -> tuple[bool, ...]:
-    """Whether tensors on the CPU hold the numbers of x, in its dtype; eight bytes at once is much the quickest."""
-    words = _words(x)
-    same = [words is not None and _same_words(x, words, y) for y in others]
-    if any(same) and x.dtype.is_floating_point and math.isnan(float(x.sum())):
-        same = [False] * len(others)  # NaN equals nothing, or infinities of both signs
-    return tuple(
-        found or (y is not None and y.dtype == x.dtype and torch.equal(x, y))
-        for found, y in zip(same, others, strict=True)
-    )
-
-
-def _same_words(x: Tensor, words: Tensor, y: Tensor | None) -> bool:
-    if y is None or y.dtype != x.dtype or y.shape != x.shape:
-        return False
-    theirs = _words(y)
-    return theirs is not None and torch.equal(words, theirs)
-
-
-def _words(x: Tensor) -> Tensor | None:
-    size = x.dtype.itemsize
-    if (
-        size >= 8
-        or (size < 2 and x.dtype.is_floating_point)
-        or not x.is_contiguous()
-        or x.numel() * size % 8
-        or x.storage_offset() * size % 8
-    ):
-        return None
-    return x.view(-1).view(torch.int64)
-
-
 def _nonfinite(x: Tensor, moved: Tensor | None) -> Tensor:
     if not (x.dtype.is_floating_point or x.is_complex()):
         return torch.zeros((), device=x.device)
@@ -364,7 +308,7 @@ def exact(
         return
     mine = bounds[0], bounds[0]
     truth, other = keep(moved, real(xb).double(), real(xa).double())
-    size = None if b.is_cuda else _norm(truth)
+    size = None if b.is_cuda else norm(truth)
     if size is not None and float(size) < bounds[0] and torch.equal(truth, other):
         out[Column.EXACT_BEFORE] = size.square()
     else:
@@ -376,7 +320,7 @@ def exact(
             out[Column.EXACT_SLICE] = worst_slice(difference.square(), kept.square())
     out[Column.BEFORE_ERROR] = _error(partials, truth, b, moved, mine, size)
     if r is not None and r.shape == b.shape:
-        equal = not b.is_cuda and _bitwise(r, b)[0]
+        equal = not b.is_cuda and bitwise(r, b)[0]
         out[Column.FORCED_ERROR] = (
             out[Column.BEFORE_ERROR] if equal else _error(partials, truth, r, moved, bounds, size)
         )
@@ -388,7 +332,7 @@ def _error(
     """Return the sum of (value - truth)^2; `size` is the norm of truth where it is known."""
     room = _room(partials, truth.shape, truth.dtype) if moved is None and size is not None else None
     if room is not None and size is not None and value.shape == truth.shape:
-        top = _norm(room.copy_(value).sub_(truth))
+        top = norm(room.copy_(value).sub_(truth))
         if _is_plain(top, size, bounds):
             return top.square()
     (given,) = keep(moved, real(value).double())
