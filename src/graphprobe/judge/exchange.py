@@ -19,6 +19,7 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment
 from graphprobe.judge.culprit import same_kind
+from graphprobe.judge.hints.look import Look
 from graphprobe.lanes.regions import Region, Regions
 from graphprobe.lanes.same import Weights
 from graphprobe.program import Program
@@ -35,6 +36,21 @@ def circles(taken: Sequence[Taken]) -> list[Circle | None]:
         for p, other in substitutions:
             instead[p].add(other)
     return [next((found for p, other in edges if (found := _circle(p, other, instead))), None) for edges in taken]
+
+
+def tried(look: Look, region: Region) -> Taken:
+    """Give after's piece the one value that only before takes for the one that only after takes: do the sides agree?"""
+    taken = [{m for n in getattr(region, side) for m in n.all_input_nodes} for side in ("before", "after")]
+    mine = [p for p, q in region.frontier if p in taken[0] and q not in taken[1]]
+    theirs = [(p, q) for p, q in region.frontier if p not in taken[0] and q in taken[1]]
+    if len(mine) != 1 or len(theirs) != 1:
+        return []
+    (p,), ((other, q),) = mine, theirs
+    value = look.inside[0].get(p)
+    if value is None or nodes.elements(p) != nodes.elements(q):
+        return []
+    agrees = look.agrees(look.again({q: value.reshape(nodes.shape(q) or ())}))
+    return [(p, other)] if agrees else []
 
 
 def substitutions(region: Region, weights: Weights) -> Taken:

@@ -14,6 +14,7 @@ from torch.fx import Node
 from graphprobe import provenance
 from graphprobe.judge import exchange
 from graphprobe.judge.culprit import Culprit, culprit, renumbered, share_a_split
+from graphprobe.judge.hints.look import Look
 from graphprobe.judge.judging import Judged, Judgement
 from graphprobe.lanes.regions import Region
 from graphprobe.records import Finding
@@ -63,14 +64,18 @@ def merged(judgement: Judgement, found: Found) -> Found:
 def _causes(judgement: Judgement, found: Found) -> dict[int, Cause]:
     asked = [(place, j, f.kind) for place, (j, f) in enumerate(found) if j and f.kind in ("semantic", "precision")]
     regions = [tight(judgement, j.region) for _, j, _ in asked]
+    culprits = [culprit(region, judgement.weights) for region in regions]
     taken = [exchange.substitutions(region, judgement.weights) for region in regions]
+    if len(regions) > 1:  # what is written otherwise cannot be read: it is tried
+        looks = [Look(judgement.replay, j.region, guilty) for (_, j, _), guilty in zip(asked, culprits, strict=True)]
+        every = zip(taken, looks, regions, strict=True)
+        taken = [found or exchange.tried(look, region) for found, look, region in every]
     circles = exchange.circles(taken)
     claimed = frozenset((c.before, c.after) for c in judgement.alignment.claims)
     out = {}
-    for (place, judged, kind), region, instead, circle in zip(asked, regions, taken, circles, strict=True):
-        guilty = culprit(region, judgement.weights)
-        numbers = renumbered(region, guilty)
-        out[place] = Cause(judged, kind, region, guilty, frozenset(instead), circle, numbers, claimed)
+    for i, (place, judged, kind) in enumerate(asked):
+        instead, numbers = frozenset(taken[i]), renumbered(regions[i], culprits[i])
+        out[place] = Cause(judged, kind, regions[i], culprits[i], instead, circles[i], numbers, claimed)
     return out
 
 
