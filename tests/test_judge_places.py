@@ -156,3 +156,27 @@ def test_what_agrees_exactly_between_a_defect_and_what_hides_it_is_no_finding() 
     x = randn(4, WIDTH, seed=2).abs() + 0.1
     report = Pair(decided(1.0), decided(1.01), (x,), "semantic", says="masked on this input").check()
     assert [f.op for f in report.findings] == ["aten.mul.Tensor"] and report.findings[0].exact
+
+
+class Gated(nn.Module):
+    """A gated layer; `by_hand` writes its activation out, and then `swapped` takes gate for up and up for gate."""
+
+    def __init__(self, by_hand: bool, swapped: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.up, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.by_hand, self.swapped = by_hand, swapped
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate(x), self.up(x)
+        gate, up = (up, gate) if self.swapped else (gate, up)
+        return self.out((gate * torch.sigmoid(gate) if self.by_hand else F.silu(gate)) * up)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_an_exchange_is_one_finding_where_the_sides_are_written_otherwise(swapped: bool) -> None:
+    after = nn.Sequential(Gated(True, swapped), Gated(True))
+    report = graphprobe.diff(nn.Sequential(Gated(False), Gated(False)), after, (randn(2, TOKENS, WIDTH, seed=3),))
+    found = [f for f in report.findings if f.kind in GRAVE]
+    assert len(found) == swapped, found
+    assert not swapped or (found[0].module_path == "0" and found[0].cures is not None and found[0].cures > 0.99), found
