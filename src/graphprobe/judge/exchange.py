@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from typing import TypeGuard
 
 import torch
 from torch.fx import Node
@@ -26,6 +27,7 @@ from graphprobe.program import Program
 
 Circle = frozenset[Node]  # values or weights of before that take each other's places
 Taken = list[tuple[Node, Node]]  # (what before takes, what after takes in its place), both as nodes of before
+_PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FIRST = 16  # numbers of a weight that are looked at before all of it is
 
 
@@ -86,18 +88,30 @@ def substitutions(region: Region, weights: Weights) -> Taken:
 def _holding(q: Node, weights: Weights) -> list[Node]:
     """Return the weights of before that after's weight has the content of, each once."""
     held = weights.after.held(q)
-    if not isinstance(held, torch.Tensor) or held.is_meta:
+    if not _is_plain(held):
         return []
     start = held.detach().reshape(-1)[:_FIRST].double().cpu()
     found = dict[str, Node]()
     for x in weights.before.live:
         mine = weights.before.held(x) if x.op == "get_attr" and str(x.target) not in found else None
-        if not isinstance(mine, torch.Tensor) or mine.is_meta or mine.shape != held.shape:
+        if not _is_plain(mine) or mine.shape != held.shape:
             continue
         first = mine.detach().reshape(-1)[:_FIRST].double().cpu()
         if torch.allclose(first, start, rtol=1e-2, equal_nan=True) and weights.stands_for(x, q):
             found[str(x.target)] = x
     return list(found.values())
+
+
+def _is_plain(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether a weight holds plain numbers: no codes, no packed or wrapped tensor."""
+    plain = type(value) in (torch.Tensor, torch.nn.Parameter)
+    return (
+        plain
+        and isinstance(value, torch.Tensor)
+        and value.dtype in _PLAIN
+        and value.layout is torch.strided
+        and not value.is_meta
+    )
 
 
 def _first(p: Node, weights: Weights) -> Node:
