@@ -377,8 +377,8 @@ def two_rows_of_the_table_swapped(after: Any, draw: Draw) -> str:
 
 
 @changed("weights", neox, ops="layer_norm.default")
-def norms_of_one_layer_swapped(after: Any, draw: Draw) -> list[Bug]:
+def norms_of_one_layer_swapped(after: Any, draw: Draw) -> str:
     i = pick(after, draw)
     layer = after.layers[i]
     layer.norm_1.weight, layer.norm_2.weight = layer.norm_2.weight, layer.norm_1.weight
-    return [Bug(f"layers.{i}.norm_{n}", ("aten.layer_norm.default",)) for n in (1, 2)]
+    return f"layers.{i}.norm_1"  # one mistake, met here first

@@ -23,13 +23,15 @@ def unlike_siblings(candidates: Sequence[Node]) -> list[Node]:
     """Return those that their module does more often here than in any other layer; none where no layer is repeated."""
     places = {node: provenance.repeated(provenance.module_path(node)) for node in candidates}
     wanted = {pattern for pattern, index in places.values() if index}
+    targets = {node.target for node in candidates}
     counts: dict[tuple[str, Kind], Counter[tuple[str, ...]]] = defaultdict(Counter)
     layers: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for node in next(iter(candidates)).graph.nodes if wanted else ():
         pattern, index = provenance.repeated(provenance.module_path(node))
         if pattern in wanted and node.op == "call_function":
             layers[pattern].add(index)
-            counts[pattern, _kind(node)][index] += 1
+            if node.target in targets:
+                counts[pattern, _kind(node)][index] += 1
 
     def is_unlike(node: Node) -> bool:
         pattern, index = places[node]
