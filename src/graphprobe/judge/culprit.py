@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,10 @@ def culprit(region: Region, weights: Weights) -> Culprit:
 def _unlike(rest_after: list[Node], alike: Pairs) -> list[Node]:
     """Return what the module does in none of the other layers, unless before does the same in this layer alone, too."""
     known = set(unlike_siblings(list(alike.values())))
-    return [y for y in unlike_siblings(rest_after) if alike.get(y) not in known]
+    found = [y for y in unlike_siblings(rest_after) if alike.get(y) not in known]
+    # which of its results is taken is no operation of its own
+    makers = {y: y.all_input_nodes[0] for y in found if y.target is operator.getitem}
+    return [makers[y] if makers.get(y) in rest_after else y for y in found]
 
 
 def _changed(before: list[Node], after: list[Node], alike: Pairs, weights: Weights) -> Node | None:

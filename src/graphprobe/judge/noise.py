@@ -18,6 +18,7 @@ from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
 
 Tensor = torch.Tensor
+_UNDERFLOW = 746.0  # exp(-746) is 0 in float64
 
 
 def moves(replay: Replay, own: list[Region], below: list[Region], as_value: bool) -> bool:
@@ -54,8 +55,14 @@ def _size(region: Region, truth: Tensor, other: Tensor, as_value: bool) -> Tenso
     size = _as_value(truth, other)
     if hides(region.claim.before) and hides(region.claim.after):
         # what both versions hide before a softmax stays hidden, whatever number they write for it
-        size = torch.where((truth <= MASKED) & (other <= MASKED), difference, size)
+        size = torch.where(_hidden(truth) & _hidden(other), difference, size)
     return size
+
+
+def _hidden(scores: Tensor) -> Tensor:
+    """Return what a softmax makes nothing of: a mask's number, or so far below its row's largest that exp gives 0."""
+    hidden = scores <= MASKED
+    return hidden | (scores <= scores.amax(-1, keepdim=True) - _UNDERFLOW) if scores.dim() else hidden
 
 
 def _as_value(truth: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
