@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import graphprobe
-from graphprobe import cli, devices, streaming
+from graphprobe import carrying, cli, devices
 from graphprobe.errors import FxFileError, InputError
 from graphprobe.fxfile import mapping
 from graphprobe.streaming import Stream, key_of
@@ -229,8 +229,8 @@ def test_damaged_weights_are_told(tmp_path, header):
 @pytest.mark.gpu
 @pytest.mark.parametrize("stage", [1 << 26, 1 << 15])
 def test_a_gpu_computes_the_same_with_weights_that_come(path, stage, monkeypatch):
-    monkeypatch.setattr(streaming, "_STAGE", stage)
-    monkeypatch.setattr(streaming, "_PIECE", stage // 4)
+    monkeypatch.setattr(carrying, "_STAGE", stage)
+    monkeypatch.setattr(carrying, "_PIECE", stage // 4)
     resident = graphprobe.instrument(devices.moved(graphprobe.load(path), torch.device("cuda")))
     expected, taps = resident(IDS.cuda()), resident.taps
     stream = Stream("cuda", 2 * LAYER)
