@@ -39,9 +39,11 @@ def straight(
 ) -> Straight | None:
     """Return what stands crosswise above a claim, if its two pieces are one program but for at most `other` operations
     that do something else, or that one side has too much; None where nothing does. `kept` claims are no guesses."""
-    pairs, differing = _one_program(claim, alignment, weights)
+    claimed = {(c.before, c.after) for c in alignment.claims if c.cut}
+    pairs, differing = _one_program(claim, claimed, weights)
     if len(differing) > other:
         return None
+    doubtful = bool(differing)
     for pair in differing:
         if _is_put_in(*pair, alignment):
             del pairs[pair]  # what takes it is no pair that agrees, and says so
@@ -53,14 +55,16 @@ def straight(
     crosswise = [c for c in touching if (c.before, c.after) not in pairs]
     if not crosswise or any(c.certain or c.output or c in kept for c in crosswise):
         return None
+    others = claimed - {(c.before, c.after) for c in crosswise}
+    if doubtful and any(not _one_program(c, others, weights)[1] for c in crosswise):
+        return None  # they are one program whatever else is claimed: it is another operand that is taken
     known = {(c.before, c.after) for c in touching}
     new = [pair for pair in pairs if pair not in known and all(nodes.makes_values(n) for n in pair)]
     return Straight(crosswise, [Claim(p, q, EVIDENCE, certain=False) for p, q in new])
 
 
-def _one_program(claim: Claim, alignment: Alignment, weights: Weights) -> tuple[Pairs, Pairs]:
+def _one_program(claim: Claim, claimed: Collection[tuple[Node, Node]], weights: Weights) -> tuple[Pairs, Pairs]:
     """Walk both pieces at once up to what is claimed, and return all pairs, and those that do not do the same."""
-    claimed = {(c.before, c.after) for c in alignment.claims if c.cut}
     pairs: Pairs = {}
     differing: Pairs = {}
     stack = [(claim.before, claim.after)]
@@ -111,7 +115,7 @@ def _underlying(p: Node, q: Node) -> tuple[Node, Node]:
     return nodes.shown(p), nodes.shown(q)
 
 
-def _meets(pair: tuple[Node, Node], claimed: set[tuple[Node, Node]], weights: Weights) -> bool:
+def _meets(pair: tuple[Node, Node], claimed: Collection[tuple[Node, Node]], weights: Weights) -> bool:
     p, q = pair
     if p.op == q.op == "get_attr":
         return weights.stands_for(p, q)
