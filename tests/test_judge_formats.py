@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from graphprobe.judge.codes import Grid, fit, flip
+from graphprobe.judge.codes import Grid, fit
+from graphprobe.judge.packing import flip
 from judge_tools import Pair, module, randn
 
 ROWS, COLUMNS, BLOCK = 48, 64, 16

@@ -16,9 +16,10 @@ from torch.fx import Node
 
 from graphprobe import nodes, provenance
 from graphprobe.chains import FP8, Chain, chains
-from graphprobe.judge.codes import Fit, Grid, code_fit, fit, flip, float8_fit
+from graphprobe.judge.codes import Fit, Grid, code_fit, fit, float8_fit
 from graphprobe.judge.constants import ask_constants
 from graphprobe.judge.effective import Effective, Finder
+from graphprobe.judge.packing import flip
 from graphprobe.judge.same import Sameness, Variant, ask
 from graphprobe.lanes import exact
 from graphprobe.lanes.regions import Region

@@ -32,6 +32,7 @@ from graphprobe.judge.reconverge import meeting
 from graphprobe.judge.rows import Measured
 from graphprobe.judge.same import Sameness
 from graphprobe.judge.straight import straight
+from graphprobe.judge.trial import holds_again, without
 from graphprobe.lanes.regions import Region, Regions, consumers
 from graphprobe.lanes.replay import Replay
 from graphprobe.lanes.same import Weights
@@ -134,7 +135,7 @@ class Withdrawal:
         if withdrawn is not None:
             self._pardon(group, withdrawn)
             return True
-        taking = [r for r in below if not _holds_again(r, group)]
+        taking = [r for r in below if not holds_again(r, group)]
         if not all(r.claim not in self.failing or r.claim in self.settled.pardoned for r in taking):
             if any(c.output for c in group) and len(group) == 1:
                 self.settled.guilty[group[0]] = ""
@@ -283,19 +284,7 @@ class Withdrawal:
         self, group: list[Claim], below: list[Region], first: bool = False, rounded: float | None = None
     ) -> tuple[list[Region], dict[Claim, Sameness]]:
         """Return D's regions with the group withdrawn, and the claims that do not hold then (`first`: only one)."""
-        left = self.active.without(set(group))
-        finder = Regions(self.replay.plan.before, self.replay.plan.after, left)
-        regions = [finder.region(r.claim) for r in below if r.claim not in group]
-        self.replay.fetch_frontiers(regions)
-        failing: dict[Claim, Sameness] = {}
-        looks = Looks(self.replay)  # of its own: nothing is withdrawn yet
-        for region in regions:
-            answer = looks.ask(region, left, self.failing, rounded)
-            if answer.same is not True:
-                failing[region.claim] = answer
-                if first:
-                    break
-        return regions, failing
+        return without(self.replay, self.active, self.failing, group, below, first, rounded)
 
     def _pardon(self, group: list[Claim], regions: list[Region]) -> None:
         """W holds: learn by noise whether the halves compensate, a later operation hides the difference, or neither."""
@@ -336,13 +325,3 @@ class Withdrawal:
                 self.failing[claim] = answer
             elif answer.same is None:
                 self.settled.unknown[claim] = answer.reason
-
-
-def _holds_again(region: Region, group: list[Claim]) -> bool:
-    """Whether a region ends in a node of the group and does its work again: what it is with the group forced, it does
-    not say (a value, and what codes made of it stand for, are both claimed to be one value of before)."""
-    return any(
-        (region.claim.before is c.before and c.after in region.after)
-        or (region.claim.after is c.after and c.before in region.before)
-        for c in group
-    )
