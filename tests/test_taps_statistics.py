@@ -66,8 +66,11 @@ def values() -> dict[str, torch.Tensor]:
         "many dimensions": _noise(2, 3, 2, 3, 2, 3, 2, 4)[:, :2, :, :2, :, :2, :, ::2],
         "single stride": _noise(1, 1, 40)[:, :, :1],
     }
-    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz"):
-        found[name] = _noise(3000).to(getattr(torch, name))
+    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"):
+        dtype = getattr(torch, name)
+        found[name] = _noise(3000).abs().to(dtype)
+        found[f"every {name}"] = torch.arange(256, dtype=torch.uint8).view(dtype)
+        found[f"sliced {name}"] = _noise(50, 60, 20).to(dtype)[3:40:2, ::3, 1:17]
     return found
 
 
@@ -191,7 +194,7 @@ def check_checksums(slots: int, there: Callable[[torch.Tensor], torch.Tensor] = 
     """Compare what the kernels make of the corpus with the definition, one by one and several at once."""
     from graphprobe.taps import triton_stats
 
-    found = [v for v in values().values() if v.numel() < 20_000 and not v.is_complex() and "float8" not in str(v.dtype)]
+    found = [v for v in values().values() if v.numel() < 20_000 and not v.is_complex()]
     turned = _noise(3, 8, 5, 16).to(torch.bfloat16).transpose(1, 2)
     found += [turned, torch.empty_like(turned).copy_(turned), *(_noise(90 + n).half() for n in range(20))]
     device = there(found[0]).device

@@ -42,6 +42,7 @@ def diff(
     allow: Sequence[str] = (),
     min_coverage: float = 0.9,
     memory: str = "resident",
+    details: bool = False,
     after_args: Args | None = None,
     after_kwargs: Kwargs = None,
     progress: Progress | None = None,
@@ -55,12 +56,16 @@ def diff(
     that count. `events` are the replacements recorded while a transform ran. `accept` holds
     "NODE:KIND:BOUND" rules for changes that are meant, `allow` kinds that are. With `memory`
     "stream" the weights of both sides stay in their files, or in host memory, and come to `device` one by one, so that
-    models larger than its memory can be compared; "resident" puts them there. `after_args` and `after_kwargs` are what
-    `after` is called with where that has another form: the same prompt padded, a batch that holds before's as a row.
-    The smaller inputs must lie in the larger ones, and that slice is compared. Raises GraphprobeError on bad input.
+    models larger than its memory can be compared; "resident" puts them there. With `details` regions, findings and
+    outputs also say how the values of both versions differ: cosine, ulp, elements that differ, the worst slice.
+    `after_args` and `after_kwargs` are what `after` is called with where that has another form: the same prompt
+    padded, a batch that holds before's as a row. The smaller inputs must lie in the larger ones, and that slice is
+    compared. Raises GraphprobeError on bad input.
     """
     arguments.check_options(exact, accept, allow, min_coverage, device, events)
-    options = _Options(device, memory, exact, valid, events, tuple(accept), tuple(allow), min_coverage, progress)
+    options = _Options(
+        device, memory, exact, valid, events, tuple(accept), tuple(allow), min_coverage, details, progress
+    )
     sets = arguments.input_sets(args, kwargs)
     theirs = arguments.other_sets(after_args, after_kwargs, len(sets))
     with _frozen(), devices.faults():
@@ -93,6 +98,7 @@ class _Options:
     accept: Sequence[str]
     allow: Sequence[str]
     min_coverage: float
+    details: bool
     progress: Progress | None
 
 
@@ -128,7 +134,15 @@ def _diff(
         left, right = copied(left), copied(right)  # alignment may write views into them
         alignment = align.align(left, right, replaced, bound)
     judgement = judge.judge(
-        left, right, alignment, bound, redrawn=redrawn, leaks=leaks, exact=options.exact, progress=options.progress
+        left,
+        right,
+        alignment,
+        bound,
+        redrawn=redrawn,
+        leaks=leaks,
+        exact=options.exact,
+        detailed=options.details,
+        progress=options.progress,
     )
     for side, model, one in (("before", before, left), ("after", after, right)):
         notes.append(untapped.note(side, model, one, bound, args, kwargs))

@@ -56,6 +56,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="exact arithmetic: not for pieces that are plainly the same (auto), for all, for none",
     )
+    run_group.add_argument(
+        "--details",
+        action="store_true",
+        help="also measure cosine, ulp, how many elements differ, and the worst slice",
+    )
     judge = parser.add_argument_group("what is tolerated")
     judge.add_argument(
         "--allow", metavar="KIND", action="append", default=[], choices=VERDICTS, help="let findings of this kind pass"
@@ -113,6 +118,7 @@ def _command(options: argparse.Namespace) -> str:
         value = getattr(options, name)
         if value is not None and value != _DEFAULTS.get(name):
             words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+    words += ["--details"] if options.details else []
     for name in ("allow", "accept"):
         for value in getattr(options, name):
             words += [f"--{name}", value]
@@ -137,6 +143,7 @@ def _compare(options: argparse.Namespace) -> Report:
             allow=tuple(options.allow),
             min_coverage=options.min_coverage,
             memory=options.memory,
+            details=options.details,
             after_args=theirs[0],
             after_kwargs=theirs[1],
             progress=progress,

@@ -69,6 +69,7 @@ def _finding(judgement: Judgement, j: Judged) -> Finding:
         frontier=tuple((before.label(p), after.label(q)) for p, q in region.frontier),
         spread=j.spread,
         hint=j.note,
+        details=m.details,
     )
     return dataclasses.replace(finding, explanation=explain(finding))
 

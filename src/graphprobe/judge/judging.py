@@ -21,7 +21,7 @@ from graphprobe.judge.withdraw import COMPENSATED, Settled, Withdrawal
 from graphprobe.lanes.plan import Plan
 from graphprobe.lanes.regions import Region, regions_of
 from graphprobe.lanes.replay import Replay
-from graphprobe.lanes.run import measure
+from graphprobe.lanes.run import Measurements, measure
 from graphprobe.lanes.same import Weights, isomorphic, repeats, substitutes
 from graphprobe.program import Program
 
@@ -78,6 +78,7 @@ def judge(
     redrawn: Mapping[str, Any] | None = None,
     leaks: bool = False,
     exact: str = "auto",
+    detailed: bool = False,
     progress: Progress | None = None,
 ) -> Judgement:
     """Run the lanes and judge every region. `exact` is "auto", "always" or "never".
@@ -86,7 +87,13 @@ def judge(
     only what moves of before is.
     """
     weights = Weights(before, after)
-    plan, rows, measurements = _measure(before, after, alignment, inputs, redrawn, leaks, exact, weights, progress)
+
+    def measured(alignment: Alignment) -> tuple[Plan, list[Measured], Measurements]:
+        lanes = "" if redrawn is None else "before" if leaks else "both"
+        chosen = Plan(before, after, (), redraw=lanes, detailed=detailed)
+        return _measure(chosen, alignment, inputs, redrawn, exact, weights, progress)
+
+    plan, rows, measurements = measured(alignment)
     replay = Replay(plan, inputs, redrawn, measurements.known)
     looks = Looks(replay)
     answers = _second_look(looks, alignment, [r for r in rows if r.suspect], progress)
@@ -95,9 +102,7 @@ def judge(
     answers |= withdrawal.failing  # a frontier may have moved since the first look
     pardoned = [r for r in rows if r.region.claim in settled.pardoned]
     if pardoned:  # below a pardon the frontiers have changed: measure again on the new ones
-        plan, rows, measurements = _measure(
-            before, after, withdrawal.active, inputs, redrawn, leaks, exact, weights, progress
-        )
+        plan, rows, measurements = measured(withdrawal.active)
         replay = Replay(plan, inputs, redrawn, measurements.known)
         answers = {c: a for c, a in answers.items() if c in settled.guilty}
         looks = Looks(replay)
@@ -137,26 +142,27 @@ def _steady(replay: Replay, judged: list[Judged]) -> tuple[list[Judged], list[st
 
 
 def _measure(
-    before: Program,
-    after: Program,
+    plan: Plan,
     alignment: Alignment,
     inputs: Mapping[str, Any],
     redrawn: Mapping[str, Any] | None,
-    leaks: bool,
     exact: str,
     weights: Weights,
     progress: Progress | None,
-) -> tuple[Plan, list[Measured], Any]:
-    regions = regions_of(before, after, alignment)
+) -> tuple[Plan, list[Measured], Measurements]:
+    """Measure the regions of an alignment, as an empty plan wants it."""
+    regions = regions_of(plan.before, plan.after, alignment)
     same = {r for r in regions if isomorphic(r, weights)}
     chosen = {"always": set(regions), "never": set(), "auto": set(regions) - same}[exact]
     tick = (lambda row: progress(row, len(regions), "comparing")) if progress else None
-    lanes = "" if redrawn is None else "before" if leaks else "both"
     repeated = {r for r in same - chosen if repeats(r, weights)}
-    plan = Plan(before, after, regions, chosen, repeated, substitutes(regions, weights), lanes, tick=tick)
+    substituted = substitutes(regions, weights)
+    plan = dataclasses.replace(
+        plan, regions=regions, exact_regions=chosen, repeated=repeated, same_weight=substituted, tick=tick
+    )
     found = measure(plan, dict(inputs), dict(redrawn) if redrawn else None)
     plan = dataclasses.replace(plan, broken=set(found.raised), native_only=set(found.native_only), tick=None)
-    rows = [read(region, row, region in same) for region, row in zip(regions, found.rows, strict=True)]
+    rows = [read(region, *pair, isomorphic=region in same) for region, pair in zip(regions, found.each(), strict=True)]
     return plan, _unrepeated(rows, repeated), found
 
 
@@ -182,7 +188,7 @@ def _measure_regions(
     same = {**plan.same_weight, **substitutes(regions, weights)}
     mine = dataclasses.replace(plan, regions=regions, exact_regions=set(regions), same_weight=same)
     found = measure(mine, inputs, dict(redrawn) if redrawn else None)
-    return {region.claim: read(region, row, False) for region, row in zip(regions, found.rows, strict=True)}
+    return {region.claim: read(region, *pair) for region, pair in zip(regions, found.each(), strict=True)}
 
 
 def _second_look(

@@ -83,6 +83,7 @@ def _row(judgement: Judgement, j: Judged) -> RegionRow:
         j.rule,
         j.spread,
         j.note,
+        m.details,
     )
 
 
@@ -102,6 +103,7 @@ def _outputs(judgement: Judgement, judged: list[Judged]) -> list[OutputRow]:
                 (float("inf") if j.measured.free_class else j.measured.total) if known else None,
                 j.measured.max_abs if known else None,
                 known and j.measured.identical,
+                j.measured.details,
             )
         )
     return rows

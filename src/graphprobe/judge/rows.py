@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from graphprobe import nodes
+from graphprobe.lanes import details
 from graphprobe.lanes.measure import Column
 from graphprobe.lanes.regions import Region
+from graphprobe.records import Comparison
 
 #: The exact lanes agree at a first look where they differ by no more than this; float64 rounds at 1.1e-16, and long
 #: sums reach 1e-13. Everything above gets a second look, which measures the region's own float64 noise.
@@ -38,6 +40,7 @@ class Measured:
     max_abs: float
     left_out: int
     isomorphic: bool = False
+    details: Comparison | None = None  # free against before
 
     @property
     def suspect(self) -> bool:
@@ -64,8 +67,10 @@ def _ratio(x: float, y: float) -> float:
     return x / y if y > 0 else (0.0 if x == 0 else math.inf)
 
 
-def read(region: Region, row: torch.Tensor, isomorphic: bool) -> Measured:
-    """Turn one row of the buffer into a `Measured`."""
+def read(
+    region: Region, row: torch.Tensor, detail: torch.Tensor | None = None, *, isomorphic: bool = False
+) -> Measured:
+    """Turn one row of the buffer, and one of the details where there are any, into a `Measured`."""
     c = row.tolist()
 
     def relative(top: Column, bottom: Column) -> float:
@@ -92,6 +97,7 @@ def read(region: Region, row: torch.Tensor, isomorphic: bool) -> Measured:
         max_abs=c[Column.FREE_MAX],
         left_out=int(c[Column.LEFT_OUT]),
         isomorphic=isomorphic,
+        details=None if detail is None else details.read(detail),
     )
 
 

@@ -16,8 +16,8 @@ from torch.fx import Graph, Node
 
 from graphprobe import nodes
 from graphprobe.execute import replayed, target_of, zeroed
-from graphprobe.lanes import exact, measure
-from graphprobe.lanes.plan import Plan, Probe
+from graphprobe.lanes import details, exact, measure
+from graphprobe.lanes.plan import BUFFERS, DETAILS, Plan, Probe
 from graphprobe.lanes.regions import Origin, Region, origins
 from graphprobe.lanes.same import widened
 from graphprobe.lanes.together import Together, small
@@ -67,7 +67,9 @@ class _Builder:
 
     def build(self) -> Probe:
         self._placeholders()
-        self.slots, self.partials = self.graph.get_attr("slots"), self.graph.get_attr("partials")
+        self.slots, self.partials = (self.graph.get_attr(name) for name in BUFFERS)
+        if self.plan.detailed:
+            self.details = tuple(self.graph.get_attr(name) for name in DETAILS)
         self.together = Together(self.graph, self.slots, self.partials)
         regions = self.plan.regions
         for row, region in enumerate(regions):
@@ -80,16 +82,18 @@ class _Builder:
             last = (len(regions) - 1) // measure.JOINED * measure.JOINED
             self._join(last, len(regions) - last)
         self.graph.output(None)
-        for name in ("slots", "partials"):
+        for name in (*BUFFERS, *(DETAILS if self.plan.detailed else ())):
             self.root.register_buffer(name, torch.empty(0, dtype=torch.float64), persistent=False)
         self._stream()
-        probe = Probe(self.root, self.graph, self.paths, self.origin, len(regions))
+        probe = Probe(self.root, self.graph, self.paths, self.origin, len(regions), self.plan.detailed)
         probe.place(torch.device("cpu"))
         return probe
 
     def _join(self, first: int, rows: int) -> None:
         self.together.flush()
         self.graph.call_function(measure.join, (self.slots, self.partials, first, rows))
+        if self.plan.detailed:
+            self.graph.call_function(details.join, (*self.details, first, rows))
         for row, source in self.taken:  # below the source, which is complete by now
             self.graph.call_function(measure.take, (self.slots, row, source))
         self.taken.clear()
@@ -182,6 +186,8 @@ class _Builder:
             return
         moved, bounds = self._moved(x, y), measure.sentinel_bounds(x, y)
         self.rows[x, y] = row
+        if self.plan.detailed:
+            self.graph.call_function(details.compare, (*self.details, row, b, f, moved, bounds))
         if region in self.plan.repeated and region not in self.plan.exact_regions:
             narrow = widened(region) if moved is None else None
             source = self.rows.get(narrow) if narrow is not None else None

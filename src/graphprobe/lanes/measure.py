@@ -46,8 +46,7 @@ class Column(IntEnum):
     BEFORE_ERROR = 17  # sum (b - xb)^2
     FORCED_ERROR = 18  # sum (r - xb)^2
     NATIVE_DONE = 19
-    FORCED_SLICE = 20  # worst ratio, over the slices, of r's distance from exact to b's
-    EXACT_MAX = 21  # max |xa - xb|
+    EXACT_MAX = 20  # max |xa - xb|
 
 
 WIDTH = len(Column)
@@ -268,7 +267,9 @@ def _pair(
         out[equal] = 1
         return True
     if b.is_cuda and b.dtype == y.dtype:
-        out[equal] = (b == y).all() if not b.dtype.is_floating_point else ((b == y) | (b.isnan() & y.isnan())).all()
+        mine, theirs = (t.float() if t.dtype.itemsize == 1 and t.is_floating_point() else t for t in (b, y))
+        same_bits = mine == theirs
+        out[equal] = (same_bits | (mine.isnan() & theirs.isnan()) if mine.is_floating_point() else same_bits).all()
     work = work_dtype(b, y)
     left, right = keep(moved, real(b).to(work), real(y).to(work))
     room = _room(partials, left.shape, work)

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from graphprobe.lanes import measure
+from graphprobe.lanes import details, measure
 from graphprobe.lanes.regions import Region
 from graphprobe.program import Program
+
+#: The buffers of a probe graph: the rows, and partial results; and those of `lanes.details`.
+BUFFERS, DETAILS = ("slots", "partials"), ("details", "details_partials")
 
 
 @dataclass
@@ -29,6 +32,7 @@ class Plan:
     broken: set[Node] = field(default_factory=set)  # nodes of after that raise: they and all below are left out
     native_only: set[Any] = field(default_factory=set)  # operators that have no float64 form
     tick: Callable[[int], None] | None = None
+    detailed: bool = False  # whether before and after are also compared in every detail
 
     def dead(self) -> set[Node]:
         """Return the nodes of after that cannot be run: those that raise, and all below."""
@@ -48,6 +52,7 @@ class Probe:
     paths: list[str]  # input path of each placeholder; redrawn inputs carry the prefix "redrawn:"
     origin: dict[str, tuple[str, Node]]  # name in the probe graph -> (lane, node of before or after)
     rows: int
+    detailed: bool = False
 
     @functools.cached_property
     def gm(self) -> GraphModule:
@@ -59,10 +64,17 @@ class Probe:
         """The buffer, one row per region."""
         return self.root.get_buffer("slots")
 
+    @property
+    def details(self) -> torch.Tensor | None:
+        """The buffer of `lanes.details`, None where nobody asked for it."""
+        return self.root.get_buffer("details") if self.detailed else None
+
     def place(self, device: torch.device) -> None:
         """Make new, empty buffers on the device where the values will be."""
-        slots, partials = measure.buffers(self.rows, device)
+        found = dict(zip(BUFFERS, measure.buffers(self.rows, device), strict=True))
+        if self.detailed:
+            found |= dict(zip(DETAILS, details.buffers(self.rows, device), strict=True))
         for module in (self.root, self.__dict__.get("gm")):
             if module is not None:
-                module.register_buffer("slots", slots, persistent=False)
-                module.register_buffer("partials", partials, persistent=False)
+                for name, buffer in found.items():
+                    module.register_buffer(name, buffer, persistent=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +27,14 @@ class Measurements:
     """The numbers of one run: a row per region, columns as in `measure.Column`."""
 
     rows: torch.Tensor  # [regions, columns] float64, on the CPU
+    details: torch.Tensor | None = None  # the same of `details.Detail`, where they were asked for
     raised: dict[Node, str] = field(default_factory=dict)  # node of after -> what it said
     native_only: dict[Any, str] = field(default_factory=dict)  # operator without a float64 form -> what it said
     known: Values = field(default_factory=dict)  # some of before's values, which a second look goes on from
+
+    def each(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Return the two rows of every region, in the order of the plan."""
+        return zip(self.rows, [None] * len(self.rows) if self.details is None else self.details, strict=True)
 
 
 def measure(plan: Plan, inputs: Inputs, redrawn: Inputs | None = None) -> Measurements:
@@ -45,8 +50,8 @@ def measure(plan: Plan, inputs: Inputs, redrawn: Inputs | None = None) -> Measur
         )
         probe = build(now)
         try:
-            rows, known = _execute(probe, inputs, redrawn or {}, plan.before.outputs.values())
-            return Measurements(rows, raised, native_only, known)
+            rows, details, known = _execute(probe, inputs, redrawn or {}, plan.before.outputs.values())
+            return Measurements(rows, details, raised, native_only, known)
         except Exception as error:
             lane, node, reason = _locate(probe, inputs, redrawn or {}, error)
             if lane.startswith("exact"):
@@ -92,8 +97,10 @@ def _values(probe: Probe, inputs: Inputs, redrawn: Inputs) -> list[Any]:
     return [redrawn[p.removeprefix("redrawn:")] if p.startswith("redrawn:") else inputs[p] for p in probe.paths]
 
 
-def _execute(probe: Probe, inputs: Inputs, redrawn: Inputs, outputs: Iterable[Node]) -> tuple[torch.Tensor, Values]:
-    """Run the probe graph; return its rows, and what is known of before then."""
+def _execute(
+    probe: Probe, inputs: Inputs, redrawn: Inputs, outputs: Iterable[Node]
+) -> tuple[torch.Tensor, torch.Tensor | None, Values]:
+    """Run the probe graph; return its rows, those of details, and what is known of before then."""
     values = _values(probe, inputs, redrawn)
     device = next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu"))
     probe.place(device)
@@ -103,7 +110,8 @@ def _execute(probe: Probe, inputs: Inputs, redrawn: Inputs, outputs: Iterable[No
             _walk(probe, values, waypoints)  # generating code for a graph that runs once takes longer than walking it
         else:
             probe.gm(*values)
-    return probe.slots.cpu(), waypoints.values
+    details = probe.details
+    return probe.slots.cpu(), None if details is None else details.cpu(), waypoints.values
 
 
 def _walk(probe: Probe, values: list[Any], waypoints: Waypoints) -> None:

@@ -4,6 +4,7 @@ A saved report can be drawn again later, elsewhere, without torch and without a 
 Errors are relative L2 norms unless a field says otherwise; ``None`` means "not measured", never zero.
 """
 
+from graphprobe.records.comparisons import Comparison
 from graphprobe.records.graphs import (
     EXACT_RULES,
     ClaimRecord,
@@ -25,6 +26,7 @@ __all__ = [
     "STATUSES",
     "VERDICTS",
     "ClaimRecord",
+    "Comparison",
     "Coverage",
     "ExactRow",
     "Finding",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from graphprobe.records.comparisons import Comparison
 from graphprobe.records.graphs import ClaimRecord, GraphView
 from graphprobe.records.plain import SCHEMA_VERSION, parse, to_data
 
@@ -42,6 +43,7 @@ class RegionRow:
     rule: str = ""
     spread: float | None = None  # S of judge rule 1: exact difference over float64 noise
     note: str = ""
+    details: Comparison | None = None  # both versions' own values here; None unless they were asked for
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Finding:
     causal: bool = True
     accepted: str = ""  # the accept= rule that covers it
     inputs: int = 0  # which of several input sets showed it
+    details: Comparison | None = None  # both versions' own values where the region closes; None unless asked for
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class OutputRow:
     error: float | None  # relative L2
     max_abs: float | None
     identical: bool
+    details: Comparison | None = None  # None unless asked for
 
 
 @dataclass(frozen=True)

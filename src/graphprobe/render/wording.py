@@ -21,6 +21,7 @@ from graphprobe.render.code import region_code
 from graphprobe.render.labels import clip, dims, dtype
 from graphprobe.render.numbers import WIDTH, count, error, flat, made, share, size, statistic, table, wrap
 from graphprobe.render.places import layer_prefix
+from graphprobe.render.telling import details_text
 
 #: What each verdict says of the place it names.
 _SAYS = {
@@ -100,6 +101,7 @@ def finding_text(finding: Finding, report: Report | None = None) -> str:
         ("transform", finding.transform),
         ("introduced", f"{error(finding.introduced):9} relative L2 error made here, on before's own inputs"),
         ("total", f"{error(finding.total):9} accumulated up to here"),
+        ("values", details_text(finding.details)),
         ("exact", f"{error(finding.exact):9} difference in exact arithmetic"),
         ("floor", f"{error(finding.floor):9} rounding error of before itself"),
         ("cures", f"{share(finding.cures):9} {_CURES if finding.cures is not None else 'no share of an output error'}"),
@@ -280,6 +282,7 @@ def _outputs(rows: Sequence[OutputRow]) -> list[str]:
     for row in ranked[:8]:
         how = "bitwise equal" if row.identical else f"relative L2 {error(row.error)}, largest {error(row.max_abs)}"
         lines += _hang("", f"output {row.path or '(only)'} {dims(row.shape)} {dtype(row.dtype)}: {how}")
+        lines += wrap(details_text(row.details), "  ") if row.details and not row.identical else []
     if len(ranked) > 8:
         equal = sum(1 for row in ranked[8:] if row.identical)
         lines.append(f"{count(len(ranked) - 8, 'more output')}, {equal} of them bitwise equal")

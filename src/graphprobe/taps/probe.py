@@ -59,7 +59,7 @@ class Probe(torch.nn.Module):
         super().__init__()
         self.model = model
         self.stream = stream  # what brings the weights, None where they are where the model runs
-        self._keep = keep
+        self._keep, self._checksum = keep, checksum
         if isinstance(model, (GraphModule, torch.export.ExportedProgram)):
             self._source: GraphSource | ModuleSource = GraphSource(model, keep, stream, checksum)
         elif isinstance(model, torch.nn.Module):
@@ -146,7 +146,7 @@ class Probe(torch.nn.Module):
         return render.taps_text(self.taps)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Probe:
-        return Probe(copy.deepcopy(self.model, memo), keep=self._keep, stream=self.stream)
+        return Probe(copy.deepcopy(self.model, memo), keep=self._keep, stream=self.stream, checksum=self._checksum)
 
     def _called(self, what: str) -> tuple[Capture, Sizes]:
         if self._last is None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from graphprobe.lanes.fused.float8 import decoded
 from graphprobe.taps import checksum, columns
 
 #: The jitted functions read the layout of a row as compile-time constants.
@@ -180,7 +181,7 @@ def _finish(state, cells, seen, blocks, repeat, DOUBLE: tl.constexpr):
 def _block(
     value, cells, count, block, blocks, repeat, sizes, strides, steps, FAST: tl.constexpr, DOUBLE: tl.constexpr,
     WIDE: tl.constexpr, FLOATING: tl.constexpr, DENSE: tl.constexpr, WHOLE: tl.constexpr, LONG: tl.constexpr,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr, EIGHT: tl.constexpr,
 ):  # fmt: skip
     """Measure every `blocks`-th step of a value and write slot `block` of its row."""
     STEP: tl.constexpr = ROWS * ACROSS
@@ -200,14 +201,14 @@ def _block(
             x, inside, place = _load(
                 value, full - 1 - tile, count, sizes, strides, steps, DENSE, WHOLE, LONG, False, CHECK, ROWS, ACROSS
             )
-            state = _add_fast(state, x, inside, False)
+            state = _add_fast(state, decoded(x, EIGHT), inside, False)
             if CHECK:
                 bits += tl.sum(_hashed(x, place, inside), axis=1)
         for tile in range(tl.where(last, full, tiles), tiles, 1):
             x, inside, place = _load(
                 value, tile, count, sizes, strides, steps, DENSE, WHOLE, LONG, True, CHECK, ROWS, ACROSS
             )
-            state = _add_fast(state, x, inside, True)
+            state = _add_fast(state, decoded(x, EIGHT), inside, True)
             if CHECK:
                 bits += tl.sum(_hashed(x, place, inside), axis=1)
         least, most, square = tl.min(state[0], axis=0), tl.max(state[1], axis=0), tl.sum(state[3], axis=0)
@@ -224,7 +225,7 @@ def _block(
             x, inside, place = _load(
                 value, tile, count, sizes, strides, steps, DENSE, WHOLE, LONG, True, CHECK, ROWS, ACROSS
             )
-            careful = _add(careful, x, inside, DOUBLE, WIDE, FLOATING)
+            careful = _add(careful, decoded(x, EIGHT), inside, DOUBLE, WIDE, FLOATING)
             if CHECK and not FAST:
                 bits += tl.sum(_hashed(x, place, inside), axis=1)
         _finish(careful, cells, seen, blocks, repeat, DOUBLE)
@@ -237,12 +238,13 @@ def measure(
     value, stats, place, count, repeat, n1, n2, n3, n4, s0, s1, s2, s3, s4, p0, p1, p2, p3, p4,
     FAST: tl.constexpr, DOUBLE: tl.constexpr, WIDE: tl.constexpr, FLOATING: tl.constexpr, DENSE: tl.constexpr,
     WHOLE: tl.constexpr, LONG: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr,
+    EIGHT: tl.constexpr,
 ):  # fmt: skip
     """Measure one value; every program writes one slot of its row, which begins at ``stats[place]``."""
     _block(
         value, stats + place, count, tl.program_id(0), tl.num_programs(0), repeat, (n1, n2, n3, n4),
         (s0, s1, s2, s3, s4), (p0, p1, p2, p3, p4), FAST, DOUBLE, WIDE, FLOATING, DENSE, WHOLE, LONG, WIDTH, ROWS,
-        ACROSS,
+        ACROSS, EIGHT,
     )  # fmt: skip
 
 
@@ -266,6 +268,7 @@ def measure_several(
     p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11, p12, p13, p14, p15,
     KIND: tl.constexpr, FAST: tl.constexpr, DOUBLE: tl.constexpr, WIDE: tl.constexpr, FLOATING: tl.constexpr,
     SLOTS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr, MANY: tl.constexpr,
+    EIGHT: tl.constexpr,
 ):  # fmt: skip
     """Measure dense values of one dtype: v are addresses (multiples of 16), c counts, p places of rows in stats."""
     k = tl.program_id(1)
@@ -278,4 +281,5 @@ def measure_several(
         _block(
             value, stats + place, count, tl.program_id(0), blocks, 1, (1, 1, 1, 1), (0, 0, 0, 0, 1),
             (0, 0, 0, 0, 1), FAST, DOUBLE, WIDE, FLOATING, True, False, False, WIDTH, ROWS, ACROSS,
+            EIGHT,
         )  # fmt: skip

@@ -19,6 +19,7 @@ import torch
 import triton.language as tl
 
 from graphprobe import launches
+from graphprobe.lanes.fused import float8
 from graphprobe.lanes.fused.joint import joint
 from graphprobe.taps import columns, layout, triton_kernels
 
@@ -32,18 +33,18 @@ _LAUNCHES = launches.Launches()
 #: Dimensions of stride that the kernel follows; a value that collapses to more is copied first.
 _DIMS = 5
 #: Summed in float32 at first.
-_FAST = {torch.float16, torch.bfloat16, torch.float32}
+_FAST = {torch.float16, torch.bfloat16, torch.float32, *float8.KINDS}
 #: Exact in float32; the others are compared in float64.
 _NARROW = {*_FAST, torch.uint8, torch.int8, torch.int16, torch.uint16}
-#: Read as they are; complex and float8 values are turned into float32 or float64 first, bool is read as uint8.
+#: Read as they lie in memory, bool as uint8; of complex values the magnitudes are made first.
 _READABLE = {torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64, *_NARROW}
 
 
 def supports(value: torch.Tensor, stats: torch.Tensor) -> bool:
     """Whether `write_row` can read this dtype for a row of such a buffer: a checksum needs the bits as they are."""
-    if columns.has_checksum(stats) and (value.is_complex() or _is_float8(value)):
-        return False
-    return value.dtype in _READABLE or value.dtype is torch.bool or value.is_complex() or _is_float8(value)
+    if value.is_complex():
+        return not columns.has_checksum(stats)
+    return value.dtype in _READABLE or value.dtype is torch.bool
 
 
 def write_row(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
@@ -88,7 +89,7 @@ def _launch(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
             return
         known = _LAUNCHES.note(key, _prepared(value.dtype, slots, width, walk))
     grid, launch = known
-    launch(grid, (value, stats), (place,))
+    launch(grid, (float8.raw(value), stats), (place,))
 
 
 class _Walk(NamedTuple):
@@ -142,8 +143,9 @@ def _launch_several(group: list[tuple[torch.Tensor, int]], dtype: torch.dtype, s
     key = (dtype, slots, width, stats.data_ptr() & 15, stats.device.index, launches.is_wide(*places))
     launch = _LAUNCHES.get(key)
     if launch is None:
+        kind = torch.uint8 if dtype in float8.KINDS else dtype
         constants = {
-            "KIND": getattr(tl, str(dtype).removeprefix("torch.")), **_kind(dtype), "SLOTS": slots, "WIDTH": width,
+            "KIND": getattr(tl, str(kind).removeprefix("torch.")), **_kind(dtype), "SLOTS": slots, "WIDTH": width,
             "ROWS": _SEVERAL_ROWS, "ACROSS": across, "MANY": triton_kernels.SEVERAL,
         }  # fmt: skip
         launch = _LAUNCHES.note(key, launches.Launch(triton_kernels.measure_several, (), constants, _SEVERAL_WARPS))
@@ -157,6 +159,7 @@ def _kind(dtype: torch.dtype) -> dict[str, Any]:
         "DOUBLE": dtype is torch.float64,
         "WIDE": dtype not in _NARROW,
         "FLOATING": dtype.is_floating_point,
+        "EIGHT": float8.KINDS.get(dtype, 0),
     }
 
 
@@ -177,8 +180,4 @@ def _readable(value: torch.Tensor) -> torch.Tensor:
         return value.abs()
     if value.dtype is torch.bool:
         return value.view(torch.uint8)
-    return value.float() if _is_float8(value) else value
-
-
-def _is_float8(value: torch.Tensor) -> bool:
-    return value.is_floating_point() and value.element_size() == 1
+    return value

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from graphprobe.lanes.fused import common
 from graphprobe.lanes.fused.common import classes, head, highest, offset, total, write
+from graphprobe.lanes.fused.float8 import decoded
 from graphprobe.lanes.measure import Column
 
 _RING, _GROUP = tl.constexpr(common.RING), tl.constexpr(common.GROUP)
@@ -42,18 +43,18 @@ def _ratio(over, under, floor):
 
 
 @triton.jit
-def _load(value, at, along, inside, sizes, strides):
+def _load(value, at, along, inside, sizes, strides, KIND: tl.constexpr):
     """Return [rows, columns] of a tensor in float64; what lies outside is zero."""
     n1, n2, n3 = sizes
     place = offset(at, n1, n2, n3, 1, strides[0], strides[1], strides[2], strides[3], 0) + along * strides[4]
-    return tl.load(value + place, mask=inside, other=0).to(tl.float64)
+    return decoded(tl.load(value + place, mask=inside, other=0), KIND).to(tl.float64)
 
 
 @triton.jit
 def _share(
     xb, xa, b, r, m, rows, width, sizes, xs, ys, bs, rs, ms, BOUND: tl.constexpr, OTHER: tl.constexpr,
     HAS_R: tl.constexpr, HAS_M: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr,
-    SPAN: tl.constexpr, STAGES: tl.constexpr, CAREFUL: tl.constexpr,
+    SPAN: tl.constexpr, STAGES: tl.constexpr, CAREFUL: tl.constexpr, B8: tl.constexpr, R8: tl.constexpr,
 ):  # fmt: skip
     """Measure the units of this program.
 
@@ -78,12 +79,12 @@ def _share(
             row = start + step + tl.arange(0, ROWS)[:, None]
             inside = (row < rows) & (column < width)
             at, along = row.to(kind), column.to(kind)
-            x, y = _load(xb, at, along, inside, sizes, xs), _load(xa, at, along, inside, sizes, ys)
-            p = _load(b, at, along, inside, sizes, bs)
-            q = _load(r, at, along, inside, sizes, rs) if HAS_R else p
+            x, y = _load(xb, at, along, inside, sizes, xs, 0), _load(xa, at, along, inside, sizes, ys, 0)
+            p = _load(b, at, along, inside, sizes, bs, B8)
+            q = _load(r, at, along, inside, sizes, rs, R8) if HAS_R else p
             if CAREFUL:
                 if HAS_M:
-                    w = _load(m, at, along, inside, sizes, ms) != 0
+                    w = _load(m, at, along, inside, sizes, ms, 0) != 0
                     x, y, p, q = tl.where(w, 0.0, x), tl.where(w, 0.0, y), tl.where(w, 0.0, p), tl.where(w, 0.0, q)
                 e, f = classes(x, p, BOUND, BOUND)[0], classes(x, q, BOUND, OTHER)[0]
                 d, x, differs = classes(x, y, BOUND, OTHER)
@@ -129,7 +130,8 @@ def compare_exact(
     xb, xa, b, r, m, partials, place, rows, width,
     n1, n2, n3, x0, x1, x2, x3, x4, a0, a1, a2, a3, a4, b0, b1, b2, b3, b4, r0, r1, r2, r3, r4, m0, m1, m2, m3, m4,
     BOUND: tl.constexpr, OTHER: tl.constexpr, HAS_R: tl.constexpr, HAS_M: tl.constexpr, LONG: tl.constexpr,
-    ROWS: tl.constexpr, ACROSS: tl.constexpr, SPAN: tl.constexpr, STAGES: tl.constexpr,
+    ROWS: tl.constexpr, ACROSS: tl.constexpr, SPAN: tl.constexpr, STAGES: tl.constexpr, B8: tl.constexpr,
+    R8: tl.constexpr,
 ):  # fmt: skip
     """Compare [rows, width]; a unit of work is SPAN rows of ACROSS elements. Every program writes one slot."""
     sizes, xs, ys = (n1, n2, n3), (x0, x1, x2, x3, x4), (a0, a1, a2, a3, a4)
@@ -139,7 +141,7 @@ def compare_exact(
     if not HAS_M:
         found = _share(
             xb, xa, b, r, m, rows, width, sizes, xs, ys, bs, rs, ms,
-            BOUND, OTHER, HAS_R, HAS_M, LONG, ROWS, ACROSS, SPAN, STAGES, False,
+            BOUND, OTHER, HAS_R, HAS_M, LONG, ROWS, ACROSS, SPAN, STAGES, False, B8, R8,
         )  # fmt: skip
         again = ((found[0] + found[1] + found[2] + found[3] < float("inf")) & (found[6] < BOUND * BOUND)) == 0
         if again == 0:
@@ -147,7 +149,7 @@ def compare_exact(
     if again:
         careful = _share(
             xb, xa, b, r, m, rows, width, sizes, xs, ys, bs, rs, ms,
-            BOUND, OTHER, HAS_R, HAS_M, LONG, ROWS, ACROSS, SPAN, 1, True,
+            BOUND, OTHER, HAS_R, HAS_M, LONG, ROWS, ACROSS, SPAN, 1, True, B8, R8,
         )  # fmt: skip
         _write(cells, rows, careful)
 

@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 
 from graphprobe import launches
-from graphprobe.lanes.fused import common, exact, native, several
+from graphprobe.lanes.fused import common, exact, float8, native, several
 from graphprobe.lanes.fused.joint import Joint, joint
 
 Tensor = torch.Tensor
@@ -22,8 +22,10 @@ _EXACT_PROGRAMS, _EXACT_WARPS, _EXACT_STAGES = 528, 4, 1
 _TILE, _HEIGHT, _SPAN = 512, 4, 64
 #: Programs of one value at most where several are compared together, and elements that it may have.
 _SEVERAL_PROGRAMS, _SEVERAL_MOST = 128, 2**30
-_NARROW = {torch.float32, torch.float16, torch.bfloat16}
-_READABLE = {torch.float64, torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, *_NARROW}
+_NARROW = {torch.float32, torch.float16, torch.bfloat16, *float8.KINDS}
+_WHOLE = {torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+#: What the kernels read as it lies.
+READABLE = {torch.float64, *_WHOLE, *_NARROW}
 
 
 def new_partials(device: torch.device) -> Tensor:
@@ -45,7 +47,7 @@ def compare_native(
         known = _LAUNCHES.note(key, walk is not None and _native(walk, b, f, r, moved, bounds))
     if known is False:
         return False
-    values = [_numbers(b if t is None else t) for t in (b, f, r, moved)]
+    values = [float8.raw(b if t is None else t) for t in (b, f, r, moved)]
     known[1](known[0], (*values, partials), (_place(row),))
     return True
 
@@ -63,7 +65,7 @@ def _native(
         HAS_F=f is not None, HAS_R=r is not None, HAS_M=moved is not None,
         SAME_F=f is not None and f.dtype == b.dtype, SAME_R=r is not None and r.dtype == b.dtype,
         FAST=narrow and moved is None, WIDE=not narrow, DENSE=walk.dense, LONG=walk.is_long,
-        ROWS=_ROWS, ACROSS=across, STAGES=_STAGES,
+        ROWS=_ROWS, ACROSS=across, STAGES=_STAGES, **_kinds([None if t is None else t.dtype for t in (b, f, r)]),
     )  # fmt: skip
     return grid, launches.Launch(native.compare_native, settled, constants, _WARPS)
 
@@ -116,7 +118,7 @@ def _grouped(
         ):
             alone.append(k)
         else:
-            dtypes = tuple(None if t is None else _numbers(t).dtype for t in lanes)
+            dtypes = tuple(None if t is None else t.dtype for t in lanes)
             together.setdefault((bounds[k], *dtypes), []).append(k)
     groups = []
     for (bound, *dtypes), places in together.items():
@@ -130,6 +132,12 @@ def _grouped(
     return groups, alone
 
 
+def _kinds(dtypes: Sequence[torch.dtype | None]) -> dict[str, int]:
+    """Say which lanes are of a type of 8 bits; one that is not there is read as before is."""
+    names = zip(("B8", "F8", "R8"), dtypes, strict=True)
+    return {name: float8.KINDS.get(dtype or dtypes[0], 0) for name, dtype in names}
+
+
 def _several(partials: Tensor, bound: tuple[float, float], dtypes: Sequence[torch.dtype | None]) -> launches.Launch:
     key = ("several", bound, partials.device.index, *dtypes)
     known = _LAUNCHES.get(key)
@@ -138,11 +146,13 @@ def _several(partials: Tensor, bound: tuple[float, float], dtypes: Sequence[torc
     before, free, forced = dtypes
     given = [dtype for dtype in dtypes if dtype is not None]
     narrow = all(dtype in _NARROW for dtype in given)
-    kinds = [getattr(tl, str(before if dtype is None else dtype).removeprefix("torch.")) for dtype in dtypes]
+    bytes_ = [torch.uint8 if dtype in (torch.bool, *float8.KINDS) else dtype for dtype in dtypes]
+    kinds = [getattr(tl, str(bytes_[0] if dtype is None else dtype).removeprefix("torch.")) for dtype in bytes_]
     constants = dict(
         B=kinds[0], F=kinds[1], R=kinds[2], BOUND=bound[0], OTHER=bound[1], HAS_F=True, HAS_R=forced is not None,
         SAME_F=free == before, SAME_R=forced == before, FAST=narrow, WIDE=not narrow, PROGRAMS=_SEVERAL_PROGRAMS,
         ROWS=_ROWS, ACROSS=16 // max(dtype.itemsize for dtype in given), MANY=several.SEVERAL,
+        **_kinds(dtypes),
     )  # fmt: skip
     return _LAUNCHES.note(key, launches.Launch(several.compare_several, (), constants, _WARPS))  # type: ignore[no-any-return]
 
@@ -160,7 +170,7 @@ def compare_exact(
         known = _LAUNCHES.note(key, walk is not None and _exact(walk, b, r, moved, bounds))
     if known is False:
         return False
-    values = [_numbers(t) for t in (xb, xa, b, b if r is None else r, b if moved is None else moved)]
+    values = [float8.raw(t) for t in (xb, xa, b, b if r is None else r, b if moved is None else moved)]
     known[1](known[0], (*values, partials), (_place(row),))
     return True
 
@@ -177,7 +187,7 @@ def _exact(
     constants = dict(
         BOUND=bounds[0], OTHER=bounds[1],
         HAS_R=r is not None, HAS_M=moved is not None, LONG=walk.is_long, ROWS=height, ACROSS=across, SPAN=_SPAN,
-        STAGES=_EXACT_STAGES,
+        STAGES=_EXACT_STAGES, B8=float8.KINDS.get(b.dtype, 0), R8=0 if r is None else float8.KINDS.get(r.dtype, 0),
     )  # fmt: skip
     grid = (max(1, min(_EXACT_PROGRAMS, units)), 1)
     return grid, launches.Launch(exact.compare_exact, settled, constants, _EXACT_WARPS)
@@ -191,12 +201,8 @@ def join(slots: Tensor, partials: Tensor, first: int, rows: int) -> None:
 def _readable(partials: Tensor, values: list[Tensor]) -> bool:
     shape, device = values[0].shape, partials.device
     return all(
-        t.shape == shape and t.device == device and t.dtype in _READABLE and t.layout is torch.strided for t in values
+        t.shape == shape and t.device == device and t.dtype in READABLE and t.layout is torch.strided for t in values
     )
-
-
-def _numbers(value: Tensor) -> Tensor:
-    return value.view(torch.uint8) if value.dtype is torch.bool else value
 
 
 def _place(row: int) -> int:

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from graphprobe.lanes.fused import common
 from graphprobe.lanes.fused.common import classes, head, offset, write
+from graphprobe.lanes.fused.float8 import decoded
 
 _GROUP = tl.constexpr(common.GROUP)
 #: Squares of float32 numbers below this may vanish.
@@ -23,6 +24,7 @@ _FAINT = tl.constexpr(2.0**-40)
 def _load(
     b, f, r, m, tile, count, sizes, bs, fs, rs, ms, HAS_F: tl.constexpr, HAS_R: tl.constexpr, HAS_M: tl.constexpr,
     DENSE: tl.constexpr, LONG: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr,
+    B8: tl.constexpr, F8: tl.constexpr, R8: tl.constexpr,
 ):  # fmt: skip
     """Return one step [ROWS, ACROSS] of each tensor; elements beyond the end are zero in all of them."""
     lane = tl.arange(0, ROWS)[:, None] * ACROSS + tl.arange(0, ACROSS)[None, :]
@@ -47,7 +49,8 @@ def _load(
         y = tl.load(pf) if HAS_F else x
         z = tl.load(pr) if HAS_R else x
         w = tl.load(pm) if HAS_M else x
-    return x, y, z, w
+    y, z = decoded(y, F8 if HAS_F else B8), decoded(z, R8 if HAS_R else B8)
+    return decoded(x, B8), y, z, w
 
 
 @triton.jit
@@ -137,6 +140,7 @@ def share(
     BOUND: tl.constexpr, OTHER: tl.constexpr, HAS_F: tl.constexpr, HAS_R: tl.constexpr,
     HAS_M: tl.constexpr, SAME_F: tl.constexpr, SAME_R: tl.constexpr, FAST: tl.constexpr, WIDE: tl.constexpr,
     DENSE: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr, STAGES: tl.constexpr,
+    B8: tl.constexpr, F8: tl.constexpr, R8: tl.constexpr,
 ):  # fmt: skip
     """Measure the share of program `pid` of `programs`, and write its slot of the groups free and forced."""
     tiles, full = tl.cdiv(count, ROWS * ACROSS), count // (ROWS * ACROSS)
@@ -148,13 +152,14 @@ def share(
         for tile in tl.range(pid, full, programs, num_stages=STAGES):
             x, y, z, w = _load(
                 b, f, r, m, full - 1 - tile, count, sizes, bs, fs, rs, ms, HAS_F, HAS_R, False, DENSE, LONG, False,
-                ROWS, ACROSS,
+                ROWS, ACROSS, B8, F8, R8,
             )  # fmt: skip
             state = _fast(state, x, y, z, HAS_F, HAS_R)
         for tile in range(tl.where(full % programs == pid, full, tiles), tiles, 1):  # the last one, not full
             x, y, z, w = _load(
-                b, f, r, m, tile, count, sizes, bs, fs, rs, ms, HAS_F, HAS_R, False, DENSE, LONG, True, ROWS, ACROSS
-            )
+                b, f, r, m, tile, count, sizes, bs, fs, rs, ms, HAS_F, HAS_R, False, DENSE, LONG, True, ROWS, ACROSS,
+                B8, F8, R8,
+            )  # fmt: skip
             state = _fast(state, x, y, z, HAS_F, HAS_R)
         # in one go: every reduction makes the warps wait for each other
         if HAS_F and HAS_R:
@@ -186,8 +191,9 @@ def share(
         for number in range(pid, tiles, programs):
             tile = tl.where(number < full, full - 1 - number, number)  # the same ones as above
             x, y, z, w = _load(
-                b, f, r, m, tile, count, sizes, bs, fs, rs, ms, HAS_F, HAS_R, HAS_M, DENSE, LONG, True, ROWS, ACROSS
-            )
+                b, f, r, m, tile, count, sizes, bs, fs, rs, ms, HAS_F, HAS_R, HAS_M, DENSE, LONG, True, ROWS, ACROSS,
+                B8, F8, R8,
+            )  # fmt: skip
             if HAS_F:
                 first = _careful(first, x, y, w, BOUND, OTHER, HAS_M, WIDE)
             if HAS_R:
@@ -219,10 +225,12 @@ def compare_native(
     BOUND: tl.constexpr, OTHER: tl.constexpr, HAS_F: tl.constexpr, HAS_R: tl.constexpr,
     HAS_M: tl.constexpr, SAME_F: tl.constexpr, SAME_R: tl.constexpr, FAST: tl.constexpr, WIDE: tl.constexpr,
     DENSE: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr, STAGES: tl.constexpr,
+    B8: tl.constexpr, F8: tl.constexpr, R8: tl.constexpr,
 ):  # fmt: skip
     """Compare f and r with b; every program writes one slot."""
     share(
         b, f, r, m, partials + place, count, tl.program_id(0), tl.num_programs(0), (n1, n2, n3, n4),
         (b0, b1, b2, b3, b4), (f0, f1, f2, f3, f4), (r0, r1, r2, r3, r4), (m0, m1, m2, m3, m4),
         BOUND, OTHER, HAS_F, HAS_R, HAS_M, SAME_F, SAME_R, FAST, WIDE, DENSE, LONG, ROWS, ACROSS, STAGES,
+        B8, F8, R8,
     )  # fmt: skip

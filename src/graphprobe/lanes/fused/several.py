@@ -36,6 +36,7 @@ def compare_several(
     B: tl.constexpr, F: tl.constexpr, R: tl.constexpr, BOUND: tl.constexpr, OTHER: tl.constexpr,
     HAS_F: tl.constexpr, HAS_R: tl.constexpr, SAME_F: tl.constexpr, SAME_R: tl.constexpr, FAST: tl.constexpr,
     WIDE: tl.constexpr, PROGRAMS: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr, MANY: tl.constexpr,
+    B8: tl.constexpr, F8: tl.constexpr, R8: tl.constexpr,
 ):  # fmt: skip
     """Compare dense values of dtypes B, F and R: b, f, r are addresses (multiples of 16), c counts, p places."""
     k = tl.program_id(1)
@@ -50,4 +51,5 @@ def compare_several(
         share(
             b, f, r, b, partials + place, count, tl.program_id(0), programs, (1, 1, 1, 1), none, none, none, none,
             BOUND, OTHER, HAS_F, HAS_R, False, SAME_F, SAME_R, FAST, WIDE, True, False, ROWS, ACROSS, 1,
+            B8, F8, R8,
         )  # fmt: skip
