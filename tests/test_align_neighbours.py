@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch.fx import Node
 
-from graphprobe.align import counterparts
+from graphprobe.align import align, counterparts
 from graphprobe.align.matching import Matching
 from graphprobe.align.neighbours import FLOOR, TIE, nearest
 from test_align_terms import aten, graph
@@ -58,3 +59,18 @@ def test_a_product_and_its_bias_are_the_counterpart_of_one_operator_and_a_norm_i
     assert found[("add_tensor", "linear_default")] == "weight"
     # what goes into the scale of a norm is not what goes into a norm
     assert all("tanh" not in y for _, y in found), found
+
+
+def norm(call: Any, weight: Any, x: Node, *, twice: bool) -> Node:
+    square = call(aten.mul.Tensor, x, x)
+    mean = call(aten.mean.dim, call(aten.add.Tensor, square, 1e-2) if twice else square, [-1], True)
+    return call(aten.mul.Tensor, x, call(aten.rsqrt.default, call(aten.add.Tensor, mean, 1e-2)))
+
+
+def test_a_value_that_runs_across_is_paired_straight() -> None:
+    """With its epsilon added twice, a mean is what the sum behind the mean was; each claims its own kind all the same."""
+    before, after = (graph(functools.partial(norm, twice=twice)) for twice in (False, True))
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    claims = [(c.before, c.after) for c in align(before, after, bound={"x": x}).claims]
+    kinds = {str(b.target): str(a.target) for b, a in claims if b.target in (aten.mean.dim, aten.add.Tensor)}
+    assert kinds == {"aten.mean.dim": "aten.mean.dim", "aten.add.Tensor": "aten.add.Tensor"}

@@ -8,6 +8,7 @@ never claimed on values alone.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def _claim(matching: Matching, agree: float) -> None:
     for xs, ys in groups.values():
         if xs and ys:
             a, b = (evened(torch.stack([known[n] for n in group])) for known, group in ((left, xs), (right, ys)))
-            for x, y in _pairs(matching, xs, ys, nearest(a, b, agree)):
+            for x, y in _uncrossed(matching, _pairs(matching, xs, ys, nearest(a, b, agree))):
                 if not (is_part(x) and is_part(y)):
                     _add(matching, x, y)
 
@@ -83,6 +84,35 @@ def _pairs(matching: Matching, xs: list[Node], ys: list[Node], near: Near) -> li
     for same_xs, same_ys in alike.items():
         pairs += _one_value(matching, list(same_xs), same_ys)
     return pairs
+
+
+def _uncrossed(matching: Matching, pairs: list[tuple[Node, Node]]) -> list[tuple[Node, Node]]:
+    """Pair straight what runs across: a value here, and there what the value is computed from.
+
+    A variance and the same with its epsilon added differ by next to nothing, and behind a defect either may be nearer.
+    """
+    straight: list[tuple[Node, Node]] = []
+    for x, y in pairs:
+        across = next(_across(matching, x, y), None)
+        straight += [(x, y)] if across is None else across
+    return list(dict.fromkeys(straight))
+
+
+def _across(matching: Matching, x: Node, y: Node) -> Iterator[list[tuple[Node, Node]]]:
+    """Yield the pairs in place of (x, y) where one is what the other's operand, or user, is on its own side."""
+    if provenance.target_name(x) == provenance.target_name(y):
+        return
+    of_before, of_after = matching.alignment.of_before, matching.alignment.of_after
+    for above, below in [(a, b) for a in x.all_input_nodes for b in y.users]:
+        if not (of_before.get(above) or of_after.get(below)) and _are_alike(above, y) and _are_alike(x, below):
+            yield [(above, y), (x, below)]
+    for above, below in [(a, b) for a in y.all_input_nodes for b in x.users]:
+        if not (of_after.get(above) or of_before.get(below)) and _are_alike(x, above) and _are_alike(below, y):
+            yield [(x, above), (below, y)]
+
+
+def _are_alike(x: Node, y: Node) -> bool:
+    return provenance.target_name(x) == provenance.target_name(y) and nodes.shape(x) == nodes.shape(y)
 
 
 # --- one of several ---------------------------------------------------------------------------------------------
