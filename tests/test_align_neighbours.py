@@ -68,7 +68,7 @@ def norm(call: Any, weight: Any, x: Node, *, twice: bool) -> Node:
 
 
 def test_a_value_that_runs_across_is_paired_straight() -> None:
-    """With its epsilon added twice, a mean is what the sum behind the mean was; each claims its own kind all the same."""
+    """With its epsilon added twice, a mean is what the sum behind the mean was; each claims its own kind."""
     before, after = (graph(functools.partial(norm, twice=twice)) for twice in (False, True))
     x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
     claims = [(c.before, c.after) for c in align(before, after, bound={"x": x}).claims]
