@@ -1,5 +1,7 @@
 """Rule 3: a region with an operator that has no float64 form, no reference and no decomposition.
 
+An operator of one's own that casts to float32 inside has none either, though it takes float64 tensors.
+
 The side without such an operator still gives the exact value ``t``, and the other side must be as near to it as
 rounding allows: ``R = rms(y - t) / max(rms(x - t), u rms(t))`` over the whole and over every slice. Where both sides
 are opaque there is no ``t``, and `before` stands in its place: beyond rounding nothing can be said then, unless it is
@@ -15,7 +17,7 @@ from graphprobe import nodes, provenance
 from graphprobe.judge import precision
 from graphprobe.judge.rows import unit_roundoff
 from graphprobe.judge.same import Sameness, difference, rms, slices
-from graphprobe.lanes import exact
+from graphprobe.lanes import exact, narrow
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
 
@@ -23,9 +25,21 @@ RULE = "3 no float64 form"
 
 
 def operators(replay: Replay, region: Region, side: str) -> list[str]:
-    """Return the operators of a piece that exact arithmetic has to take from the native lane."""
+    """Return the operators of a piece that exact arithmetic has to take from the native lane, or that are no finer."""
     found = [n for n in region.operations(side) if exact.takes_native(n) or n.target in replay.plan.native_only]
+    found += _narrow(replay, region, side)
     return sorted({provenance.target_name(n) for n in found if not _reads_bits(n)})
+
+
+def _narrow(replay: Replay, region: Region, side: str) -> list[Node]:
+    """Return the operations that compute in fewer bits than the float64 they are given."""
+    asked = [n for n in region.operations(side) if narrow.may_be_narrow(n) and n.target not in replay.plan.native_only]
+    if not asked:
+        return []
+    program = replay.plan.before if side == "before" else replay.plan.after
+    values = replay.exact_values(side, region)
+    held = {n: exact.lift(program.attribute(n)) for node in asked for n in node.all_input_nodes if n.op == "get_attr"}
+    return [n for n in asked if narrow.is_narrow(n, {**values, **held})]
 
 
 def _reads_bits(node: Node) -> bool:

@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from graphprobe import nodes, provenance, quantizers
 from graphprobe.execute import Values, call, run_program
-from graphprobe.lanes import control, exact
+from graphprobe.lanes import control, exact, narrow
 from graphprobe.program import Program
 from graphprobe.records import EXACT_RULES, ExactRow
 
@@ -81,6 +81,8 @@ def _try_exactly(node: Node, env: Values) -> str:
     try:
         target, args, kwargs = exact.lifted_call(node, *given)
         target(*args, **kwargs)
+        if narrow.may_be_narrow(node) and narrow.is_narrow(node, values):
+            return "it casts to fewer bits inside"
     except Exception as error:
         reason = _first_line(error)
     else:
