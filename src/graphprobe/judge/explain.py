@@ -35,6 +35,10 @@ def _next(f: Finding) -> str:
 #: What a finding may look like -> what to look at first.
 _STEPS = (
     ("never loaded", "look whether the checkpoint has this name, and whether loading it was strict"),
+    ("each other's places: with", "look how checkpoint names are mapped to these two weights"),
+    ("damaged weight", "look whether the checkpoint is whole, and what converted it"),
+    ("training mode", "call .eval() on the model before it is captured"),
+    ("an overflow", "keep this value in a wider dtype (bfloat16 or float32), or scale it down before"),
     ("not tied", "tie the weights after loading, or load both"),
     ("another layer's weight", "look how checkpoint names are mapped to layers"),
     ("transposed weight", "look in which order this layer stores rows and columns"),
@@ -43,6 +47,7 @@ _STEPS = (
     ("of the weight", "look how this weight was split, joined or sharded"),
     (".view() was meant", "read stored bytes with .view(dtype); .to(dtype) converts numbers"),
     ("epsilon", "take epsilon from the model's configuration"),
+    ("left out", "look which step of the conversion drops it"),
     ("missing scale", "multiply by the scale, or fold it into a weight"),
     ("inverted scale", "look whether the scale is meant to multiply or to divide"),
     ("transposed scale", "look along which dimension the scale belongs"),

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from graphprobe.judge.culprit import Culprit
-from graphprobe.judge.hints import masks, orders, ratios, scales, trials, weights
+from graphprobe.judge.hints import masks, numbers, orders, overflow, ratios, scales, trials, weights
 from graphprobe.judge.hints.look import Look
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
 
 #: Asked in this order; the first that recognises its sign has the word.
 SIGNS: tuple[Callable[[Look], str | None], ...] = (
+    numbers.training,
+    numbers.other_number,
     weights.weight,
     trials.cast_for_view,
     masks.boolean_added,
@@ -40,6 +42,11 @@ SIGNS: tuple[Callable[[Look], str | None], ...] = (
 def hint(replay: Replay, region: Region, culprit: Culprit) -> str:
     """Say what a guilty region looks like, or ''. The values of its frontier must have been fetched."""
     look = Look(replay, region, culprit)
+    try:
+        if look.agrees(look.raw[1]):  # then nothing but what the native dtype does can differ
+            return overflow.overflow(look)
+    except Exception:  # operators that cannot be evaluated here
+        return ""
     for sign in SIGNS:
         try:
             said = sign(look)

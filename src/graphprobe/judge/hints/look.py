@@ -116,7 +116,7 @@ def as_float(value: Any) -> Tensor | None:
     """Return a real floating tensor in float64, or None."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
-    return measure.real(exact.lift(value)).double()
+    return measure.real(exact.lift(value.detach())).double()
 
 
 def dimension(x: Tensor, dim: int) -> str:

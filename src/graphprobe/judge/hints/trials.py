@@ -77,7 +77,7 @@ def _said(look: Look, y: Node, changed: list[tuple[str, Any, Any]]) -> str:
     if kind == "masked_fill" and _hides(before) != _hides(after):
         return f"looks like a fill value that hides {'everything' if _hides(after) else 'nothing'}: {where}"
     if isinstance(after, (int, float)) and isinstance(before, (int, float)) and before and kind in _SCALING:
-        return f"looks like {_scaling(before, after)}: {where}"
+        return f"looks like {scaling(before, after)}: {where}"
     return f"looks like another argument ({name}): {where}"
 
 
@@ -88,7 +88,7 @@ def _hides(fill: object) -> bool:
     return isinstance(fill, (int, float)) and fill < -1e3
 
 
-def _scaling(before: float, after: float) -> str:
+def scaling(before: float, after: float) -> str:
     """Name what a number has become: 1, its inverse, its square, its root."""
 
     def is_(x: float) -> bool:

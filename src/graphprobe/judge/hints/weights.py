@@ -1,16 +1,25 @@
-"""Hints about weights: zero, on the meta device, not tied, transposed, permuted, another layer's, merged otherwise."""
+"""Hints about weights: zero, on the meta device, not tied, transposed, permuted, another layer's, merged otherwise.
+
+A weight that is not what before has may be no mistake: another layout, a fold. So it is tried: what a hint says of it
+stands only if the sides come nearer to each other with before's weight, or with two weights exchanged.
+"""
 
 from __future__ import annotations
+
+import itertools
+import math
 
 import torch
 from torch.fx import Node
 
-from graphprobe.judge.hints.look import Look, Tensor, close, dimension
+from graphprobe.judge.hints.look import EQUAL, Look, Tensor, close, dimension
 from graphprobe.judge.hints.orders import permutation, words
 from graphprobe.judge.hints.ratios import shown
 from graphprobe.judge.same import rms
 
 _LARGEST_RANK = 16
+_MOST_PAIRS = 8  # each costs an evaluation of the region
+_NEARER = 0.5  # of the difference: another mistake may stand in the same region
 _MOST_NUMBERS = 1 << 22  # beyond that no singular values are asked for
 
 
@@ -18,20 +27,57 @@ def weight(look: Look) -> str | None:
     """Compare the weights of both pieces that stand in the same place and do not hold the same."""
     mine, theirs = look.weights("before"), look.weights("after")
     known = look.replay.plan.same_weight
-    taken = {known[y] for y in theirs if y in known}
+    taken = {known[y] for y in theirs if known.get(y) in mine}
     left = [x for x in mine if x not in taken]
-    for y, held in theirs.items():
+    open_ = {y: held for y, held in theirs.items() if known.get(y) not in mine}
+    for y, held in open_.items():
         if held.is_meta:
             return f"looks like a weight that was never loaded: {y.target} is on the meta device"
-        if y in known:
-            continue
         if held.numel() > 1 and not bool((held != 0).any()):
             return f"looks like a weight that was never loaded: {y.target} is zero everywhere"
-        x = next((x for x in left if mine[x].shape == held.shape and str(x.target) == str(y.target)), None)
-        x = x or next((x for x in left if mine[x].shape == held.shape), None)
-        if x is not None:
-            return _compared(look, x, mine[x], y, held)
+        if not bool(torch.isfinite(held).all()):
+            wrong = int((~torch.isfinite(held)).sum())
+            return f"looks like a damaged weight: {wrong} of {held.numel()} numbers of {y.target} are NaN or infinite"
+    swapped = _exchanged(look, open_)
+    if swapped:
+        return swapped
+    plain = look.distance(look.raw[1])
+    for y, held in open_.items():
+        alike = [x for x in left if mine[x].shape == held.shape]
+        for x in sorted(alike, key=lambda x: str(x.target) != str(y.target))[:_MOST_PAIRS]:
+            if _comes_nearer(look, {y: mine[x]}, plain):
+                return _compared(look, x, mine[x], y, held)
+    return _adapted(left, mine, open_)
+
+
+def _adapted(left: list[Node], mine: dict[Node, Tensor], theirs: dict[Node, Tensor]) -> str | None:
+    """A weight differs by a matrix of low rank: an adapter is merged into it, though not as before adds it."""
+    for y, held in theirs.items():
+        x = next((x for x in left if mine[x].shape == held.shape), None)
+        rank = _low_rank(held.double() - mine[x].double()) if x is not None else 0
+        if rank:
+            return _merged(y, rank)
     return None
+
+
+def _exchanged(look: Look, theirs: dict[Node, Tensor]) -> str | None:
+    """Two weights of after's piece have changed places."""
+    pairs = [(p, q) for p, q in itertools.combinations(theirs, 2) if theirs[p].shape == theirs[q].shape]
+    for p, q in pairs[:_MOST_PAIRS]:
+        if look.agrees(look.again({p: theirs[q], q: theirs[p]})):
+            return (
+                f"looks like two weights in each other's places: with {p.target} and {q.target} exchanged the sides agree"
+            )
+    return None
+
+
+def _comes_nearer(look: Look, override: dict[Node, Tensor], plain: float) -> bool:
+    """Whether a trial leaves at most half of the difference; without a measure of it, whether the sides agree."""
+    tried = look.again(override)
+    if tried is None:
+        return False
+    left = look.distance(tried)
+    return left < EQUAL or (math.isfinite(plain) and left <= _NEARER * plain)
 
 
 def _compared(look: Look, x: Node, wanted: Tensor, y: Node, held: Tensor) -> str | None:
@@ -100,15 +146,24 @@ def _numbers(y: Node, wanted: Tensor, held: Tensor) -> str | None:
                 first = int(rows.nonzero()[0])
                 place = f"{dimension(wanted, dim)} of {y.target}"
                 return f"looks like wrong rows of a weight: {count} along {place}, first {first}"
-    if wanted.dim() == 2 and wanted.numel() <= _MOST_NUMBERS and bool(torch.isfinite(change).all()):
-        values = torch.linalg.svdvals(change)
-        rank = int((values > 0.02 * values[0]).sum())
-        if rank <= min(_LARGEST_RANK, min(wanted.shape) // 4):
-            return (
-                f"looks like an adapter merged otherwise: {y.target} differs from before's by a matrix of rank {rank}"
-            )
+    rank = _low_rank(change)
+    if rank:
+        return _merged(y, rank)
     cosine = float((held * wanted).sum() / (rms(held) * rms(wanted) * wanted.numel() or 1.0))
     if abs(cosine) < 0.5 and wanted.numel() >= 16:
         shares = f"{y.target} has nothing in common with before's (cosine {cosine:.2f})"
         return f"looks like a weight that was never loaded: {shares}"
     return None
+
+
+def _low_rank(change: Tensor) -> int:
+    """Return the rank of a matrix if it is far below the largest that its shape allows, else 0."""
+    if change.dim() != 2 or change.numel() > _MOST_NUMBERS or not bool(torch.isfinite(change).all()):
+        return 0
+    values = torch.linalg.svdvals(change)
+    rank = int((values > 0.02 * values[0]).sum())
+    return rank if rank <= min(_LARGEST_RANK, min(change.shape) // 4) else 0
+
+
+def _merged(y: Node, rank: int) -> str:
+    return f"looks like an adapter merged otherwise: {y.target} differs from before's by a matrix of rank {rank}"
