@@ -24,6 +24,7 @@ from graphprobe.lanes.replay import Replay
 RULE = "1 constants computed ahead"
 WHOLE, SLICE = 4.0, 8.0
 _DRAWS = 4
+_HOPELESS = 100.0
 _SPREAD = 0.05  # a slice that shows less than this share of the constant's rounding shows none
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
@@ -134,17 +135,22 @@ def _within_rounding(
     found = compare(replay, region, variant)
     if not isinstance(found, Compared) or bool(found.wrong.any()) or not found.truth.is_floating_point():
         return None
-    noises, coarse = [], False
+    noises, coarse = list[torch.Tensor](), False
+    sides = []
     for side, plain in (("before", found.truth), ("after", found.other)):
         program = replay.plan.before if side == "before" else replay.plan.after
         values = {n: program.attribute(n).detach() for n in constants[side]}
         if side == "before":  # a 16-bit weight that after does not use is no reason for noise
             values = {n: v for n, v in values.items() if v.dtype.itemsize >= 4}
         coarse = coarse or any(v.dtype.itemsize < 4 for v in values.values())
-        for draw in range(_DRAWS if values else 0):
+        sides += [(side, plain, values)] if values else []
+    for draw in range(_DRAWS):
+        for side, plain, values in sides:
             rounded = {n: _rounded(v, draw) for n, v in values.items()}
             noisy = replay.exact(side, region, override={**variant.override, **rounded}, relaxed=variant.relaxed)
             noises.append(torch.nan_to_num(noisy - plain))
+        if noises and whole_ratio(found.difference, noises) > _HOPELESS * WHOLE:
+            return None  # further draws scatter, but not by so much
     if not noises:
         return None
     spread, where = worst_ratio(found.difference, noises)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +40,7 @@ class Looks:
 
     replay: Replay
     wider: dict[Claim, Region] = field(default_factory=dict)  # claim -> the region that agrees
+    asked: dict[Hashable, Sameness] = field(default_factory=dict)  # what rule 1 said of a region: withdrawals ask often
     _known: tuple[Alignment, Regions] | None = None  # what finds regions under the alignment that was asked last
 
     def ask(
@@ -51,7 +52,7 @@ class Looks:
         a hasty one (see `judge.same.ask`).
         """
         self.wider.pop(region.claim, None)
-        answer = same_function(self.replay, region, hasty=rounded is not None)
+        answer = self._same_function(region, rounded is not None)
         if answer.same is not False or answer.rule != RULE or answer.where == "shape":
             return answer
         if rounded is not None and answer.exact is not None and answer.exact > rounded:
@@ -66,6 +67,14 @@ class Looks:
                 names = ", ".join(dict.fromkeys(self.replay.plan.after.label(c.after) for c in withdrawn))
                 return dataclasses.replace(again, note=NOTE.format(names))
         return answer
+
+    def _same_function(self, region: Region, hasty: bool) -> Sameness:
+        mask = self.replay.mask(region.claim.before, region.claim.after)
+        left_out = int(mask.sum()) if mask is not None else 0
+        key = (region.claim, region.before, region.after, frozenset(region.frontier), hasty, left_out)
+        if key not in self.asked:
+            self.asked[key] = same_function(self.replay, region, hasty=hasty)
+        return self.asked[key]
 
     def _further_up(
         self, region: Region, alignment: Alignment, failing: Collection[Claim]

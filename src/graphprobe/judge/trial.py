@@ -8,11 +8,10 @@ from graphprobe.align.claims import Alignment, Claim
 from graphprobe.judge.derived import Looks
 from graphprobe.judge.same import Sameness
 from graphprobe.lanes.regions import Region, Regions
-from graphprobe.lanes.replay import Replay
 
 
 def without(
-    replay: Replay,
+    looks: Looks,
     active: Alignment,
     known: Mapping[Claim, Sameness],
     group: list[Claim],
@@ -21,12 +20,13 @@ def without(
     rounded: float | None,
 ) -> tuple[list[Region], dict[Claim, Sameness]]:
     """Return the regions below with the group withdrawn, and the claims that do not hold then (`first`: only one)."""
+    replay = looks.replay
     left = active.without(set(group))
     finder = Regions(replay.plan.before, replay.plan.after, left)
     regions = [finder.region(r.claim) for r in below if r.claim not in group]
     replay.fetch_frontiers(regions)
     failing: dict[Claim, Sameness] = {}
-    looks = Looks(replay)  # of its own: nothing is withdrawn yet
+    looks = Looks(replay, asked=looks.asked)  # of its own: nothing is withdrawn yet
     for region in regions:
         answer = looks.ask(region, left, known, rounded)
         if answer.same is not True:

@@ -284,7 +284,7 @@ class Withdrawal:
         self, group: list[Claim], below: list[Region], first: bool = False, rounded: float | None = None
     ) -> tuple[list[Region], dict[Claim, Sameness]]:
         """Return D's regions with the group withdrawn, and the claims that do not hold then (`first`: only one)."""
-        return without(self.replay, self.active, self.failing, group, below, first, rounded)
+        return without(self.looks, self.active, self.failing, group, below, first, rounded)
 
     def _pardon(self, group: list[Claim], regions: list[Region]) -> None:
         """W holds: learn by noise whether the halves compensate, a later operation hides the difference, or neither."""
