@@ -10,6 +10,7 @@ import copy
 import operator
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,10 +102,10 @@ def program(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
     Raises CaptureError where a graph that must be functionalised cannot be.
     """
     if any(needs_export(node) for node in gm.graph.nodes):
-        return _functionalised(gm, args, kwargs)
+        return without_patterns(_functionalised(gm, args, kwargs))
     if subclasses.has_subclasses(gm):
         gm = subclasses.unwrapped(gm)
-    return as_is(gm)
+    return without_patterns(as_is(gm))
 
 
 def as_is(gm: GraphModule) -> Program:
@@ -147,6 +148,53 @@ def copied(one: Program) -> Program:
         constants=one.constants,
         stream=one.stream,
     )
+
+
+def without_patterns(one: Program) -> Program:
+    """Replace operands that are only taken for their dtype or shape: no value comes from them.
+
+    As operands they would tie a region to everything that they are computed from.
+    """
+    if not any(nodes.schema_name(node) in _LIKE for node in one.live):
+        return one
+    one = copied(one)
+    for node in one.live:
+        made = _LIKE.get(nodes.schema_name(node), _kept)(node)
+        if made is not None:
+            node.target, node.args, node.kwargs = made[0], (node.args[0], made[1]), {}
+    one.refresh()
+    return one
+
+
+Spelled = tuple[Any, Any] | None  # an operator, and what it takes after its first operand
+
+
+def _kept(node: Node) -> Spelled:
+    return None
+
+
+def _as_dtype(node: Node) -> Spelled:
+    value, pattern = nodes.tensor_val(node), nodes.tensor_val(node.all_input_nodes[-1])
+    if value is None or pattern is None or value.device != pattern.device:
+        return None
+    return torch.ops.aten.to.dtype, value.dtype
+
+
+def _as_shape(target: Any) -> Callable[[Node], Spelled]:
+    def spelled(node: Node) -> Spelled:
+        shape = nodes.shape(node)
+        fixed = shape is not None and all(type(size) is int for size in shape)
+        return (target, list(shape)) if shape is not None and fixed else None
+
+    return spelled
+
+
+_LIKE: dict[str, Callable[[Node], Spelled]] = {
+    "aten::type_as": _as_dtype,
+    "aten::expand_as": _as_shape(torch.ops.aten.expand.default),
+    "aten::view_as": _as_shape(torch.ops.aten.view.default),
+    "aten::reshape_as": _as_shape(torch.ops.aten.reshape.default),
+}
 
 
 def _functionalised(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:

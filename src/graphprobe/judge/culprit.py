@@ -34,11 +34,13 @@ def culprit(region: Region, weights: Weights) -> Culprit:
     rest_before = [x for x in _own(region, "before") if x not in set(same.values()) and x not in known]
     rest_after = [y for y in _own(region, "after") if y not in same and y not in known]
     alike = _alike(rest_before, rest_after, (region.claim.before, region.claim.after), weights)
-    lone_after = [y for y in rest_after if y not in alike]
-    lone_before = [x for x in rest_before if x not in set(alike.values())]
+    lone_after = _doing([y for y in rest_after if y not in alike])
+    lone_before = _doing([x for x in rest_before if x not in set(alike.values())])
     lone = frozenset(lone_after + lone_before)
     if lone_after:
         named = (_unlike(rest_after, alike) or _at_home(lone_after, region))[0]
+        fed = [n for n in named.all_input_nodes if n in lone_after] if named in alike else []
+        named = fed[0] if fed else named  # it only differs by what it is fed: that has no partner
         changed = _changed(rest_before, rest_after, alike, weights) if nodes.is_view(named) else None
         # a view may honestly be written otherwise, another weight or number may not
         return Culprit("after", changed, lone | {changed}) if changed else Culprit("after", named, lone)
@@ -73,6 +75,23 @@ def _changed(before: list[Node], after: list[Node], alike: Pairs, weights: Weigh
             if len(same) == 1 and differing(same[0], y):
                 return y
     return None
+
+
+_HANDS_ON = ("contiguous", "clone", "detach", "alias", "lift_fresh_copy", "type_as", "to", "_to_copy", "dropout")
+
+
+def _doing(lone: list[Node]) -> list[Node]:
+    """Pass over operations that hand on what they take, as a copy or a dropout in evaluation, if any does more."""
+    return [n for n in lone if not _hands_on(n)]
+
+
+def _hands_on(node: Node) -> bool:
+    name = nodes.schema_name(node).removeprefix("aten::")
+    taken = nodes.tensor_val(node.all_input_nodes[0]) if node.all_input_nodes else None
+    made = nodes.tensor_val(node)
+    if name not in _HANDS_ON or taken is None or made is None or taken.dtype != made.dtype:
+        return False
+    return name != "dropout" or not nodes.argument(node, "train") or nodes.argument(node, "p") == 0
 
 
 def _own(region: Region, side: str) -> list[Node]:

@@ -40,6 +40,7 @@ _STEPS = (
     ("training mode", "call .eval() on the model before it is captured"),
     ("an overflow", "keep this value in a wider dtype (bfloat16 or float32), or scale it down before"),
     ("not tied", "tie the weights after loading, or load both"),
+    ("another weight of the layer", "look how checkpoint names are mapped within a layer"),
     ("another layer's weight", "look how checkpoint names are mapped to layers"),
     ("transposed weight", "look in which order this layer stores rows and columns"),
     ("adapter", "look at the adapter's scale (alpha / r), and whether it was merged twice"),

@@ -27,7 +27,11 @@ def training(look: Look) -> str | None:
     if any(_trains(x) for x in look.region.operations("before")):
         return None
     found = [y for y in look.region.operations("after") if _trains(y)]
-    return f"looks like a model left in training mode: {look.label(found[0])} does what only training does" if found else None
+    return (
+        f"looks like a model left in training mode: {look.label(found[0])} does what only training does"
+        if found
+        else None
+    )
 
 
 def _trains(node: Node) -> bool:

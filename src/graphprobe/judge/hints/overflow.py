@@ -20,5 +20,7 @@ def overflow(look: Look) -> str:
         end = torch.finfo(native.dtype).max
         if largest > end:
             kind = str(native.dtype).removeprefix("torch.")
-            return f"looks like an overflow: {look.label(node)} reaches {shown(largest)}, and {kind} ends at {shown(end)}"
+            return (
+                f"looks like an overflow: {look.label(node)} reaches {shown(largest)}, and {kind} ends at {shown(end)}"
+            )
     return ""

@@ -12,6 +12,7 @@ import math
 import torch
 from torch.fx import Node
 
+from graphprobe import provenance
 from graphprobe.judge.hints.look import EQUAL, Look, Tensor, close, dimension
 from graphprobe.judge.hints.orders import permutation, words
 from graphprobe.judge.hints.ratios import shown
@@ -65,9 +66,8 @@ def _exchanged(look: Look, theirs: dict[Node, Tensor]) -> str | None:
     pairs = [(p, q) for p, q in itertools.combinations(theirs, 2) if theirs[p].shape == theirs[q].shape]
     for p, q in pairs[:_MOST_PAIRS]:
         if look.agrees(look.again({p: theirs[q], q: theirs[p]})):
-            return (
-                f"looks like two weights in each other's places: with {p.target} and {q.target} exchanged the sides agree"
-            )
+            both = f"{p.target} and {q.target}"
+            return f"looks like two weights in each other's places: with {both} exchanged the sides agree"
     return None
 
 
@@ -97,7 +97,9 @@ def _compared(look: Look, x: Node, wanted: Tensor, y: Node, held: Tensor) -> str
             return f"looks like {words(order)} along {dimension(double, dim)} of the weight {y.target}"
     owner = _owner(look, held, x)
     if owner:
-        return f"looks like another layer's weight: {y.target} holds what before has as {owner}"
+        mine, theirs = (provenance.repeated(name)[1] for name in (owner, str(x.target)))
+        which = "another weight of the layer" if mine == theirs != () else "another layer's weight"
+        return f"looks like {which}: {y.target} holds what before has as {owner}"
     return _numbers(y, double, other)
 
 
