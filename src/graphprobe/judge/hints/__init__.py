@@ -17,11 +17,11 @@ from graphprobe.lanes.replay import Replay
 #: Asked in this order; the first that recognises its sign has the word.
 SIGNS: tuple[Callable[[Look], str | None], ...] = (
     numbers.training,
+    trials.other_argument,
     numbers.other_number,
     weights.weight,
     trials.cast_for_view,
     masks.boolean_added,
-    trials.other_argument,
     masks.values,
     ratios.constant_ratio,
     ratios.constant_distance,
