@@ -78,15 +78,13 @@ def table(options) -> dict[str, dict]:
             started = time.perf_counter()
             try:
                 draws = [
-                    rewrites.REWRITES[kind](name, seed, torch.float32) for seed in (options.seed, options.seed + 1)
+                    rewrites.REWRITES[kind](name, seed, options.dtype) for seed in (options.seed, options.seed + 1)
                 ]
                 true = truth(draws)
             except Exception as error:  # an architecture that a rewrite cannot take is said, not hidden
                 print(f"# {name} {kind}: {type(error).__name__} {str(error)[:200]}")
                 continue
             pair = draws[0]
-            if options.dtype != torch.float32:
-                pair = rewrites.REWRITES[kind](name, options.seed, options.dtype)
             for level in options.levels:
                 for bug in (None, *range(options.bugs)):
                     one = measured(name, kind, pair, true, level, bug)
