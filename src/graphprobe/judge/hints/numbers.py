@@ -59,10 +59,10 @@ def other_number(look: Look) -> str | None:
         before, after = (number, wanted) if side == "before" else (wanted, number)
         where = f"as if {look.label(node)} took {shown(wanted)} where {side} has {shown(number)}; so the sides agree"
         other = "after" if side == "before" else "before"
+        if side == "after" and abs(wanted - 1) < 1e-6:
+            continue  # an operation too much: what its factor counts is for others to say
         if side == look.culprit.side:
             look.proved.append(node)
-        if side == "after" and abs(wanted - 1) < 1e-6:
-            return f"looks like a superfluous scale: {where}"
         if abs(found) < 1e-4:
             return f"looks like a term that is left out: {other} computes {where}"
         return f"looks like {scaling(before, after)}: {other} computes {where}"
