@@ -50,6 +50,33 @@ def test_graphs_around_a_break_are_tapped_and_nothing_changes() -> None:
     assert taps["graph1"].mean == pytest.approx(found.mean().item(), abs=1e-5)
 
 
+class Asking(nn.Module):
+    """Computes otherwise while it is traced, as attention masks of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        if torch.compiler.is_compiling():
+            x = x * 1.01
+        if x.sum().item() > 1e9:
+            return x
+        return self.second(x.relu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_returned_are_the_bits_of_the_backend_eager(dtype: torch.dtype) -> None:
+    model, x = Asking().to(dtype), torch.randn(4, 64, dtype=dtype)
+    wanted = torch.compile(model, backend="eager")(x)
+    torch.compiler.reset()
+    recorder = backend.Recorder()
+    assert torch.equal(torch.compile(model, backend=recorder)(x), wanted)
+    assert not torch.equal(wanted, model(x))  # else this says nothing
+    assert len(recorder.graphs) == 2
+
+
 def test_gradients_flow_through_tapped_graphs() -> None:
     model, x = Broken(), torch.randn(4, 8)
     recorder = backend.Recorder()

@@ -1,7 +1,10 @@
 """A backend of torch.compile that taps what cannot be captured whole: `torch.compile(model, backend="graphprobe")`.
 
-Dynamo cuts a model into graphs where it must. Each is instrumented and run as it stands, so a model returns what it
-returns eagerly. ``torch.compile`` finds the backend by its name; a `Recorder` of one's own keeps models apart.
+Dynamo cuts a model into graphs where it must. Each is instrumented and run as it stands, so a model returns bit for bit
+what it returns under ``torch.compile(model, backend="eager")``. That is what it returns uncompiled, unless it asks
+whether it is being traced: transformers, for one, builds its attention masks otherwise then.
+
+``torch.compile`` finds the backend by its name; a `Recorder` of one's own keeps models apart.
 """
 
 from __future__ import annotations
