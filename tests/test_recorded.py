@@ -13,6 +13,12 @@ from graphprobe import backend
 from graphprobe.errors import InputError
 from graphprobe.lanes import timing
 
+# torch's own, where Inductor and Dynamo are set up
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
+]
+
 
 def llama(seed: int = 0) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     model, _, kwargs = models.tiny("llama", torch.bfloat16)

@@ -40,7 +40,7 @@ def _softmax(  # type: ignore[no-untyped-def]
     top = tl.max(v, axis=0)
     e = tl.exp(v - tl.where(top > float("-inf"), top, 0.0))
     total = tl.sum(e, axis=0)
-    tl.store(scores + row * keys + key, tl.where(total == 0, 0.0, e / total), mask=inside)
+    tl.store(scores + row * keys + key, e * tl.where(total == 0, 0.0, 1 / total), mask=inside)
 
 
 def attend(
@@ -76,5 +76,5 @@ def _normalise(scores: Tensor, mask: Tensor | None, causal: bool, scale: float) 
     _softmax[(batch * heads * queries,)](
         scores, given, heads, queries, keys, *((0,) * 4 if mask is None else mask.stride()),
         SCALE=scale, HAS_M=mask is not None, CHOOSES=mask is not None and mask.dtype is torch.bool, CAUSAL=causal,
-        BLOCK=1 << max(4, (keys - 1).bit_length()), num_warps=4 if keys <= 2048 else 8,
+        BLOCK=1 << max(4, (keys - 1).bit_length()), num_warps=4 if keys <= 1024 else 8,
     )  # fmt: skip

@@ -10,15 +10,15 @@ import torch
 from graphprobe import launches
 from graphprobe.lanes.details import grid_of
 from graphprobe.lanes.fused import common, details, float8
-from graphprobe.lanes.fused.launching import READABLE
+from graphprobe.lanes.fused.launching import NARROW, READABLE
 
 Tensor = torch.Tensor
 
 _LAUNCHES = launches.Launches()
 #: Programs at most, steps of each at least, elements of a step, at most so many rows high; of the second kernel slices
 #: and sums of a step.
-_PROGRAMS, _STEPS, _TILE, _HEIGHT, _WARPS = 528, 4, 1024, 4, 4
-_SIDE, _DEPTH = 32, 32
+_PROGRAMS, _STEPS, _TILE, _HEIGHT, _WARPS = 1000, 4, 512, 4, 4
+_SIDE, _DEPTH = 8, 128
 _GROUP = details.COLUMNS * common.SLOTS
 _BLOCK = 1 << (details.SHARES * details.DIMS - 1).bit_length()
 
@@ -103,7 +103,8 @@ def _prepared(partials: Tensor, given: list[Tensor], bounds: tuple[float, float]
     whole = not x.dtype.is_floating_point
     constants: dict[str, Any] = dict(
         X=float8.KINDS.get(x.dtype, 0), Y=float8.KINDS.get(y.dtype, 0), BOUND=bounds[0], OTHER=bounds[1],
-        HAS_M=len(given) == 3, EXACTLY=whole and x.dtype == y.dtype, BITS=0 if grid_bits is None else grid_bits.bits,
+        HAS_M=len(given) == 3, WHOLE=whole and x.dtype == y.dtype, WIDE=not {x.dtype, y.dtype} <= NARROW,
+        ALIKE=x.dtype == y.dtype and x.dtype not in float8.KINDS, BITS=0 if grid_bits is None else grid_bits.bits,
         LOWEST=0 if grid_bits is None else grid_bits.lowest, LONG=walk.is_long, ROWS=height, ACROSS=across,
     )  # fmt: skip
     second = {"ACROSS": across, "SIDE": _SIDE, "DEPTH": _DEPTH}

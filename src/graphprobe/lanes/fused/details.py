@@ -19,7 +19,7 @@ from graphprobe.lanes.fused.float8 import decoded
 #: how many shares of dimensions were looked at for their worst slice.
 COLUMNS = len(Detail)
 #: Most shares in which the slices of one dimension are looked at, and dimensions.
-SHARES, DIMS = 16, 5
+SHARES, DIMS = 64, 5
 
 _SLOTS = tl.constexpr(SLOTS)
 _FLOOR = tl.constexpr(FLOOR)
@@ -42,17 +42,33 @@ def _place(x, BITS: tl.constexpr, LOWEST: tl.constexpr):
 
 
 @triton.jit
-def _ulps(x, y, BITS: tl.constexpr, LOWEST: tl.constexpr):
-    if BITS == 0:
-        found = tl.abs(y - x)
+def _magnitude(x):
+    """Return the bits of a value but its sign, which are its place among the numbers of its own type."""
+    if x.dtype.primitive_bitwidth == 64:
+        found = x.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
+    elif x.dtype.primitive_bitwidth == 32:
+        found = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     else:
-        apart = (x < 0) != (y < 0)
-        if BITS == 53:
-            left, right = tl.abs(x).to(tl.int64, bitcast=True), tl.abs(y).to(tl.int64, bitcast=True)
-            steps = tl.where(right > left, right - left, left - right).to(tl.float64)
-            found = tl.where(apart, left.to(tl.float64) + right.to(tl.float64), steps)
+        found = x.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
+    return found
+
+
+@triton.jit
+def _ulps(x, y, v, w, BITS: tl.constexpr, LOWEST: tl.constexpr, ALIKE: tl.constexpr):
+    """Return the distance of x and y, v and w as numbers, in numbers of the grid; uint32 for one type up to 32 bits."""
+    if BITS == 0:
+        found = tl.abs(w - v)
+    else:
+        apart = (v < 0) != (w < 0)
+        if ALIKE:
+            left, right = _magnitude(x), _magnitude(y)
+            steps = tl.where(right > left, right - left, left - right)
+            if x.dtype.primitive_bitwidth == 64:
+                found = tl.where(apart, left.to(tl.float64) + right.to(tl.float64), steps.to(tl.float64))
+            else:
+                found = tl.where(apart, left.to(tl.uint32) + right.to(tl.uint32), steps.to(tl.uint32))
         else:
-            left, right = _place(tl.abs(x), BITS, LOWEST), _place(tl.abs(y), BITS, LOWEST)
+            left, right = _place(tl.abs(v.to(tl.float64)), BITS, LOWEST), _place(tl.abs(w.to(tl.float64)), BITS, LOWEST)
             found = tl.where(apart, left + right, tl.abs(right - left))
     return found
 
@@ -72,8 +88,13 @@ def _planes(rows, width, blocks, shares):
 
 
 @triton.jit
-def _whole(count):
-    return tl.sum(count, axis=0).to(tl.float64)
+def _all(tile):
+    return tl.sum(tl.sum(tile, axis=1), axis=0).to(tl.float64)
+
+
+@triton.jit
+def _most(tile):
+    return tl.max(tl.max(tile, axis=1), axis=0).to(tl.float64)
 
 
 @triton.jit(do_not_specialize=["place", "rows", "width", "chunk"])
@@ -81,23 +102,26 @@ def compare(
     x, y, m, partials, sums, place, rows, width, chunk,
     n1, n2, n3, x0, x1, x2, x3, x4, y0, y1, y2, y3, y4, m0, m1, m2, m3, m4,
     X: tl.constexpr, Y: tl.constexpr, BOUND: tl.constexpr, OTHER: tl.constexpr, HAS_M: tl.constexpr,
-    EXACTLY: tl.constexpr, BITS: tl.constexpr, LOWEST: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr,
-    ACROSS: tl.constexpr,
+    WHOLE: tl.constexpr, WIDE: tl.constexpr, ALIKE: tl.constexpr, BITS: tl.constexpr, LOWEST: tl.constexpr,
+    LONG: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
     """Compare [rows, width]: program (c, r) takes every so many-th block of columns of `chunk` rows.
 
     `sums` holds those of rows [2, rows, blocks], then those of columns [2, programs r, width]: squares of the
-    difference, and of x.
+    difference, and of x. What is not WIDE is classed in float32; differences and sums are float64 in any case.
     """
     kind: tl.constexpr = tl.int64 if LONG else tl.int32
+    real: tl.constexpr = tl.float64 if WIDE else tl.float32
     sizes = (n1, n2, n3)
     blocks, share = tl.cdiv(width, ACROSS), tl.program_id(1)
     first = share * chunk
     end = tl.minimum(first + chunk, rows)
     row_plane, column_plane = _planes(rows, width, blocks, tl.num_programs(1))
-    none, real = tl.zeros([ROWS], tl.int32), tl.zeros([ROWS], tl.float64)
-    left_out, mismatched, classes, odd_x, odd_y = none, none, none, none, none
-    kept, after, squares, dot, top, ulp = real, real, real, real, real, real
+    counted, summed = tl.zeros([ROWS, ACROSS], tl.int32), tl.zeros([ROWS, ACROSS], tl.float64)
+    left_out, mismatched, classes, odd_x, odd_y = counted, counted, counted, counted, counted
+    after, dot, top = summed, summed, summed
+    kept, squares = tl.full([], 0.0, tl.float64), tl.full([], 0.0, tl.float64)
+    ulp = tl.zeros([ROWS, ACROSS], tl.float64 if WIDE or not ALIKE else tl.uint32)
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         column = block * ACROSS + tl.arange(0, ACROSS)
         over, under = tl.zeros([ROWS, ACROSS], tl.float64), tl.zeros([ROWS, ACROSS], tl.float64)
@@ -105,56 +129,59 @@ def compare(
             row = start + tl.arange(0, ROWS)
             inside = (row[:, None] < end) & (column[None, :] < width)
             at, along = row[:, None].to(kind), column[None, :].to(kind)
-            xs = decoded(_load(x, at, along, inside, sizes, (x0, x1, x2, x3, x4)), X)
-            ys = decoded(_load(y, at, along, inside, sizes, (y0, y1, y2, y3, y4)), Y)
-            v, w = xs.to(tl.float64), ys.to(tl.float64)
+            xs = _load(x, at, along, inside, sizes, (x0, x1, x2, x3, x4))
+            ys = _load(y, at, along, inside, sizes, (y0, y1, y2, y3, y4))
+            xs, ys = decoded(xs, X), decoded(ys, Y)
+            v, w = xs.to(real), ys.to(real)
             fine_x, fine_y = tl.abs(v) < float("inf"), tl.abs(w) < float("inf")
             masked = (tl.abs(v) >= BOUND) & (tl.abs(w) >= OTHER) & ((v > 0) == (w > 0))
-            if EXACTLY:  # noqa: SIM108 - whole numbers of 64 bits are no numbers of float64
+            if WHOLE:  # noqa: SIM108 - numbers of 64 bits are no numbers of float64
                 same = masked | (xs == ys)
             else:
                 same = masked | (v == w) | ((v != v) & (w != w))
             cares = inside
             if HAS_M:
                 moved = _load(m, at, along, inside, sizes, (m0, m1, m2, m3, m4)) != 0
-                left_out += tl.sum((inside & moved).to(tl.int32), axis=1)
+                left_out += (inside & moved).to(tl.int32)
                 cares = inside & (moved == 0)
-            mismatched += tl.sum((cares & (same == 0)).to(tl.int32), axis=1)
-            classes += tl.sum((cares & (((fine_x & fine_y) | same) == 0)).to(tl.int32), axis=1)
-            odd_x += tl.sum((cares & (fine_x == 0)).to(tl.int32), axis=1)
-            odd_y += tl.sum((cares & (fine_y == 0)).to(tl.int32), axis=1)
+            mismatched += (cares & (same == 0)).to(tl.int32)
+            classes += (cares & (((fine_x & fine_y) | same) == 0)).to(tl.int32)
+            odd_x += (cares & (fine_x == 0)).to(tl.int32)
+            odd_y += (cares & (fine_y == 0)).to(tl.int32)
             counts = cares & fine_x & fine_y & (masked == 0)
+            steps = _ulps(xs, ys, v, w, BITS, LOWEST, ALIKE)
+            ulp = tl.maximum(ulp, tl.where(counts, steps, 0).to(ulp.dtype))
             v, w = tl.where(counts, v, 0.0), tl.where(counts, w, 0.0)
+            v, w = v.to(tl.float64), w.to(tl.float64)
             d = w - v
             d2, v2 = d * d, v * v
-            top = tl.maximum(top, tl.max(tl.abs(d), axis=1))
-            ulp = tl.maximum(ulp, tl.max(_ulps(v, w, BITS, LOWEST), axis=1))
-            after += tl.sum(w * w, axis=1)
-            dot += tl.sum(v * w, axis=1)
-            row_over, row_under = tl.sum(d2, axis=1), tl.sum(v2, axis=1)
-            squares += row_over
-            kept += row_under
+            top = tl.maximum(top, tl.abs(d))
+            after += w * w
+            dot += v * w
             over += d2
             under += v2
             cells = row.to(tl.int64) * blocks + block
-            tl.store(sums + cells, row_over, mask=row < end)
-            tl.store(sums + row_plane + cells, row_under, mask=row < end)
+            tl.store(sums + cells, tl.sum(d2, axis=1), mask=row < end)
+            tl.store(sums + row_plane + cells, tl.sum(v2, axis=1), mask=row < end)
         cells = 2 * row_plane + share.to(tl.int64) * width + column
-        tl.store(sums + cells, tl.sum(over, axis=0), mask=column < width)
-        tl.store(sums + column_plane + cells, tl.sum(under, axis=0), mask=column < width)
+        columns_over, columns_under = tl.sum(over, axis=0), tl.sum(under, axis=0)
+        tl.store(sums + cells, columns_over, mask=column < width)
+        tl.store(sums + column_plane + cells, columns_under, mask=column < width)
+        squares += tl.sum(columns_over, axis=0)
+        kept += tl.sum(columns_under, axis=0)
     cells = partials + place
     slot = cells + share * tl.num_programs(0) + tl.program_id(0)
-    tl.store(slot + _LEFT_OUT * _SLOTS, _whole(left_out))
-    tl.store(slot + _BEFORE * _SLOTS, tl.sum(kept, axis=0))
-    tl.store(slot + _AFTER * _SLOTS, tl.sum(after, axis=0))
-    tl.store(slot + _SQUARES * _SLOTS, tl.sum(squares, axis=0))
-    tl.store(slot + _DOT * _SLOTS, tl.sum(dot, axis=0))
-    tl.store(slot + _MAX_ABS * _SLOTS, tl.max(top, axis=0))
-    tl.store(slot + _MAX_ULP * _SLOTS, tl.max(ulp, axis=0))
-    tl.store(slot + _MISMATCHED * _SLOTS, _whole(mismatched))
-    tl.store(slot + _CLASSES * _SLOTS, _whole(classes))
-    tl.store(slot + _BEFORE_NONFINITE * _SLOTS, _whole(odd_x))
-    tl.store(slot + _AFTER_NONFINITE * _SLOTS, _whole(odd_y))
+    tl.store(slot + _LEFT_OUT * _SLOTS, _all(left_out))
+    tl.store(slot + _BEFORE * _SLOTS, kept)
+    tl.store(slot + _AFTER * _SLOTS, _all(after))
+    tl.store(slot + _SQUARES * _SLOTS, squares)
+    tl.store(slot + _DOT * _SLOTS, _all(dot))
+    tl.store(slot + _MAX_ABS * _SLOTS, _most(top))
+    tl.store(slot + _MAX_ULP * _SLOTS, _most(ulp))
+    tl.store(slot + _MISMATCHED * _SLOTS, _all(mismatched))
+    tl.store(slot + _CLASSES * _SLOTS, _all(classes))
+    tl.store(slot + _BEFORE_NONFINITE * _SLOTS, _all(odd_x))
+    tl.store(slot + _AFTER_NONFINITE * _SLOTS, _all(odd_y))
     if (share == 0) & (tl.program_id(0) == 0):
         tl.store(cells, (tl.num_programs(0) * tl.num_programs(1)).to(tl.float64))
         tl.store(cells + _COUNT * _SLOTS, rows.to(tl.float64) * width.to(tl.float64))

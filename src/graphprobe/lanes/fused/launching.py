@@ -18,14 +18,15 @@ _LAUNCHES = launches.Launches()
 #: Programs of one native comparison at most, rows of 16 bytes that each reads per step, and steps that are under way.
 _PROGRAMS, _ROWS, _WARPS, _STAGES = 528, 256, 4, 3
 #: The same of one exact comparison; elements of a step, at most so many rows high, and rows that one column sum spans.
-_EXACT_PROGRAMS, _EXACT_WARPS, _EXACT_STAGES = 528, 4, 1
-_TILE, _HEIGHT, _SPAN = 512, 4, 64
+_EXACT_PROGRAMS, _EXACT_WARPS, _EXACT_STAGES = 1024, 1, 1
+_TILE, _HEIGHT, _SPAN = 256, 2, 64
 #: Programs of one value at most where several are compared together, and elements that it may have.
 _SEVERAL_PROGRAMS, _SEVERAL_MOST = 128, 2**30
-_NARROW = {torch.float32, torch.float16, torch.bfloat16, *float8.KINDS}
+#: Told apart in float32.
+NARROW = {torch.float32, torch.float16, torch.bfloat16, *float8.KINDS}
 _WHOLE = {torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 #: What the kernels read as it lies.
-READABLE = {torch.float64, *_WHOLE, *_NARROW}
+READABLE = {torch.float64, *_WHOLE, *NARROW}
 
 
 def new_partials(device: torch.device) -> Tensor:
@@ -56,7 +57,7 @@ def _native(
     walk: Joint, b: Tensor, f: Tensor | None, r: Tensor | None, moved: Tensor | None, bounds: tuple[float, float]
 ) -> tuple[launches.Grid, launches.Launch]:
     lanes = [t.dtype for t in (b, f, r) if t is not None]
-    narrow = all(dtype in _NARROW for dtype in lanes)
+    narrow = all(dtype in NARROW for dtype in lanes)
     across = 16 // max(dtype.itemsize for dtype in lanes)
     grid = (max(1, min(_PROGRAMS, -(-walk.numel // (_ROWS * across)))), 1)
     settled = (walk.numel, *walk.sizes[1:], *walk.spread([t is not None for t in (b, f, r, moved)]))
@@ -145,7 +146,7 @@ def _several(partials: Tensor, bound: tuple[float, float], dtypes: Sequence[torc
         return known  # type: ignore[no-any-return]
     before, free, forced = dtypes
     given = [dtype for dtype in dtypes if dtype is not None]
-    narrow = all(dtype in _NARROW for dtype in given)
+    narrow = all(dtype in NARROW for dtype in given)
     bytes_ = [torch.uint8 if dtype in (torch.bool, *float8.KINDS) else dtype for dtype in dtypes]
     kinds = [getattr(tl, str(bytes_[0] if dtype is None else dtype).removeprefix("torch.")) for dtype in bytes_]
     constants = dict(
