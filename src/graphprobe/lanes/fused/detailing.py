@@ -17,7 +17,7 @@ Tensor = torch.Tensor
 _LAUNCHES = launches.Launches()
 #: Programs at most, steps of each at least, elements of a step, at most so many rows high; of the second kernel slices
 #: and sums of a step.
-_PROGRAMS, _STEPS, _TILE, _HEIGHT, _WARPS = 1000, 4, 512, 4, 4
+_PROGRAMS, _STEPS, _TILE, _HEIGHT, _WARPS = 528, 4, 512, 4, 4
 _SIDE, _DEPTH = 8, 128
 _GROUP = details.COLUMNS * common.SLOTS
 _BLOCK = 1 << (details.SHARES * details.DIMS - 1).bit_length()
