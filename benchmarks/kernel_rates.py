@@ -16,7 +16,7 @@ import torch
 
 from graphprobe import launches
 from graphprobe.lanes import measure
-from graphprobe.lanes.fused import launching
+from graphprobe.lanes.fused import detailing, launching
 from graphprobe.taps import columns, triton_stats
 
 SETS = 8
@@ -81,13 +81,21 @@ def compare_cuts(shape: tuple[int, ...], dtype: torch.dtype, options: argparse.N
         print(f"  {cut}: statistics {tap}, three tensors {found}, two {pair}", flush=True)
     if options.native:
         return
-    for tile, height, stages, programs in itertools.product((512, 1024), (4, 8), options.stages, (528, 1056)):
-        launching._EXACT_STAGES = stages
+    for warps, tile, height, stages, programs in itertools.product(
+        (1, 2, 4), (256, 512), (1, 2, 4), options.stages, (528, 1024)
+    ):
+        launching._EXACT_STAGES, launching._EXACT_WARPS = stages, warps
         launching._LAUNCHES = launches.Launches()
         launching._TILE, launching._HEIGHT, launching._EXACT_PROGRAMS = tile, height, programs
         found = rate(lambda i: launching.compare_exact(partials, i, *exact[i], None, bounds), four)
-        cut = f"tile {tile} height {height} stages {stages} programs {programs}"
+        cut = f"warps {warps} tile {tile} height {height} stages {stages} programs {programs}"
         print(f"  {cut}: exact {found}", flush=True)
+    partials = detailing.new_partials(device)
+    for warps, tile, height, programs in itertools.product((1, 2, 4), (256, 512), (2, 4), (528, 1000)):
+        detailing._LAUNCHES = launches.Launches()
+        detailing._WARPS, detailing._TILE, detailing._HEIGHT, detailing._PROGRAMS = warps, tile, height, programs
+        found = rate(lambda i: detailing.compare(partials, i, *native[i][:2], None, bounds), three * 2 / 3)
+        print(f"  warps {warps} tile {tile} height {height} programs {programs}: details {found}", flush=True)
 
 
 def overlap() -> None:
@@ -126,7 +134,7 @@ def numbers(text: str) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--native", action="store_true", help="leave the comparison of exact lanes out")
+    parser.add_argument("--native", action="store_true", help="leave the comparisons of exact lanes and in detail out")
     parser.add_argument("--rows", type=numbers, default=[256, 512, 1024])
     parser.add_argument("--warps", type=numbers, default=[4, 8])
     parser.add_argument("--stages", type=numbers, default=[1, 2, 3])
