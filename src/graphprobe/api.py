@@ -185,8 +185,8 @@ def alignment(
     """Pair the nodes of two versions without judging them.
 
     Both sides, the inputs and `events` are those of `diff`. Where there are inputs, given or stored, and `run` is set,
-    values are compared too; else nothing is run, and graphs without weights or metadata will do, also text dumps
-    (``.txt``, of AutoDeploy or of `run`). Raises GraphprobeError.
+    values are compared too; else nothing is run, and graphs without weights or metadata will do, also texts
+    (dumps of AutoDeploy or of `run`, what torch.fx prints). Raises GraphprobeError.
     """
     matching = _matched(
         before, after, args, kwargs, arguments.other_sets(after_args, after_kwargs, 1)[0], run, events=events

@@ -61,8 +61,8 @@ def _shapes(call: Any) -> list[tuple[int, ...] | None]:
 
 
 def is_text(side: Side) -> bool:
-    """Whether a side is the text dump of a graph: it can be aligned, but not run."""
-    return isinstance(side, (str, os.PathLike)) and os.fspath(side).endswith(".txt")
+    """Whether a side is the text of a graph: it can be aligned, but not run."""
+    return isinstance(side, (str, os.PathLike)) and os.fspath(side).endswith(foreign_graphs.SUFFIXES)
 
 
 def read(side: Side) -> Model:

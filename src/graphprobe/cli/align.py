@@ -21,7 +21,7 @@ listed with the reason: eliminated, fused, rewritten, added.
 
 Values are compared on the inputs stored in the files, or given with --inputs; without inputs, or with --no-run, nothing
 is run. Two files with inputs of another form (a padded prompt, a row of a batch) are compared slice by slice. Text
-dumps (.txt, of AutoDeploy or of graphprobe run) are paired by operators, shapes and the names of weights.
+texts (.txt, .log, .py: dumps, what torch.fx prints) are paired by operators, shapes and the names of weights.
 Exit status: 0 where every operation of AFTER has a partner, 1 where some have none, 2 trouble.
 """
 EXAMPLES = """\
@@ -30,12 +30,13 @@ EXAMPLES = """\
   graphprobe align before.fx after.fx --explain mul_12
   graphprobe align before.fx after.fx --json
   graphprobe align dumps/001_export_export_to_gm.txt dumps/002_pattern_matcher_fuse_rmsnorm.txt
+  graphprobe align aot.log fx_graph_readable.py
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("before", metavar="BEFORE", help="the graph that is trusted: .fx, or a text dump")
+    parser.add_argument("before", metavar="BEFORE", help="the graph that is trusted: .fx, or a text")
     parser.add_argument("after", metavar="AFTER", help="the graph that is in question")
     parser.add_argument("--inputs", metavar="FILE", help="inputs: .json, .safetensors, .npz, .pt or another .fx")
     parser.add_argument("--after-inputs", metavar="FILE", help="inputs of AFTER where they have another form")

@@ -1,7 +1,7 @@
-"""A text dump as an FX graph that can be aligned, not run: operators, shapes and dtypes, no content of weights.
+"""A text as an FX graph that can be aligned, not run: operators, shapes and dtypes, no content of weights.
 
-Keyword arguments are not written in a dump and stay unknown. A symbolic size stands for a number of its own, the same
-in every dump that names its symbols in the same order.
+The text may be a dump as AutoDeploy writes it, code as torch.fx prints it, or a list of nodes. In a dump keyword
+arguments are not written and stay unknown.
 """
 
 from __future__ import annotations
@@ -10,28 +10,44 @@ import ast
 import operator
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from graphprobe.errors import DumpError
-from graphprobe.foreign import autodeploy
+from graphprobe.foreign import autodeploy, listed, printed
 from graphprobe.foreign.autodeploy import MISSING, ROOT, Line, Section
+from graphprobe.foreign.building import Sizes
 from graphprobe.fxfile.operators import Opaque, resolve
 
-_SIZES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049)  # what symbols stand for: sizes that nothing else has
-_ARITHMETIC: dict[type, Callable[[int, int], int]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
-}  # fmt: skip
+SUFFIXES = (".txt", ".log", ".py")
+_HEAD = "# Transform: "
+_KNOWN = (
+    "a dump of AutoDeploy ('# Transform: ...'), code of torch.fx (print_readable, TORCH_LOGS=post_grad_graphs, "
+    "fx_graph_readable.py) or a list of nodes (print(gm.graph), print_tabular)"
+)
 
 
 def load(path: str | os.PathLike[str]) -> GraphModule:
-    """Read the root graph of a text dump. Raises DumpError."""
-    dump = autodeploy.read(path)
+    """Read the graph of a text; of a dump the root graph. Raises DumpError."""
+    where = os.fspath(path)
+    try:
+        content = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DumpError(f"cannot read the dump {where}: {error}") from error
+    if _HEAD not in content:
+        if printed.is_printed(content):
+            return printed.parse(content, where)
+        if listed.is_listed(content):
+            return listed.parse(content, where)
+        if not content.startswith("# "):
+            raise DumpError(f"{where} holds no graph. What can be read is {_KNOWN}")
+    dump = autodeploy.parse(content, where)
     section = next((s for s in dump.sections if s.name == ROOT), next(iter(dump.sections), None))
     if section is None:
-        raise DumpError(f"the dump {os.fspath(path)} holds no graph")
+        raise DumpError(f"the dump {where} holds no graph")
     return graph_module(section)
 
 
@@ -44,7 +60,7 @@ class _Builder:
     def __init__(self, section: Section) -> None:
         self.section, self.graph, self.root = section, Graph(), torch.nn.Module()
         self.made: dict[str, Node] = {}
-        self.sizes: dict[str, int] = {}
+        self.sizes = Sizes()
 
     def build(self) -> GraphModule:
         for name, typed in autodeploy.weights(self.section).items():
@@ -82,26 +98,8 @@ class _Builder:
         sizes, kind = autodeploy.dimensions(shape), getattr(torch, dtype.removeprefix("torch."), None)
         if sizes is None or not isinstance(kind, torch.dtype):
             return None
-        known = [size if isinstance(size, int) else self._size(size) for size in sizes]
+        known = [size if isinstance(size, int) else self.sizes.of(size) for size in sizes]
         return None if None in known else torch.empty(known, dtype=kind, device="meta")  # type: ignore[arg-type]
-
-    def _size(self, text: str) -> int | None:
-        try:
-            return self._number(ast.parse(text, mode="eval").body)
-        except (SyntaxError, KeyError, TypeError, ValueError, ZeroDivisionError):
-            return None  # a function of sizes that is not known here: the shape stays unknown
-
-    def _number(self, tree: ast.expr) -> int:
-        if isinstance(tree, ast.Constant) and type(tree.value) is int:
-            return tree.value
-        if isinstance(tree, ast.Name):
-            count = len(self.sizes)
-            return self.sizes.setdefault(tree.id, _SIZES[count % len(_SIZES)] + 1000 * (count // len(_SIZES)))
-        if isinstance(tree, ast.BinOp):
-            return _ARITHMETIC[type(tree.op)](self._number(tree.left), self._number(tree.right))
-        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in ("Max", "Min"):
-            return {"Max": max, "Min": min}[tree.func.id](self._number(arg) for arg in tree.args)
-        raise ValueError
 
     def _argument(self, text: str) -> Any:
         """Read one argument: nodes by name, numbers, lists; what is none of these stays text."""
