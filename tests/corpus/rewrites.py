@@ -148,7 +148,7 @@ def stripped(gm: GraphModule, level: str) -> GraphModule:
         if node.op == "call_function":
             node.name = f"n{i}"
         if node.op == "get_attr":
-            _rename_weight(out, node, f"w{i}")
+            _rename_weight(out, node, f"weight_no_{i}")  # a name that no model has
     out.recompile()
     return out
 

@@ -51,10 +51,10 @@ def _anchors(matching: Matching, side: str, with_operator: bool) -> dict[Place, 
         if term.step is not None:
             continue
         weights = [terms.root(n)[0] for n in term.operands]
-        weights = [n for n in weights if n.op == "get_attr"]
+        weights = [n for n in weights if terms.is_weight(n)]
         if not weights or len(weights) == len(term.operands):
             continue
-        place: Place = tuple(sorted(numbers[n] for n in weights))
+        place: Place = tuple(sorted(matching.weight(side, n) for n in weights))
         if with_operator:
             place = _pattern(matching, term.expression, term.operands, terms, numbers)
         found[(*place, nodes.elements(node))].append(node)
@@ -73,6 +73,6 @@ def _pattern(
         if isinstance(child, tuple):
             children.append(_pattern(matching, child, operands, terms, numbers))
         else:
-            is_weight = terms.root(operands[child])[0].op == "get_attr"
+            is_weight = terms.is_weight(terms.root(operands[child])[0])
             children.append(matching.turned(numbers[operands[child]], step) if is_weight else "_")
     return (*expression[:2], *children)

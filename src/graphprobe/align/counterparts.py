@@ -56,18 +56,17 @@ def counterparts(matching: Matching) -> list[tuple[Node, Node, str]]:
 def _chains(matching: Matching, side: str) -> dict[Node, Chain]:
     """Read the chains of one side; they begin below what is claimed."""
     terms = matching.terms(side)
-    numbers = matching.numbers_before() if side == "before" else matching.numbers_after()
     claimed = matching.alignment.of_before if side == "before" else matching.alignment.of_after
     found: dict[Node, Chain] = {}
     for node in matching.makers(side):
         term = terms.of[node]
         roots = {n: terms.root(n)[0] for n in term.operands}
-        weights = [r for r in roots.values() if r.op == "get_attr"]
-        values = {r: n for n, r in roots.items() if r.op != "get_attr"}
+        weights = [r for r in roots.values() if terms.is_weight(r)]
+        values = {r: n for n, r in roots.items() if not terms.is_weight(r)}
         if term.step is not None or not weights or not values:
             continue
-        mine = [numbers[w] for w in weights]
-        large = [numbers[w] for w in weights if len(nodes.shape(w) or ()) > 1]
+        mine = [matching.weight(side, w) for w in weights]
+        large = [n for n, w in zip(mine, weights, strict=True) if len(nodes.shape(w) or ()) > 1]
         root, source = next(iter(values.items())) if len(values) == 1 else (None, None)
         if source is not None and not _is_affine(term.expression, term.operands.index(source)):
             source = None

@@ -63,7 +63,7 @@ def claim(matching: Matching) -> None:
     for y, (x, view) in found.items():
         if x not in taken and not matching.alignment.of_before.get(x) and not matching.alignment.of_after.get(y):
             taken.add(x)
-            _claim(matching, x, y, view)
+            claim_shown(matching, x, y, view, "layout")
     if taken:
         matching.after.refresh()
         matching.changed()
@@ -190,10 +190,12 @@ def _tiles(fine: Shape, coarse: Shape) -> bool:
     return not rest
 
 
-def _claim(matching: Matching, x: Node, y: Node, view: View) -> None:
+def claim_shown(matching: Matching, x: Node, y: Node, view: View, evidence: str) -> None:
+    """Claim a value as it is shown in before's layout; the graph must then be read anew."""
     shown = _insert(matching, y, view)
-    claim = Claim(x, shown, "layout", certain=False, view=str(view))
+    claim = Claim(x, shown, evidence, certain=False, view=str(view))
     matching.alignment.add(claim)
+    matching.views[shown] = view
     matching.alignment.of_after[y].append(claim)  # y itself is taken, too
 
 

@@ -18,9 +18,10 @@ from graphprobe.align.sketches import Observe, observed, sketches
 from graphprobe.align.steps import Step
 from graphprobe.align.terms import Numbers, Terms
 from graphprobe.align.weights import Block, Leaves, folded, leaves
-from graphprobe.program import Program, fetch
+from graphprobe.program import Program
 
 if TYPE_CHECKING:
+    from graphprobe.align.layouts import View
     from graphprobe.align.siblings import Siblings
 
 Place = tuple[Any, ...]  # what nodes of both sides must have in common to be claimed by some evidence
@@ -38,6 +39,8 @@ class Matching:
     alignment: Alignment = field(default_factory=Alignment)
     wholes: dict[Node, Node] = field(default_factory=dict)  # what was put together from slices -> what it stands for
     reshaped: list[tuple[Node, Node]] = field(default_factory=list)  # equal in flat order, in no shape in common
+
+    views: dict[Node, View] = field(default_factory=dict)  # what was inserted to be claimed -> how it shows a value
 
     def __post_init__(self) -> None:
         self._numbers = Numbers()
@@ -91,7 +94,7 @@ class Matching:
     def terms(self, side: str) -> Terms:
         """Return the terms of one side."""
         if side not in self._terms:
-            self._terms[side] = Terms(getattr(self, side), self._operators)
+            self._terms[side] = Terms(getattr(self, side), self._operators, lambda: self.leaves(side).parts)
         return self._terms[side]
 
     def sketches(self, side: str) -> dict[Node, torch.Tensor]:
@@ -158,7 +161,7 @@ class Matching:
         program: Program = getattr(self, side)
         numbers, terms = self._numbers, self.terms(side).of
         paths = {node: path for path, node in program.inputs.items()}
-        blocks = self.leaves(side).blocks
+        blocks, parts = self.leaves(side).blocks, self.leaves(side).parts
         out: dict[Node, int] = {}
         for node in program.live:
             known = stands.get(node)
@@ -167,9 +170,11 @@ class Matching:
             elif node in self.wholes:  # the slice of a value is the value of the side that holds only that
                 out[node] = stands.get(self.wholes[node], out[self.wholes[node]])
             elif node.op == "placeholder":
-                out[node] = numbers.of(("input", paths.get(node, node.name)))
+                out[node] = numbers.of(self._input(side, node, paths))
             elif node.op == "get_attr":
                 out[node] = self._leaf(side, str(node.target))
+            elif node in parts:
+                out[node] = self._leaf(side, parts[node])
             else:
                 term = terms[node]
                 if term.step is None:
@@ -178,6 +183,13 @@ class Matching:
                     joined = self._of_block(side, term, out) if blocks and term.step[:1] == ("part",) else None
                     out[node] = joined if joined is not None else numbers.step(out[term.operands[0]], term.step)
         return out
+
+    def _input(self, side: str, node: Node, paths: Mapping[Node, str]) -> Place:
+        """Name an input. In a text inputs may have other names than there, or be weights: then the shape is known."""
+        path = paths.get(node, node.name)
+        other = self.after if side == "before" else self.before
+        known = self.bound is not None or path in other.inputs or nodes.shape(node) is None
+        return ("input", path) if known else ("unknown", nodes.shape(node))
 
     def leaves(self, side: str) -> Leaves:
         """Return the names of one side's weights."""
@@ -196,12 +208,20 @@ class Matching:
         shape = tuple(name[1])
         return self._numbers.step(number, ("perm", shape, (1, 0)))
 
+    def weight(self, side: str, node: Node) -> int:
+        """Number a weight whatever its orientation: one that is stored turned is the same weight."""
+        key = self.leaves(side).key(node)
+        name, turned = self.leaves(side).names.get(key or "", ((), False))
+        numbers = self.numbers_before() if side == "before" else self.numbers_after()
+        return self._numbers.of(name) if turned else numbers[node]
+
     def _folded(self, side: str) -> dict[str, int]:
         """Number the constants of after that are bitwise what before computes from nothing but constants."""
         if side == "before" or self._before is None:
             return {}
         if self._constants is None:
-            lone = {t for t, (name, _) in self.leaves("after").names.items() if name[0] == "name"}
+            leaves = self.leaves("after")
+            lone = {t for t, (name, _) in leaves.names.items() if name[0] == "name"} - leaves.cut
             found = folded(self.before, self.after, lone) if lone else {}
             self._constants = {target: self._before[node] for target, node in found.items()}
         return self._constants
@@ -248,17 +268,18 @@ class Matching:
     def _block(self, side: str, operand: Node, turned: bool, terms: Terms, start: int, stop: int) -> int | None:
         """Number columns `start` to `stop` of a weight, as a matrix that is multiplied from the right."""
         node, steps = terms.root(operand)
-        if node.op != "get_attr":
+        key = self.leaves(side).key(node)
+        if key is None:
             return None
         flips = turned + sum(step[0] == "perm" for step in steps)
         if len(steps) != sum(step[0] == "perm" for step in steps):
             return None
-        blocks: Iterable[Block] = self.leaves(side).blocks.get(str(node.target), ())
+        blocks: Iterable[Block] = self.leaves(side).blocks.get(key, ())
         found = next((b for b in blocks if (b.start, b.stop) == (start, stop)), None)
         if found is None:
             return None
         other = "before" if side == "after" else "after"
-        shape = _shape(getattr(self, other), found.target)
+        shape = found.shape
         number = self._leaf(other, found.target)
         if len(shape) == 1:
             return number
@@ -281,10 +302,6 @@ def is_part(node: Node) -> bool:
     if node.target is operator.getitem:
         return isinstance(node.args[0], Node) and nodes.is_view(node.args[0])
     return nodes.schema_name(node) in ("aten::slice", "aten::select", "aten::narrow")
-
-
-def _shape(program: Program, target: str) -> tuple[int, ...]:
-    return tuple(int(d) for d in fetch(program.gm, target).shape)
 
 
 def shown_as(node: Node, shape: tuple[int | str, ...] | None, terms: Terms) -> Node | None:

@@ -2,7 +2,8 @@
 
 A model repeats a layer, and a defect mostly lies in one of them. Where the layers without it are claimed, they say
 which operation of `before` became which of `after`, also where the two are written so differently that nothing but
-their values shows it; and they speak against a guess that pairs what they pair otherwise.
+their values shows it; and they speak against a guess that pairs what they pair otherwise. Where module paths do not
+tell the layers of both sides, they are read off what repeats in the graphs.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from typing import Any
 from torch.fx import Node
 
 from graphprobe import nodes, provenance
+from graphprobe.align import layouts
+from graphprobe.align.layouts import View
 from graphprobe.align.matching import Matching
+from graphprobe.align.periods import repeats, same_row
 from graphprobe.program import Program
 
 Role = tuple[Any, ...]  # what a node is in its module: path with open indices, operator, shape, how many, which of them
 Index = tuple[str, ...]  # which of the repeated modules: the numbers in its path
+Places = dict[Node, tuple[Role, Index]]
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,23 @@ class Siblings:
     nodes_after: Mapping[tuple[Role, Index], Node]
     after_of: Mapping[Role, set[Role]] = field(default_factory=dict)
     before_of: Mapping[Role, set[Role]] = field(default_factory=dict)
+    shown: Mapping[tuple[Role, Role], set[View | None]] = field(default_factory=dict)  # how, in another layout
 
-    def partner(self, x: Node) -> Node | None:
-        """Return the node of after that stands where all claimed siblings of a node of before have their partners."""
+    def partner(self, x: Node) -> tuple[Node, View | None] | None:
+        """Return the node of after that stands where all claimed siblings of a node of before have their partners.
+
+        With it comes the view in which they are claimed, if they are.
+        """
         role, index = self.roles.get(x, ((), ()))
         known = self.after_of.get(role, set())
         if len(known) != 1:
             return None
         (other,) = known
-        return self.nodes_after.get((other, index)) if self.before_of[other] == {role} else None
+        y, how = self.nodes_after.get((other, index)), self.shown[role, other]
+        if y is None or self.before_of[other] != {role} or len(how) != 1:
+            return None
+        (view,) = how
+        return y, view
 
     def against(self, x: Node, y: Node) -> bool:
         """Whether siblings of either node are claimed, and none of them with a sibling of the other."""
@@ -52,10 +65,19 @@ class Siblings:
 def claim(matching: Matching) -> None:
     """Claim what stands where the siblings of a node have their partners."""
     siblings = of(matching)
+    inserted = False
     for x in matching.unclaimed_before() if siblings.after_of else ():
-        y = siblings.partner(x)
-        if y is not None and not matching.alignment.of_after.get(y) and nodes.shape(x) == nodes.shape(y):
+        y, view = siblings.partner(x) or (None, None)
+        if y is None or matching.alignment.of_after.get(y):
+            continue
+        if view is not None:
+            layouts.claim_shown(matching, x, y, view, "sibling")
+            inserted = True
+        elif nodes.shape(x) == nodes.shape(y):
             matching.add(x, y, "sibling")
+    if inserted:
+        matching.after.refresh()
+        matching.changed()
 
 
 def of(matching: Matching) -> Siblings:
@@ -66,25 +88,54 @@ def of(matching: Matching) -> Siblings:
 
 
 def _read(matching: Matching) -> Siblings:
-    before, after = _roles(matching.before), _roles(matching.after)
+    before, after = _by_path(matching.before), _by_path(matching.after)
+    found = _told(matching, before, after)
+    if found.after_of:
+        return found
+    before, after = _by_period(matching)
+    return _told(matching, before, after)
+
+
+def _told(matching: Matching, before: Places, after: Places) -> Siblings:
+    """Note which roles are claimed with which, by nodes of equal index."""
     after_of: dict[Role, set[Role]] = defaultdict(set)
     before_of: dict[Role, set[Role]] = defaultdict(set)
-    for claim in matching.alignment.claims:
-        x, y = before.get(claim.before), after.get(claim.after)
+    shown: dict[tuple[Role, Role], set[View | None]] = defaultdict(set)
+    for claim in matching.alignment.claims if before and after else ():
+        view = matching.views.get(claim.after)
+        x, y = before.get(claim.before), after.get(nodes.shown(claim.after) if view else claim.after)
         if x is not None and y is not None and x[1] == y[1]:
             after_of[x[0]].add(y[0])
             before_of[y[0]].add(x[0])
-    return Siblings(before | after, {place: node for node, place in after.items()}, dict(after_of), dict(before_of))
+            shown[x[0], y[0]].add(view)
+    places = {place: node for node, place in after.items()}
+    return Siblings(before | after, places, dict(after_of), dict(before_of), dict(shown))
 
 
-def _roles(program: Program) -> dict[Node, tuple[Role, Index]]:
+def _by_path(program: Program) -> Places:
     """Tell of each node in a repeated module what it is there, and which of the modules it is in."""
+    return _places({n: p for n in program.live if provenance.repeated(p := provenance.module_path(n))[1]})
+
+
+def _by_period(matching: Matching) -> tuple[Places, Places]:
+    """Tell the same of what repeats in the graphs, where a row of nodes is claimed that marks the layers of both."""
+    before, after = (repeats(list(p.outputs.values())) for p in (matching.before, matching.after))
+    if before is None or after is None:
+        return {}, {}
+    partners = {c.before: nodes.shown(c.after) for c in matching.alignment.claims if c.cut}
+    rows = same_row(before, after, partners)
+    if rows is None:
+        return {}, {}
+    left, right = before.layers(rows[0]), after.layers(rows[1])
+    return _places({n: str(i) for n, i in left.items()}), _places({n: str(i) for n, i in right.items()})
+
+
+def _places(paths: Mapping[Node, str]) -> Places:
     groups: dict[tuple[str, str, Any], list[Node]] = defaultdict(list)
-    for node in program.live:
-        path = provenance.module_path(node)
-        if node.op == "call_function" and provenance.repeated(path)[1]:
+    for node, path in paths.items():
+        if node.op == "call_function" and nodes.INSERTED not in node.meta:
             groups[path, provenance.target_name(node), nodes.shape(node)].append(node)
-    found: dict[Node, tuple[Role, Index]] = {}
+    found: Places = {}
     for (path, target, shape), group in groups.items():
         pattern, index = provenance.repeated(path)
         for place, node in enumerate(group):

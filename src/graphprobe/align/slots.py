@@ -66,9 +66,11 @@ def _by_slot(matching: Matching, side: str, slot: Slot) -> dict[Place, list[Node
         for operand in node.all_input_nodes:
             source = operand
             while not claimed.get(source) and (term := terms.of.get(source)) is not None and term.step is not None:
+                if terms.is_weight(source):
+                    break
                 source = term.operands[0]
-            if source.op == "get_attr":
-                weights.append(numbers[source])
+            if terms.is_weight(source):
+                weights.append(matching.weight(side, source))
             elif source in shared or claimed.get(source):
                 feeds.append(numbers[source])
             else:

@@ -9,7 +9,7 @@ outside training do not change a number; `linear`, `addmm` and `matmul` with a t
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch.fx import Node
@@ -23,10 +23,14 @@ _COMMUTE = {"add", "mul", "maximum", "minimum", "bitwise_and", "bitwise_or", "lo
 
 
 class Terms:
-    """The terms of one program, in graph order. Inputs and weights have none: they are leaves."""
+    """The terms of one program, in graph order. Inputs and weights have none: they are leaves.
 
-    def __init__(self, program: Program, operators: Operators) -> None:
+    `parts` says what is a weight, too, although it is cut out of a larger one; it is asked once something is.
+    """
+
+    def __init__(self, program: Program, operators: Operators, parts: Callable[[], Collection[Node]] = tuple) -> None:
         self.program = program
+        self._parts = parts
         self.of: dict[Node, Term] = {}
         for node in program.live:
             if node.op not in ("placeholder", "get_attr"):
@@ -35,14 +39,27 @@ class Terms:
     def root(self, node: Node) -> tuple[Node, tuple[Step, ...]]:
         """Follow steps upwards: the node that made the values, and the steps from there that move them."""
         steps: list[Step] = []
+        path: list[tuple[Node, int]] = []  # the nodes that cut something out, and how many steps lie below them
         while (term := self.of.get(node)) is not None and term.step is not None:
+            if term.step[:1] == ("part",):
+                path.append((node, len(steps)))
             if term.step:
                 steps.append(term.step)
             node = term.operands[0]
+        if path and node.op == "get_attr":
+            node, below = next(((n, at) for n, at in path if n in self._parts()), (node, len(steps)))
+            del steps[below:]
         out: tuple[Step, ...] = ()
         for step in reversed(steps):
             out = joined(out, step)
         return node, out
+
+    def is_weight(self, node: Node) -> bool:
+        """Whether the root of something is a weight, or a part of one that is a weight of its own."""
+        if node.op == "get_attr":
+            return True
+        term = self.of.get(node)
+        return term is not None and term.step is not None and term.step[:1] == ("part",) and node in self._parts()
 
 
 class Numbers:

@@ -2,13 +2,17 @@
 
 A weight is named by some of its elements, rounded as bfloat16 would and read in both orientations, so that a weight
 that was cast or transposed keeps its name. A weight whose content is nowhere in the other program goes by its own name,
-or by the blocks of rows that it was put together from (fused QKV, gate and up).
+or by the blocks of rows that it was put together from (fused QKV, gate and up). Where the weights of all layers are
+stacked in one tensor, what is cut out of it for one layer is a weight, too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +20,7 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.align.steps import step_of
 from graphprobe.execute import call
 from graphprobe.program import Program, fetch
 
@@ -29,21 +34,36 @@ Content = tuple[Name, bool]  # what is in a weight; whether that is said of its 
 
 @dataclass
 class Leaves:
-    """How the weights of one program are called in both: (name, whether it is read transposed), and what is joined."""
+    """How the weights of one program are called in both: (name, whether it is read transposed), and what is joined.
+
+    They are listed by key: the target of a weight, or what `parts` says of a node that cuts one out of a stack.
+    """
 
     names: dict[str, Content] = field(default_factory=dict)
     blocks: dict[str, list[Block]] = field(default_factory=dict)
+    parts: dict[Node, str] = field(default_factory=dict)  # what is cut out of a stack and is known by name or blocks
+    cut: set[str] = field(default_factory=set)  # the keys of all that is cut out of a stack
+
+    def key(self, node: Node) -> str | None:
+        """Return the name under which a node's weight is listed, None where it is no weight."""
+        return str(node.target) if node.op == "get_attr" else self.parts.get(node)
+
+
+Held = dict[str, torch.Tensor]  # the weights of one program, by key
 
 
 def leaves(before: Program, after: Program) -> tuple[Leaves, Leaves]:
     """Name the weights of both programs so that equal ones have equal names."""
     left, right = Leaves(), Leaves()
-    contents = [_contents(before), _contents(after)]
-    known = {content for content, _ in contents[0].values() if content}
-    met = {content for content, _ in contents[1].values() if content}
+    held = (_held(before), _held(after))
+    contents = [{key: _content(value) for key, value in mine.items()} for mine in held]
+    cut = _cut(before, held[0], contents), _cut(after, held[1], contents[::-1])
+    for values, known in zip(held, contents, strict=True):
+        known.update({key: _content(value) for key, value in values.items() if key not in known})
+    met = [{content for content, _ in known.values() if content} for known in contents]
     blank = {_plain(t) for mine in contents for t, (content, _) in mine.items() if not content}
     lone: list[list[str]] = [[], []]
-    for column, (found, other, mine) in enumerate(((left, met, contents[0]), (right, known, contents[1]))):
+    for column, (found, other, mine) in enumerate(((left, met[1], contents[0]), (right, met[0], contents[1]))):
         for target, (content, turned) in mine.items():
             if content in other:
                 found.names[target] = (("content", *content), turned)
@@ -53,8 +73,11 @@ def leaves(before: Program, after: Program) -> tuple[Leaves, Leaves]:
                 found.names[target] = (name, False)
                 lone[column].append(target)
     _name_unknown(before, after, left, right, contents)
-    _join(before, left, contents[1], lone[0], after)
-    _join(after, right, contents[0], lone[1], before)
+    _join(held[0], left, held[1], lone[0])
+    _join(held[1], right, held[0], lone[1])
+    for named, parts in zip((left, right), cut, strict=True):
+        named.cut = set(parts.values())
+        named.parts = {n: k for n, k in parts.items() if named.names[k][0][0] == "content" or k in named.blocks}
     return left, right
 
 
@@ -75,15 +98,43 @@ def _name_unknown(
                 found.names[target] = (("unknown", shapes[target]), False)
 
 
-def _contents(program: Program) -> dict[str, Content]:
-    """Map every weight's target to (what is in it, whether the other orientation is what is named)."""
-    out: dict[str, Content] = {}
+def _held(program: Program) -> Held:
+    """Return the weights of a program by target; what is no tensor is an empty one."""
+    out: Held = {}
     for node in program.live:
         target = str(node.target)
         if node.op == "get_attr" and target not in out:
             value = fetch(program.gm, target)
-            out[target] = _content(value.detach()) if isinstance(value, torch.Tensor) else ((), False)
+            out[target] = value.detach() if isinstance(value, torch.Tensor) else torch.empty(0)
     return out
+
+
+def _cut(program: Program, held: Held, contents: Sequence[dict[str, Content]]) -> dict[Node, str]:
+    """List what is cut out of weights that the other side does not hold as a whole, and add it to what is held.
+
+    `contents` are those of this side and of the other.
+    """
+    whole = {content for content, _ in contents[1].values()}
+    alone = {key for key, (content, _) in contents[0].items() if content and content not in whole}
+    found: dict[Node, str] = {}
+    for node in program.live:
+        step = step_of(node) if node.op == "call_function" else None
+        if not step or step[0] != "part":
+            continue
+        source = node.all_input_nodes[0]
+        if node.target is operator.getitem:  # of a split
+            source = source.all_input_nodes[0]
+        key = str(source.target) if source.op == "get_attr" else found.get(source)
+        stack = held.get(key or "")
+        if stack is None or stack.dim() != len(step[1]) or (source.op == "get_attr" and key not in alone):
+            continue
+        _, _, dim, start, stop, stride = step
+        mine = stack.movedim(dim, 0)[start:stop:stride].movedim(0, dim)
+        shape = nodes.shape(node) or ()
+        if all(isinstance(d, int) for d in shape) and mine.numel() == math.prod(int(d) for d in shape):
+            found[node] = f"{key} {node.name}"  # no target holds a blank
+            held[found[node]] = mine.reshape([int(d) for d in shape])
+    return found
 
 
 def _content(value: torch.Tensor) -> tuple[Name, bool]:
@@ -170,6 +221,7 @@ class Block:
     target: str
     turned: bool  # its rows are the columns of that weight
     axis: int
+    shape: tuple[int, ...]  # of that weight
 
 
 @dataclass(frozen=True)
@@ -177,21 +229,22 @@ class _Rows:
     target: str
     turned: bool
     rows: list[bytes]
+    shape: tuple[int, ...]
 
 
-def _join(program: Program, found: Leaves, others: dict[str, Content], lone: list[str], other: Program) -> None:
+def _join(held: Held, found: Leaves, others: Held, lone: list[str]) -> None:
     """Find the weights of the other program that lie, row for row, in a weight that is alone."""
-    joined = {t: v for t in lone if (v := _matrix(program, t)) is not None}
+    joined = {t: v for t in lone if (v := _matrix(held[t])) is not None}
     if not joined:
         return
     starts: dict[tuple[Any, ...], list[_Rows]] = {}
-    for target in others:
-        value = _matrix(other, target)
+    for target, whole in others.items():
+        value = _matrix(whole)
         for turned in (False, True) if value is not None and value.dim() == 2 else (False,):
             if value is not None:
                 rows = _rows(value.t() if turned else value)
                 width = (value.shape[0] if turned else value.shape[1]) if value.dim() == 2 else 0
-                starts.setdefault((width, rows[0]), []).append(_Rows(target, turned, rows))
+                starts.setdefault((width, rows[0]), []).append(_Rows(target, turned, rows, tuple(value.shape)))
     for target, value in joined.items():
         for axis in range(value.dim()):
             work = value.t() if axis else value
@@ -201,11 +254,10 @@ def _join(program: Program, found: Leaves, others: dict[str, Content], lone: lis
                 break
 
 
-def _matrix(program: Program, target: str) -> torch.Tensor | None:
-    value = fetch(program.gm, target)
-    if not isinstance(value, torch.Tensor) or value.dim() not in (1, 2) or value.device.type == "meta":
+def _matrix(value: torch.Tensor) -> torch.Tensor | None:
+    if value.dim() not in (1, 2) or value.device.type == "meta":
         return None
-    return value.detach() if value.dtype.is_floating_point and value.shape[0] > 1 and value.numel() > 1 else None
+    return value if value.dtype.is_floating_point and value.shape[0] > 1 and value.numel() > 1 else None
 
 
 def _tiles(rows: list[bytes], width: int, starts: dict[tuple[Any, ...], list[_Rows]], axis: int) -> list[Block]:
@@ -216,7 +268,7 @@ def _tiles(rows: list[bytes], width: int, starts: dict[tuple[Any, ...], list[_Ro
         if not fitting:
             return []
         best = max(fitting, key=lambda c: len(c.rows))
-        blocks.append(Block(at, at + len(best.rows), best.target, best.turned, axis))
+        blocks.append(Block(at, at + len(best.rows), best.target, best.turned, axis, best.shape))
         at += len(best.rows)
     return blocks
 

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes, provenance
+from graphprobe.align.steps import FLAT, step_of
 from graphprobe.judge.unlike import unlike_siblings
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.same import Weights, same_arguments
@@ -38,14 +39,10 @@ def culprit(region: Region, weights: Weights) -> Culprit:
     lone_before = _doing([x for x in rest_before if x not in set(alike.values())])
     lone = frozenset(lone_after + lone_before)
     if lone_after:
-        named = (_unlike(rest_after, alike) or _at_home(lone_after, region))[0]
-        fed = [n for n in named.all_input_nodes if n in lone_after] if named in alike else []
-        named = fed[0] if fed else named  # it only differs by what it is fed: that has no partner
-        changed = _changed(rest_before, rest_after, alike, weights) if nodes.is_view(named) else None
-        # a view may honestly be written otherwise, another weight or number may not
-        return Culprit("after", changed, lone | {changed}) if changed else Culprit("after", named, lone)
-    if lone_before and (not alike or any(_carries_data(x) for x in lone_before)):
-        return Culprit("before", _no_casts(_at_home(lone_before, region))[-1], lone)
+        return _added(region, weights, (rest_before, rest_after), lone_after, alike, lone)
+    dropped = [x for x in lone_before if step_of(x) != FLAT]  # what only casts or joins dimensions may be left out
+    if dropped and (not alike or any(_carries_data(x) for x in dropped)):
+        return Culprit("before", _makers(_at_home(dropped, region))[-1], lone)
     for y in rest_after:
         if _other_weights(alike[y], y, weights):
             return Culprit("after", y, frozenset([y]))
@@ -53,10 +50,27 @@ def culprit(region: Region, weights: Weights) -> Culprit:
     return Culprit("after", first, frozenset([first]))
 
 
-def _unlike(rest_after: list[Node], alike: Pairs) -> list[Node]:
+def _added(
+    region: Region, weights: Weights, rest: tuple[list[Node], list[Node]], lone: list[Node], alike: Pairs,
+    every: frozenset[Node],
+) -> Culprit:  # fmt: skip
+    """Name one of what after alone does: what no other layer does; what reads another weight or takes another number,
+    for a view may honestly be written otherwise; what is fed as in no other layer; else the first."""
+    unlike = _unlike(rest[1], alike)
+    named = (unlike or _at_home(lone, region))[0]
+    if named in alike and named not in _unlike(rest[1], alike, radius=0):
+        named = next((n for n in named.all_input_nodes if n in lone), named)  # it only differs by what it is fed
+    if not unlike:
+        changed = _changed(*rest, alike, weights) if nodes.is_view(named) else None
+        fed = [y for radius in (2, 3) for y in _unlike(rest[1], alike, radius)[:1]]
+        named = changed or next(iter(fed), named)
+    return Culprit("after", named, every | {named})
+
+
+def _unlike(rest_after: list[Node], alike: Pairs, radius: int = 1) -> list[Node]:
     """Return what the module does in none of the other layers, unless before does the same in this layer alone, too."""
-    known = set(unlike_siblings(list(alike.values())))
-    found = [y for y in unlike_siblings(rest_after) if alike.get(y) not in known]
+    known = set(unlike_siblings(list(alike.values()), radius))
+    found = [y for y in unlike_siblings(rest_after, radius) if alike.get(y) not in known]
     # which of its results is taken is no operation of its own
     makers = {y: y.all_input_nodes[0] for y in found if y.target is operator.getitem}
     return [makers[y] if makers.get(y) in rest_after else y for y in found]
@@ -142,9 +156,9 @@ def _at_home(lone: list[Node], region: Region) -> list[Node]:
     return [n for n in lone if not _far_above(provenance.module_path(n), home)] or lone
 
 
-def _no_casts(lone: list[Node]) -> list[Node]:
-    """Pass over casts behind the operation that was dropped."""
-    return [n for n in lone if nodes.schema_name(n) not in ("aten::to", "aten::_to_copy")] or lone
+def _makers(lone: list[Node]) -> list[Node]:
+    """Pass over views behind the operation that was dropped."""
+    return [n for n in lone if not nodes.is_view(n)] or lone
 
 
 def _carries_data(x: Node) -> bool:
@@ -259,12 +273,6 @@ def _reads_same(x: Node, y: Node, weights: Weights) -> bool:
 def same_kind(x: Node, y: Node) -> bool:
     """Whether two nodes are one operator with equal constants, whatever they are fed."""
     return x.target is y.target and len(x.all_input_nodes) == len(y.all_input_nodes) and same_arguments(x, y)
-
-
-def other_weights(region: Region, weights: Weights) -> bool:
-    """Whether the claimed pair is one operator that reads other weights."""
-    x, y = region.claim.before, region.claim.after
-    return x.target is y.target and _other_weights(x, y, weights)
 
 
 def _other_content(x: Node, y: Node, weights: Weights) -> bool:
