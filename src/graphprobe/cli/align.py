@@ -20,8 +20,8 @@ certain: if it fails, diff finds out whether the pair or the operation is wrong.
 listed with the reason: eliminated, fused, rewritten, added.
 
 Values are compared on the inputs stored in the files, or given with --inputs; without inputs, or with --no-run, nothing
-is run. Two files with inputs of another form (a padded prompt, a row of a batch) are compared slice by slice. Text
-texts (.txt, .log, .py: dumps, what torch.fx prints) are paired by operators, shapes and the names of weights.
+is run. Two files with inputs of another form (a padded prompt, a row of a batch) are compared slice by slice. Texts
+(.txt, .log, .py: dumps, what torch.fx prints) are paired by operators, shapes and the names of weights.
 Exit status: 0 where every operation of AFTER has a partner, 1 where some have none, 2 trouble.
 """
 EXAMPLES = """\

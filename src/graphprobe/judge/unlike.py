@@ -19,7 +19,6 @@ from graphprobe import nodes, provenance
 from graphprobe.align.periods import repeats
 
 
-
 def unlike_siblings(candidates: Sequence[Node], radius: int = 1) -> list[Node]:
     """Return those that their module does more often here than in any other layer; none where no layer is repeated.
 
