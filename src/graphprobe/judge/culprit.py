@@ -275,6 +275,12 @@ def same_kind(x: Node, y: Node) -> bool:
     return x.target is y.target and len(x.all_input_nodes) == len(y.all_input_nodes) and same_arguments(x, y)
 
 
+def other_weights(region: Region, weights: Weights) -> bool:
+    """Whether the claimed pair is one operator that reads other weights."""
+    x, y = region.claim.before, region.claim.after
+    return x.target is y.target and _other_weights(x, y, weights)
+
+
 def _other_content(x: Node, y: Node, weights: Weights) -> bool:
     """Whether two operations read as many weights, of the same shapes, but not the same numbers."""
     mine, theirs = ([n for n in node.all_input_nodes if n.op == "get_attr"] for node in (x, y))

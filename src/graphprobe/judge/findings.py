@@ -18,7 +18,7 @@ from graphprobe.judge.hints import hint
 from graphprobe.judge.judging import Judged, Judgement
 from graphprobe.judge.merging import Found, merged, tight
 from graphprobe.lanes import remembered
-from graphprobe.lanes.regions import SMALL
+from graphprobe.lanes.regions import SMALL, Region
 from graphprobe.program import Program
 from graphprobe.records import VERDICTS, Finding
 
@@ -54,7 +54,7 @@ def _finding(judgement: Judgement, j: Judged) -> Finding:
         kind=j.kind,
         before=befores,
         after=afters,
-        module_path=provenance.module_path(node) or provenance.module_path(region.claim.before),
+        module_path=_home(node, region),
         op=provenance.target_name(node),
         introduced=m.introduced,
         total=m.total,
@@ -115,13 +115,32 @@ def _with_hints(judgement: Judgement, found: Found) -> Found:
     out: Found = []
     for j, finding in found:
         if j is not None and any(j is a for a in asked):
-            looks = hint(judgement.replay, j.region, culprit(tight(judgement, j.region), judgement.weights))
+            guilty = culprit(tight(judgement, j.region), judgement.weights)
+            looks, proved = hint(judgement.replay, j.region, guilty)
+            if proved is not None and proved is not guilty.node:
+                finding = _named(judgement, finding, proved, j.region)
             if looks:
                 said = "; ".join(h for h in (looks, finding.hint) if h)
                 finding = dataclasses.replace(finding, hint=said)
                 finding = dataclasses.replace(finding, explanation=explain(finding))
         out.append((j, finding))
     return out
+
+
+def _named(judgement: Judgement, finding: Finding, node: Node, region: Region) -> Finding:
+    """Name the operation that a trial has shown to be to blame, in place of the one that had no partner."""
+    plan = judgement.replay.plan
+    label = (plan.after if node in plan.after.order else plan.before).label(node)
+    return dataclasses.replace(
+        finding, op=provenance.target_name(node), culprit=label, module_path=_home(node, region),
+        source=provenance.source(node) or finding.source,
+    )  # fmt: skip
+
+
+def _home(node: Node, region: Region) -> str:
+    """Return the module of an operation; of one that no capture has placed, that of the region it is in."""
+    known = provenance.module_path(node) or provenance.module_stack(node)
+    return provenance.module_path(node) if known else provenance.module_path(region.claim.before)
 
 
 def _with_cures(judgement: Judgement, found: Found) -> Found:

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
-from graphprobe.judge import opaque, precision, steadiness
+from graphprobe.judge import nonfinite, opaque, precision, steadiness
 from graphprobe.judge.derived import Looks
 from graphprobe.judge.rows import Measured, read
 from graphprobe.judge.same import RULE, Sameness
@@ -225,7 +225,7 @@ def _kind(replay: Replay, row: Measured, answers: dict[Claim, Sameness], settled
         return Judged(row, "unknown", opaque.RULE, None, reason)
     if answer is not None and answer.kind:
         return _excused(replay, row, answer)
-    found = _nonfinite(row, spread)
+    found = _nonfinite(replay, row, spread)
     if found is not None:
         return found
     if row.reproduced:
@@ -283,10 +283,14 @@ def _where(answer: Sameness | None, note: str) -> str:
     return "; ".join(w for w in (note, f"worst at {answer.where}" if answer and answer.where else "") if w)
 
 
-def _nonfinite(row: Measured, spread: float | None) -> Judged | None:
+def _nonfinite(replay: Replay, row: Measured, spread: float | None) -> Judged | None:
     if row.forced_class == 0 or row.forced_nonfinite == row.before_nonfinite:
         return None
     if row.forced_nonfinite > row.before_nonfinite:
+        given = nonfinite.beyond(replay, row.region)
+        if given is not None:
+            note = f"what before has at {replay.plan.after.label(given)} is too large for the dtype of after"
+            return Judged(row, "rounding", nonfinite.RULE, spread, note=note, better="before")
         return Judged(row, "nonfinite", "8 non-finite", spread, better="before")
     return Judged(row, "rounding", "8 non-finite", spread, note="before is not finite here, after is", better="after")
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.fx import Node
 
+from graphprobe import nodes
 from graphprobe.judge.same import Compared, Sameness, compare, judge_difference
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
@@ -41,6 +43,25 @@ def ask_nonfinite(replay: Replay, region: Region, plain: Sameness) -> Sameness |
         return None
     note = f"before holds NaN in {plain.wrong_class} elements where after is finite"
     return Sameness(True, rest.spread, rule=RULE, kind="rounding", note=note, better="after", exact=rest.exact)
+
+
+def beyond(replay: Replay, region: Region) -> Node | None:
+    """Return a value that the region starts from and that after's dtype cannot hold: what makes it overflows, and has
+    a region of its own; what takes it is handed an infinity and is not to blame."""
+    replay.fetch_frontiers([region])
+    for p, q in region.frontier:
+        value, taken = replay.values.get(p), nodes.tensor_val(q)
+        if p.op == "placeholder" or not isinstance(value, torch.Tensor) or taken is None:
+            continue
+        if (
+            not value.is_floating_point()
+            or not taken.is_floating_point()
+            or taken.dtype.itemsize >= value.dtype.itemsize
+        ):
+            continue
+        if int(torch.isfinite(value).sum()) > int(torch.isfinite(value.to(taken.dtype)).sum()):
+            return q
+    return None
 
 
 def _is_given_infinities(replay: Replay, region: Region) -> bool:

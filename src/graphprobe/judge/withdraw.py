@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from graphprobe.align.claims import Alignment, Claim
+from graphprobe.judge.culprit import other_weights
 from graphprobe.judge.derived import Looks
 from graphprobe.judge.layouts import denied
 from graphprobe.judge.noise import moves
@@ -118,7 +119,7 @@ class Withdrawal:
             withdrawn = self._withdrawn(group, below)
             if self._blame(group, below, withdrawn):
                 return
-            if len(group) == 1 and (self._settles_below(below) or self._are_halves(claim)):
+            if len(group) == 1 and (self._settles_below(below) or self._are_halves(claim) or self._is_folded(claim)):
                 return  # if it is not settled itself, it is asked again
             if self._wrong_together(group):
                 return
@@ -186,6 +187,26 @@ class Withdrawal:
             halves.append(min(standing, key=lambda c: self.replay.plan.after.order[c.after]))
         return False
 
+    def _is_folded(self, claim: Claim) -> bool:
+        """Withdraw a claim of one operator on other weights, below which only before goes on: the rest is folded in.
+
+        What is folded wrongly may leave as much as each half differs by. But one finding over the whole says what is
+        the case: a batch norm or an adapter was folded into a weight, and not rightly.
+        """
+        region, below = self.regions[claim], consumers([claim], self.regions.values())
+        if claim.certain or claim.output or not other_weights(region, self.weights):
+            return False
+        failing = [r for r in below if r.claim in self.failing and r.claim not in self._decided()]
+        if not failing or len(failing) < len(below) or any(r.size("before") <= r.size("after") for r in failing):
+            return False
+        alone = [self.failing[c].exact for c in (claim, *(r.claim for r in failing))]
+        most = max((size for size in alone if size is not None), default=0.0)
+        left = self._without([claim], below)[1]
+        if any(answer.exact is None or answer.exact > most for answer in left.values()):
+            return False
+        self._withdraw([claim], "half of a rewrite: what it feeds is judged instead")
+        return True
+
     def _is_left_over(self, claim: Claim, answer: Sameness, least: float) -> bool:
         alone = self.failing[claim].exact if claim in self.failing else None
         return answer.exact is not None and alone is not None and answer.exact <= _HALF * min(least, alone)
@@ -207,7 +228,7 @@ class Withdrawal:
     def _convict(self, group: list[Claim]) -> None:
         """Every claim of the group is a finding; but while some only rest on a guess, the first of those is taken for
         wrong and withdrawn: what it fed is judged on the frontier above it, and the rest waits for its turn."""
-        if self._meets_below(group):
+        if self._meets_below(group) or (len(group) > 1 and any(self._is_folded(c) for c in group)):
             return
         if any(self._straight_above(c, other=1) for c in group):
             return

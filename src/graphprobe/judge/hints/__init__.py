@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch.fx import Node
+
 from graphprobe.judge.culprit import Culprit
 from graphprobe.judge.hints import masks, numbers, orders, overflow, ratios, scales, trials, weights
 from graphprobe.judge.hints.look import Look
@@ -39,19 +41,23 @@ SIGNS: tuple[Callable[[Look], str | None], ...] = (
 )
 
 
-def hint(replay: Replay, region: Region, culprit: Culprit) -> str:
-    """Say what a guilty region looks like, or ''. The values of its frontier must have been fetched."""
+def hint(replay: Replay, region: Region, culprit: Culprit) -> tuple[str, Node | None]:
+    """Say what a guilty region looks like, or '', and which operation a trial has shown to be to blame, if one has.
+
+    The values of its frontier must have been fetched.
+    """
     look = Look(replay, region, culprit)
     try:
         if look.agrees(look.raw[1]):  # then nothing but what the native dtype does can differ
-            return overflow.overflow(look)
+            return overflow.overflow(look), None
     except Exception:  # operators that cannot be evaluated here
-        return ""
+        return "", None
     for sign in SIGNS:
+        look.proved.clear()
         try:
             said = sign(look)
         except Exception:  # a hint is a courtesy: values that a sign does not fit say nothing
             continue
         if said:
-            return said
-    return ""
+            return said, next(iter(look.proved), None)
+    return "", None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Look:
     replay: Replay
     region: Region
     culprit: Culprit
+    proved: list[Node] = field(default_factory=list)  # the operation that a trial has shown to be to blame
 
     @functools.cached_property
     def inside(self) -> tuple[Values, Values]:

@@ -1,7 +1,7 @@
 """Hints about a number that only one side has as a number: folded into a weight, it shows in what the other computes.
 
-A piece is linear in the factor of one multiplication, mostly: evaluated with two factors it tells by which one the
-sides would agree, and evaluated with that one it proves it.
+The factor of one multiplication is sought with which the sides would agree; evaluated with that one, the piece proves
+it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from graphprobe.judge.hints.ratios import shown
 from graphprobe.judge.hints.trials import scaling
 from graphprobe.judge.same import difference, rms
 
-_MOST = 4  # multiplications that are tried; each costs two evaluations
+_MOST = 4  # multiplications that are tried
+_STEPS, _MOVE = 8, 1e-4  # each step costs two evaluations
 _FOLDED = 1e-5  # a factor that is folded into float32 weights leaves this much of the difference at most
 
 
@@ -27,11 +28,10 @@ def training(look: Look) -> str | None:
     if any(_trains(x) for x in look.region.operations("before")):
         return None
     found = [y for y in look.region.operations("after") if _trains(y)]
-    return (
-        f"looks like a model left in training mode: {look.label(found[0])} does what only training does"
-        if found
-        else None
-    )
+    if not found:
+        return None
+    look.proved.append(found[0])
+    return f"looks like a model left in training mode: {look.label(found[0])} does what only training does"
 
 
 def _trains(node: Node) -> bool:
@@ -50,8 +50,7 @@ def other_number(look: Look) -> str | None:
         held = values.get(node)
         if not isinstance(held, Tensor) or not held.is_floating_point():
             continue
-        mine, theirs = look.raw if side == "before" else look.raw[::-1]
-        found = _solved(look, side, node, held, mine, theirs)
+        found = _solved(look, side, node, held, look.raw[1] if side == "before" else look.raw[0])
         if found is None:
             continue
         # a division by d is a multiplication by 1/d: what stands in the graph is named
@@ -60,7 +59,11 @@ def other_number(look: Look) -> str | None:
         before, after = (number, wanted) if side == "before" else (wanted, number)
         where = f"as if {look.label(node)} took {shown(wanted)} where {side} has {shown(number)}; so the sides agree"
         other = "after" if side == "before" else "before"
-        if abs(found) < 1e-6:
+        if side == "after" and abs(wanted - 1) < 1e-6:
+            continue  # an operation too much: what its factor counts is for others to say
+        if side == look.culprit.side:
+            look.proved.append(node)
+        if abs(found) < 1e-4:
             return f"looks like a term that is left out: {other} computes {where}"
         return f"looks like {scaling(before, after)}: {other} computes {where}"
     return None
@@ -76,23 +79,28 @@ def _factors(look: Look) -> Iterator[tuple[str, Node, float]]:
                 yield side, node, float(numbers[0])
 
 
-def _solved(look: Look, side: str, node: Node, held: Tensor, mine: Tensor, theirs: Tensor) -> float | None:
-    """Return the share of `node` with which its side computes what the other one does; None where there is none."""
+def _solved(look: Look, side: str, node: Node, held: Tensor, theirs: Tensor) -> float | None:
+    """Return the share of `node` with which its side computes what the other one does; None where there is none.
 
-    def with_share(share: float) -> Tensor | None:
-        tried = look.replay.exact(side, look.region, override={node: held * share})
-        return tried if isinstance(tried, Tensor) and tried.shape == theirs.shape else None
+    Gauss-Newton in one unknown: exact after one step where the piece is linear in the factor.
+    """
+    share, left = 1.0, math.inf
+    for _ in range(_STEPS):
+        value = _with_share(look, side, node, held * share)
+        moved = _with_share(look, side, node, held * (share + _MOVE))
+        if value is None or moved is None or value.shape != theirs.shape:
+            return None
+        change, kept, wrong = difference(look.replay, look.region, theirs, value)
+        slope = (moved - value).double() / _MOVE
+        before, left = left, relative(rms(change), rms(kept))
+        if bool(wrong.any()) or not bool(torch.isfinite(slope).all()) or rms(slope) == 0 or left > before:
+            return None
+        share -= float((slope * change).sum() / slope.square().sum())
+        if left <= _FOLDED * min(look.distance(look.raw[1]), 1.0):
+            return float(f"{share:.5g}")
+    return None
 
-    none, plain = with_share(0.0), look.distance(look.raw[1])
-    if none is None or not math.isfinite(plain):
-        return None
-    slope, wanted = (mine - none).double(), (theirs - none).double()
-    if not bool(torch.isfinite(slope).all() & torch.isfinite(wanted).all()) or rms(slope) == 0:
-        return None
-    share = float((slope * wanted).sum() / slope.square().sum())
-    tried = with_share(share) if abs(share - 1) > 1e-9 else None
-    if tried is None:
-        return None
-    change, kept, wrong = difference(look.replay, look.region, theirs, tried)
-    left = relative(rms(change), rms(kept))
-    return share if not bool(wrong.any()) and left <= _FOLDED * min(plain, 1.0) else None
+
+def _with_share(look: Look, side: str, node: Node, value: Tensor) -> Tensor | None:
+    tried = look.replay.exact(side, look.region, override={node: value})
+    return tried if isinstance(tried, Tensor) and tried.is_floating_point() else None

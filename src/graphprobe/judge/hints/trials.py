@@ -33,6 +33,7 @@ def other_argument(look: Look) -> str | None:
                 continue
             value = _evaluated(look, y, x)
             if isinstance(value, Tensor) and look.agrees(look.again({y: value})):
+                look.proved.append(y)
                 return _said(look, y, changed)
     return None
 
@@ -168,6 +169,8 @@ def dropped(look: Look) -> str | None:
         for last in reversed(lone):
             found = _bypassed(look, side, last, set(lone), values, other)
             if found is not None:
+                doing = [n for n in found[1] if not nodes.is_view(n)]
+                look.proved.extend(doing[-1:])
                 names = ", ".join(f"{look.label(n)} ({provenance.target_name(n)})" for n in found[1])
                 return f"looks like {_kind_of(side, *found, values)}: without {names} of {side} the sides agree"
     return None

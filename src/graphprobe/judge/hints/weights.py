@@ -12,7 +12,7 @@ import math
 import torch
 from torch.fx import Node
 
-from graphprobe import provenance
+from graphprobe import nodes, provenance
 from graphprobe.judge.hints.look import EQUAL, Look, Tensor, close, dimension
 from graphprobe.judge.hints.orders import permutation, words
 from graphprobe.judge.hints.ratios import shown
@@ -30,7 +30,7 @@ def weight(look: Look) -> str | None:
     known = look.replay.plan.same_weight
     taken = {known[y] for y in theirs if known.get(y) in mine}
     left = [x for x in mine if x not in taken]
-    open_ = {y: held for y, held in theirs.items() if known.get(y) not in mine}
+    open_ = {y: held for y, held in theirs.items() if known.get(y) not in mine and not _is_own(y, known.get(y))}
     for y, held in open_.items():
         if held.is_meta:
             return f"looks like a weight that was never loaded: {y.target} is on the meta device"
@@ -47,6 +47,7 @@ def weight(look: Look) -> str | None:
         alike = [x for x in left if mine[x].shape == held.shape]
         for x in sorted(alike, key=lambda x: str(x.target) != str(y.target))[:_MOST_PAIRS]:
             if _comes_nearer(look, {y: mine[x]}, plain):
+                _read(look, y)
                 return _compared(look, x, mine[x], y, held)
     return _adapted(left, mine, open_)
 
@@ -61,11 +62,26 @@ def _adapted(left: list[Node], mine: dict[Node, Tensor], theirs: dict[Node, Tens
     return None
 
 
+def _is_own(y: Node, x: Node | None) -> bool:
+    """Whether a weight holds what before has under its name: it is in its place, whoever else reads it."""
+    return x is not None and str(x.target) == str(y.target)
+
+
+def _read(look: Look, weight: Node) -> None:
+    """Note which operation reads a weight that a trial has shown to be wrong, views of the weight aside."""
+    level = [weight]
+    while level:
+        users = [u for n in level for u in n.users if u in look.region.after]
+        look.proved.extend([u for u in users if not nodes.is_view(u)][:1])
+        level = users if not look.proved else []
+
+
 def _exchanged(look: Look, theirs: dict[Node, Tensor]) -> str | None:
     """Two weights of after's piece have changed places."""
     pairs = [(p, q) for p, q in itertools.combinations(theirs, 2) if theirs[p].shape == theirs[q].shape]
     for p, q in pairs[:_MOST_PAIRS]:
         if look.agrees(look.again({p: theirs[q], q: theirs[p]})):
+            _read(look, p)
             both = f"{p.target} and {q.target}"
             return f"looks like two weights in each other's places: with {both} exchanged the sides agree"
     return None
@@ -97,7 +113,7 @@ def _compared(look: Look, x: Node, wanted: Tensor, y: Node, held: Tensor) -> str
             return f"looks like {words(order)} along {dimension(double, dim)} of the weight {y.target}"
     owner = _owner(look, held, x)
     if owner:
-        mine, theirs = (provenance.repeated(name)[1] for name in (owner, str(x.target)))
+        mine, theirs = (provenance.repeated(name.partition(",")[0])[1] for name in (owner, str(x.target)))
         which = "another weight of the layer" if mine == theirs != () else "another layer's weight"
         return f"looks like {which}: {y.target} holds what before has as {owner}"
     return _numbers(y, double, other)
@@ -123,15 +139,22 @@ def _tied_to(look: Look, x: Node, wanted: Tensor) -> str:
 
 
 def _owner(look: Look, held: Tensor, x: Node) -> str:
-    before = look.replay.plan.before
+    before, ordered = look.replay.plan.before, ""
     for node in before.live:
         if node.op != "get_attr" or str(node.target) == str(x.target):
             continue
         value = before.attribute(node)
-        same = isinstance(value, Tensor) and value.shape == held.shape and value.dtype == held.dtype
-        if same and torch.equal(value.detach(), held):
+        if not isinstance(value, Tensor) or value.shape != held.shape or value.dtype != held.dtype:
+            continue
+        if torch.equal(value.detach(), held):
             return str(node.target)
-    return ""
+        if not ordered and held.dim() > 1 and permutation(_rows(value.detach()), _rows(held)) is not None:
+            ordered = f"{node.target}, its rows in another order"
+    return ordered
+
+
+def _rows(weight: Tensor) -> Tensor:
+    return weight.double().flatten(1)
 
 
 def _numbers(y: Node, wanted: Tensor, held: Tensor) -> str | None:
