@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import os
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import graphprobe
 from graphprobe.taps import checksum, columns, cpu_stats, layout, operators, torch_stats
 
 Writer = Callable[[torch.Tensor, torch.Tensor, int], None]
@@ -152,6 +154,14 @@ def test_a_checksum_does_not_depend_on_layout_or_chunks(chunk: int, monkeypatch:
     turned = value.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
     assert {int(checksum.of(x)) for x in (value, wide, turned)} == {checksum_of(value)}
     assert int(checksum.of(value[:1].expand(3, -1, -1, -1))) == checksum_of(value[:1].repeat(3, 1, 1, 1))
+
+
+def test_a_copy_of_a_probe_makes_checksums_too() -> None:
+    probe, x = graphprobe.instrument(torch.nn.Linear(4, 3), checksum=True), _noise(2, 4)
+    twin = copy.deepcopy(probe)
+    twin(x), probe(x)
+    found = [tap.checksum for tap in twin.taps if not tap.derived]
+    assert None not in found and found == [tap.checksum for tap in probe.taps if not tap.derived]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
