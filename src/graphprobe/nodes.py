@@ -159,7 +159,7 @@ def is_view(node: Node) -> bool:
 def shown(node: Node) -> Node:
     """Return what the views that alignment has inserted show: the graph's own node."""
     while INSERTED in node.meta and node.all_input_nodes:
-        node = node.all_input_nodes[0]
+        node = node.all_input_nodes[-1 if node.target is torch.ops.aten.index_copy.default else 0]
     return node
 
 

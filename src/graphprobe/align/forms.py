@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,13 @@ class Slice:
                 return value.select(dim, form.index[0])
             value = value.index_select(dim, torch.tensor(form.index, device=value.device))
         return value
+
+    def meets(self, other: Slice) -> bool:
+        """Whether the two have elements in common, or cannot be put into one value after each other."""
+        mine, theirs = dict(self.dims), dict(other.dims)
+        if mine.keys() != theirs.keys() or any(f.part or f.left is not None for f in (*mine.values(), *theirs.values())):
+            return True
+        return all(set(f.index) & set(theirs[d].index) for d, f in mine.items())
 
     def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of the slice of a value of that shape."""
@@ -194,19 +203,70 @@ def _fixed_shape(node: Node) -> tuple[int, ...] | None:
     return tuple(int(d) for d in shape)
 
 
-def slices_of(shape: Sequence[int], known: Sequence[Form]) -> list[Slice]:
-    """List the ways to take slices of a value: along one dimension, or along two that belong together."""
-    whole = tuple(shape)
-    fitting = [(d, f) for d, size in enumerate(whole) for f in known if f.big == size]
-    stacked = [(d, f) for d, f in fitting if f.left is not None and f.left == (*whole[:d], *whole[d + 1 :])]
-    single = [(d, f) for d, f in fitting if f.left is None]
-    out = [Slice((one,)) for one in [*stacked, *single]]
-    tokens = [(d, f) for d, f in single if not f.part]
-    for d, f in tokens:
-        out += [Slice(((d, f), (e, g))) for e, g in tokens if e > d and _together(f, g)]
-    return out[: 2 * _MOST]
+def windows(known: Sequence[Form], bigs: Iterable[Sequence[int]], smalls: Iterable[Sequence[int]]) -> list[Form]:
+    """List the last so many of all up to there: what a sliding window keeps in its cache."""
+    ends: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for f in known:
+        if _is_run(f):
+            ends[f.side, f.big].add(f.index[-1] + 1)
+    sizes = {(f.side, f.big, len(f.index)) for f in known}  # of these the inputs say where they lie
+    wanted, found = {tuple(s) for s in smalls}, dict[Form, None]()
+    for whole in {tuple(b) for b in bigs}:
+        for small in wanted:
+            differing = [d for d, size in enumerate(whole) if len(small) == len(whole) and size != small[d]]
+            if len(differing) != 1:
+                continue
+            big, size = whole[differing[0]], small[differing[0]]
+            for (side, of), stops in ends.items():
+                if of == big and (side, big, size) not in sizes:
+                    found |= {Form(side, big, tuple(range(e - size, e))): None for e in sorted(stops) if 0 < size <= e}
+    return list(found)
+
+
+def _is_run(f: Form) -> bool:
+    return not f.part and f.left is None and f.index == tuple(range(f.index[0], f.index[0] + len(f.index)))
+
+
+def slices_of(shape: Sequence[int], known: Sequence[Form], shapes: Iterable[Any]) -> list[Slice]:
+    """List the ways to take slices of one of `shapes` of a value of that shape."""
+    whole, out = tuple(shape), dict[Slice, None]()
+    for small in shapes:
+        if small is None or not all(isinstance(d, int) for d in small):
+            continue
+        for d in range(len(whole) if len(small) == len(whole) - 1 else 0):
+            if small == (*whole[:d], *whole[d + 1 :]):
+                out |= {Slice(((d, f),)): None for f in known if f.big == whole[d] and f.left == small}
+        if len(small) != len(whole):
+            continue
+        differing = [d for d, size in enumerate(whole) if small[d] != size]
+        fitting = [[(d, f) for f in _fitting(known, whole[d], small[d])] for d in differing]
+        if differing and math.prod(len(f) for f in fitting) <= _MOST * _MOST:
+            out |= {Slice(dims): None for dims in itertools.product(*fitting) if _belong_together([f for _, f in dims])}
+    return list(out)[: 2 * _MOST]
+
+
+def _fitting(known: Sequence[Form], big: int, small: int) -> list[Form]:
+    """Return the forms of one dimension: the dimension may be one that is known, joined with another."""
+    own = [f for f in known if f.left is None]
+    found = [f for f in own if f.big == big] or [j for f in own for j in _joined(f, big)]
+    return list(dict.fromkeys(f for f in found if len(f.index) == small))
+
+
+def _belong_together(forms: Sequence[Form]) -> bool:
+    one = len(forms) == 1 or not any(f.part for f in forms)
+    return one and all(_together(f, g) for f, g in itertools.combinations(forms, 2))
 
 
 def _together(f: Form, g: Form) -> bool:
-    """Whether rows `f` and columns `g` make a table: the same places, or all up to the last of them."""
-    return f == g or f.big != g.big or (g.index[0] == 0 and g.index[-1] == f.index[-1])
+    """Whether rows `f` and columns `g` make a table: the same places, or more of them up to the last."""
+    return f == g or f.big != g.big or (g.index[-1] == f.index[-1] and len(g.index) >= len(f.index))
+
+
+def _joined(f: Form, size: int) -> list[Form]:
+    """Return the form of a dimension that `f`'s has been joined with another into: before it, or behind it."""
+    times, rest = divmod(size, f.big)
+    if f.part or rest or not 1 < times <= _MOST:
+        return []
+    outer = tuple(i * times + j for i in f.index for j in range(times))
+    inner = tuple(j * f.big + i for j in range(times) for i in f.index)
+    return [Form(f.side, size, index) for index in dict.fromkeys((outer, inner))]

@@ -50,7 +50,8 @@ def _leftover(program: Program, other: Program, node: Node, alignment: Alignment
     claim = _below(node, mine)
     if claim is None:
         return Leftover(program.label(node), ELIMINATED if is_before else ADDED, "nothing below it is claimed")
-    here, there = (claim.before, claim.after) if is_before else (claim.after, claim.before)
+    pair = nodes.shown(claim.before), nodes.shown(claim.after)
+    here, there = pair if is_before else pair[::-1]
     theirs = alignment.of_after if is_before else alignment.of_before
     inner = _inside(there, theirs)
     where = f"above {program.label(here)} = {other.label(there)}"

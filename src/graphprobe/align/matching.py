@@ -29,6 +29,14 @@ CODES = {torch.int8, torch.uint8, torch.int16, torch.quint8, torch.qint8}
 PLACES = ("module", "operand", "occurrence", "slot")  # evidence that looks at where a value stands, not at what it is
 
 
+@dataclass(frozen=True)
+class Sliced:
+    """Which slices of a value are claimed, and the node that it was put together in again."""
+
+    cuts: tuple[Any, ...]  # of align.forms.Slice
+    whole: Node
+
+
 @dataclass(eq=False)
 class Matching:
     """The state of an alignment that is being made. Terms and weights are read when something first asks for them."""
@@ -38,6 +46,7 @@ class Matching:
     bound: Mapping[str, Any] | None = None  # the inputs, where the graphs may be run
     alignment: Alignment = field(default_factory=Alignment)
     wholes: dict[Node, Node] = field(default_factory=dict)  # what was put together from slices -> what it stands for
+    sliced: dict[Node, Sliced] = field(default_factory=dict)  # values of which slices are claimed
     reshaped: list[tuple[Node, Node]] = field(default_factory=list)  # equal in flat order, in no shape in common
 
     views: dict[Node, View] = field(default_factory=dict)  # what was inserted to be claimed -> how it shows a value
@@ -120,6 +129,11 @@ class Matching:
         """From now on let `after` go on with these values wherever it is run."""
         self._forced = given
         self._sketches.pop("after", None)
+
+    def is_open(self, node: Node, cut: Any) -> bool:
+        """Whether a slice of a value may be claimed beside those of it that are."""
+        known = self.sliced.get(node)
+        return known is None or not any(cut.meets(other) for other in known.cuts)
 
     def is_coarse(self) -> bool:
         """Whether either side computes anything in 16 bits or less: equal values then differ by some percent."""

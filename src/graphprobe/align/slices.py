@@ -17,8 +17,8 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.claims import Claim
-from graphprobe.align.forms import Form, Slice, forms, slices_of
-from graphprobe.align.matching import Matching, is_part
+from graphprobe.align.forms import Form, Slice, forms, slices_of, windows
+from graphprobe.align.matching import Matching, Sliced, is_part
 from graphprobe.align.neighbours import nearest
 from graphprobe.align.sketches import SAMPLES, sample
 from graphprobe.align.values import AGREE, AGREE_FINE, is_chain
@@ -46,7 +46,10 @@ def _claim_side(matching: Matching, side: str, known: list[Form]) -> None:
     taken = matching.alignment.of_after if other == "after" else matching.alignment.of_before
     groups: dict[Any, tuple[list[Node], list[tuple[Node, Slice]]]] = defaultdict(lambda: ([], []))
     small = {n: s for n, s in matching.sketches(other).items() if not taken.get(n)}
-    items = _sketched(matching, side, known, {nodes.shape(n) for n in small})
+    wanted = {nodes.shape(n) for n in small}
+    open_ = matching.unclaimed_before() if side == "before" else matching.unclaimed_after()
+    known = [*known, *windows(known, [_fixed(n) for n in open_ if is_fixed(n)], wanted)]
+    items = _sketched(matching, side, known, wanted)
     for node, sketch in small.items():
         groups[nodes.shape(node), sketch.numel()][0].append(node)
     for (node, cut), sketch in items.items():
@@ -58,7 +61,7 @@ def _claim_side(matching: Matching, side: str, known: list[Form]) -> None:
                 pairs[big].append((node, cut))
     # one part of many tells nothing of the others
     lone = {big for big, found in pairs.items() if len(found) == 1 and _are_parts([cut for _, cut in found])}
-    _insert_all(matching, side, {big: found for big, found in pairs.items() if big not in lone})
+    insert(matching, side, {big: found for big, found in pairs.items() if big not in lone})
 
 
 def _fixed(node: Node) -> tuple[int, ...]:
@@ -71,33 +74,44 @@ def _sketched(
     """Run the big side once and sketch every slice of every unclaimed value that has one of these shapes."""
     program: Program = getattr(matching, side)
     claimed = matching.alignment.of_after if side == "after" else matching.alignment.of_before
-    wanted = [
-        n
+    possible: dict[tuple[int, ...], list[Slice]] = {}  # by shape
+
+    def cuts(node: Node) -> list[Slice]:
+        whole = _fixed(node)
+        if whole not in possible:
+            found = slices_of(whole, known, shapes)
+            possible[whole] = [c for c in found if _size(c.shape(whole)) >= _SMALLEST]
+        return [c for c in possible[whole] if matching.is_open(node, c)]
+
+    wanted = {
+        n: found
         for n in program.live
-        if not claimed.get(n)
+        if (not claimed.get(n) or n in matching.sliced)
         and (nodes.makes_values(n) or is_part(n))
-        and all(isinstance(d, int) for d in nodes.shape(n) or ("?",))
-        and any(c.shape(_fixed(n)) in shapes for c in slices_of(_fixed(n), known))
-    ]
+        and is_fixed(n)
+        and (found := cuts(n))
+    }
 
     def observe(node: Node, value: Any) -> torch.Tensor | None:
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, torch.Tensor) or tuple(value.shape) != _fixed(node):
             return None
-        cuts = [c for c in slices_of(value.shape, known) if _size(c.shape(value.shape)) >= _SMALLEST]
-        found = [sample(c.of(value)) for c in cuts]
-        return torch.cat([s for s in found if s is not None]) if found else None
+        found = [sample(c.of(value)) for c in wanted[node]]
+        return torch.cat([s for s in found if s is not None])
 
     out: dict[tuple[Node, Slice], torch.Tensor] = {}
-    for node, joined in matching.observed(side, wanted, observe).items():
+    for node, joined in matching.observed(side, list(wanted), observe).items():
         at = 0
-        for cut in slices_of(_fixed(node), known):
-            size = _size(cut.shape(_fixed(node)))
-            if size >= _SMALLEST:
-                piece = joined[at : at + min(SAMPLES, size)]
-                at += len(piece)
-                if len(set(piece.tolist())) > 4:
-                    out[node, cut] = piece
+        for cut in wanted[node]:
+            piece = joined[at : at + min(SAMPLES, _size(cut.shape(_fixed(node))))]
+            at += len(piece)
+            if len(set(piece.tolist())) > 4:
+                out[node, cut] = piece
     return out
+
+
+def is_fixed(node: Node) -> bool:
+    """Whether the node's shape is known, in numbers."""
+    return all(isinstance(d, int) for d in nodes.shape(node) or ("?",))
 
 
 def _size(shape: Sequence[int]) -> int:
@@ -141,17 +155,20 @@ def _pairs(
 # --- making claims plain ------------------------------------------------------------------------------------------
 
 
-def _insert_all(matching: Matching, side: str, pairs: dict[Node, list[tuple[Node, Slice]]]) -> None:
+def insert(matching: Matching, side: str, pairs: dict[Node, list[tuple[Node, Slice]]], evidence: str = "slice") -> None:
     """Insert the slices of every big node and claim them; what the big side held there fills the rest."""
     chosen = {big: _disjoint(found) for big, found in pairs.items()}
     program: Program = getattr(matching, side)
-    held = run_program(program, matching.bound or {}, list(chosen))
+    held = run_program(program, matching.bound or {}, [big for big in chosen if big not in matching.sliced])
     for big, parts in chosen.items():
-        shown, whole = _insert(program, big, [cut for _, cut in parts], held[big])
-        matching.wholes[whole] = shown[0] if len(shown) == 1 and side == "after" else big
-        for (small, cut), node in zip(parts, shown, strict=True):
+        cuts = [cut for _, cut in parts]
+        before = matching.sliced.get(big)
+        made, whole = _insert(program, big, cuts, held.get(big), before.whole if before else None)
+        matching.sliced[big] = Sliced((*before.cuts, *cuts) if before else tuple(cuts), whole)
+        matching.wholes[whole] = made[0] if len(made) == 1 and side == "after" and before is None else big
+        for (small, cut), node in zip(parts, made, strict=True):
             x, y = (small, node) if side == "after" else (node, small)
-            claim = Claim(x, y, "slice", certain=False, view=str(cut))
+            claim = Claim(x, y, evidence, certain=False, view=str(cut))
             matching.alignment.add(claim)
             # the whole is taken, too
             (matching.alignment.of_after if side == "after" else matching.alignment.of_before)[big].append(claim)
@@ -177,11 +194,16 @@ def _disjoint(found: list[tuple[Node, Slice]]) -> list[tuple[Node, Slice]]:
     return best
 
 
-def _insert(program: Program, big: Node, cuts: list[Slice], held: torch.Tensor) -> tuple[list[Node], Node]:
-    """Insert slices behind a node and the whole behind them; all its users read the whole. Returns both."""
-    aten, users, graph = torch.ops.aten, list(big.users), program.gm.graph
+def _insert(
+    program: Program, big: Node, cuts: list[Slice], held: torch.Tensor | None, last: Node | None = None
+) -> tuple[list[Node], Node]:
+    """Insert slices behind a node and the whole behind them; all its users read the whole. Returns both.
+
+    Where slices were inserted before, `last` is the whole they were put into, and takes these, too.
+    """
+    aten, users, graph = torch.ops.aten, list((last or big).users), program.gm.graph
     made: list[Node] = []
-    at = big
+    at = last or big
 
     def call(target: Any, *args: Any, shape: tuple[int, ...]) -> Node:
         nonlocal at
@@ -204,8 +226,9 @@ def _insert(program: Program, big: Node, cuts: list[Slice], held: torch.Tensor) 
         program.labels[at] = program.label(big)
         return at
 
-    shape = tuple(held.shape)
-    indices = [[constant(torch.tensor(f.index, device=held.device)) for _, f in cut.dims] for cut in cuts]
+    shape = _fixed(big)
+    device = held.device if held is not None else _device(program, last)
+    indices = [[constant(torch.tensor(f.index, device=device)) for _, f in cut.dims] for cut in cuts]
     for cut, index in zip(cuts, indices, strict=True):
         node, sizes = big, list(shape)
         for (dim, form), i in zip(cut.dims, index, strict=True):
@@ -215,18 +238,26 @@ def _insert(program: Program, big: Node, cuts: list[Slice], held: torch.Tensor) 
                 node = call(aten.squeeze.dim, node, dim, shape=form.left)
         node.meta[PART] = len(cuts) > 1
         made.append(node)
-    if _are_parts(cuts):
+    if last is None and _are_parts(cuts):
         whole = _joined(call, big, shape, cuts, made)
     else:  # what the other side knows nothing of is what it was
-        whole = constant(held.detach().clone())
+        whole = last if last is not None else constant(held.detach().clone())  # type: ignore[union-attr]
         for cut, index, part in zip(cuts, indices, made, strict=True):
             whole = _put(call, whole, shape, cut, index, part)
+    source = last or big
     for user in users:
-        user.replace_input_with(big, whole)
+        user.replace_input_with(source, whole)
     for path, node in program.outputs.items():
-        if node is big:
+        if node is source:
             program.outputs[path] = whole
     return made, whole
+
+
+def _device(program: Program, whole: Node | None) -> torch.device:
+    """Return where the values are that `whole` was put together from."""
+    assert whole is not None
+    found = next((n for n in whole.all_input_nodes if n.op == "get_attr"), None)
+    return torch.device("cpu") if found is None else program.attribute(found).device
 
 
 def _are_parts(cuts: list[Slice]) -> bool:
@@ -269,28 +300,25 @@ def _put(call: Any, whole: Node, shape: tuple[int, ...], cut: Slice, index: list
 def output(matching: Matching, x: Node, y: Node) -> tuple[Node, Node] | None:
     """Return the pair that stands for two outputs of different shape: what is claimed of them, or the only slice."""
     for one, claims in ((y, matching.alignment.of_after), (x, matching.alignment.of_before)):
-        for claim in claims.get(_whole_of(one), ()):
-            if claim.evidence == "slice" and claim.before in (x, claim.before) and _ends(claim, x, y):
+        for claim in claims.get(nodes.shown(one), ()):
+            if _carries_slice(claim) and claim.before in (x, claim.before) and _ends(claim, x, y):
                 return claim.before, claim.after
     for side, big, small in (("after", y, x), ("before", x, y)):
         known = [f for f in forms(matching) if f.side == side]
         shape = nodes.shape(big)
         if not known or shape is None or not all(isinstance(d, int) for d in shape):
             continue
-        cuts = [c for c in slices_of(_fixed(big), known) if c.shape(_fixed(big)) == nodes.shape(small)]
+        cuts = slices_of(_fixed(big), known, [nodes.shape(small)])
         if len(cuts) == 1:
-            _insert_all(matching, side, {big: [(small, cuts[0])]})
+            insert(matching, side, {big: [(small, cuts[0])]})
             claim = matching.alignment.claims[-1]
             return claim.before, claim.after
     return None
 
 
-def _whole_of(node: Node) -> Node:
-    """Return the node behind which a whole was put together."""
-    while node.meta.get(nodes.INSERTED):
-        node = node.args[-1] if node.target is torch.ops.aten.index_copy.default else node.args[0]  # type: ignore[assignment]
-    return node
+def _carries_slice(claim: Claim) -> bool:
+    return any(nodes.INSERTED in n.meta and claim.evidence != "layout" for n in (claim.before, claim.after))
 
 
 def _ends(claim: Claim, x: Node, y: Node) -> bool:
-    return _whole_of(claim.before) is _whole_of(x) and _whole_of(claim.after) is _whole_of(y)
+    return nodes.shown(claim.before) is nodes.shown(x) and nodes.shown(claim.after) is nodes.shown(y)
