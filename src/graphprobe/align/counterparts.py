@@ -38,7 +38,7 @@ def counterparts(matching: Matching) -> list[tuple[Node, Node, str]]:
 
     Either all weights are the same, or the matrices of a whole chain: what is wrong may be the bias.
     """
-    left, right = _chains(matching, "before"), _chains(matching, "after")
+    left, right = chains(matching, "before"), chains(matching, "after")
     found: list[tuple[Node, Node, str]] = []
     for places in (_by_weights, _by_matrices):
         xs, ys = places(left), places(right)
@@ -53,7 +53,7 @@ def counterparts(matching: Matching) -> list[tuple[Node, Node, str]]:
     return list(_shown(matching, found))
 
 
-def _chains(matching: Matching, side: str) -> dict[Node, Chain]:
+def chains(matching: Matching, side: str) -> dict[Node, Chain]:
     """Read the chains of one side; they begin below what is claimed."""
     terms = matching.terms(side)
     claimed = matching.alignment.of_before if side == "before" else matching.alignment.of_after

@@ -13,6 +13,7 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.align import sliced
 from graphprobe.align.counterparts import counterparts
 from graphprobe.align.matching import Matching
 from graphprobe.execute import run_program
@@ -25,12 +26,13 @@ def claim(matching: Matching, ask: Callable[[], None]) -> None:
     """Give `after` before's values and `ask` the values again, until that adds nothing."""
     for _ in range(ROUNDS):
         pairs = [(x, y) for x, y, _ in counterparts(matching)]
-        if not pairs or matching.bound is None:
+        cut = sliced.parts(matching)
+        if not (pairs or cut) or matching.bound is None:
             return
         known = len(matching.alignment.claims)
         chosen = _affordable([*pairs, *_frontier(matching)])
         held = run_program(matching.before, matching.bound, list(chosen.values()))
-        matching.force({y: held[x] for y, x in chosen.items()})
+        matching.force({y: held[x] for y, x in chosen.items()} | sliced.given(matching, cut))
         ask()
         matching.force({})
         if len(matching.alignment.claims) == known:

@@ -44,6 +44,13 @@ class Slice:
             value = value.index_select(dim, torch.tensor(form.index, device=value.device))
         return value
 
+    def put(self, whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        """Return the value with `part` in the place of the slice."""
+        places = [torch.arange(size, device=whole.device) for size in whole.shape]
+        for dim, form in self.dims:
+            places[dim] = torch.tensor(form.index, device=whole.device)
+        return whole.index_put(torch.meshgrid(*places, indexing="ij"), part.to(whole))
+
     def meets(self, other: Slice) -> bool:
         """Whether the two have elements in common, or cannot be put into one value after each other."""
         mine, theirs = dict(self.dims), dict(other.dims)

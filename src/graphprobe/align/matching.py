@@ -130,6 +130,12 @@ class Matching:
         self._forced = given
         self._sketches.pop("after", None)
 
+    def may_be_cut(self, side: str, node: Node) -> bool:
+        """Whether slices of a value may be claimed: nothing claims all of it, but what is put together in the end."""
+        claims = (self.alignment.of_before if side == "before" else self.alignment.of_after).get(node, ())
+        ends = [nodes.shown(c.after if side == "before" else c.before) for c in claims]
+        return node in self.sliced or all(nodes.schema_name(end) == "aten::cat" for end in ends)
+
     def is_open(self, node: Node, cut: Any) -> bool:
         """Whether a slice of a value may be claimed beside those of it that are."""
         known = self.sliced.get(node)

@@ -73,7 +73,6 @@ def _sketched(
 ) -> dict[tuple[Node, Slice], torch.Tensor]:
     """Run the big side once and sketch every slice of every unclaimed value that has one of these shapes."""
     program: Program = getattr(matching, side)
-    claimed = matching.alignment.of_after if side == "after" else matching.alignment.of_before
     possible: dict[tuple[int, ...], list[Slice]] = {}  # by shape
 
     def cuts(node: Node) -> list[Slice]:
@@ -86,7 +85,7 @@ def _sketched(
     wanted = {
         n: found
         for n in program.live
-        if (not claimed.get(n) or n in matching.sliced)
+        if matching.may_be_cut(side, n)
         and (nodes.makes_values(n) or is_part(n))
         and is_fixed(n)
         and (found := cuts(n))
