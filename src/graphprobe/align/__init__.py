@@ -17,6 +17,7 @@ from graphprobe.align import (
     identity,
     layouts,
     occurrence,
+    rows,
     siblings,
     sliced,
     slices,
@@ -51,7 +52,7 @@ Evidence = Callable[[Matching], None]
 #: These grow from what is claimed, so they are asked in turn until none adds anything; the strongest first.
 SURE: tuple[Evidence, ...] = (structure.claim,)
 #: Asked once each, only where the graphs may be run.
-VALUES: tuple[Evidence, ...] = (values.claim, codes.claim, layouts.claim, slices.claim)
+VALUES: tuple[Evidence, ...] = (values.claim, codes.claim, layouts.claim, slices.claim, rows.claim)
 TIGHT_VALUES: tuple[Evidence, ...] = (values.claim_tightly,)
 #: What only guesses comes after the values have been asked: a wrong guess misleads all that grows from it.
 GUESSES: tuple[Evidence, ...] = (

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Place = tuple[Any, ...]  # what nodes of both sides must have in common to be claimed by some evidence
 CODES = {torch.int8, torch.uint8, torch.int16, torch.quint8, torch.qint8}
+INTEGERS = {torch.int16, torch.int32, torch.int64}
 PLACES = ("module", "operand", "occurrence", "slot")  # evidence that looks at where a value stands, not at what it is
 
 
@@ -183,12 +184,17 @@ class Matching:
         paths = {node: path for path, node in program.inputs.items()}
         blocks, parts = self.leaves(side).blocks, self.leaves(side).parts
         out: dict[Node, int] = {}
+        longer: set[Node] = set()  # what is computed from values that have more on this side
         for node in program.live:
             known = stands.get(node)
             if known is not None:
                 out[node] = known
             elif node in self.wholes:  # the slice of a value is the value of the side that holds only that
+                longer.add(node)
                 out[node] = stands.get(self.wholes[node], out[self.wholes[node]])
+            elif longer and not longer.isdisjoint(node.all_input_nodes) and _counts(node):
+                longer.add(node)
+                out[node] = numbers.of(("count", side, node.name))
             elif node.op == "placeholder":
                 out[node] = numbers.of(self._input(side, node, paths))
             elif node.op == "get_attr":
@@ -196,6 +202,8 @@ class Matching:
             elif node in parts:
                 out[node] = self._leaf(side, parts[node])
             else:
+                if longer and not longer.isdisjoint(node.all_input_nodes):
+                    longer.add(node)
                 term = terms[node]
                 if term.step is None:
                     out[node] = numbers.expression(term.expression, [out[n] for n in term.operands])
@@ -307,6 +315,12 @@ class Matching:
             return None
         # rows of the block are columns of the matrix: as [K, n] it is the turned block, or the weight as it is
         return number if found.turned else self._numbers.step(number, ("perm", shape, (1, 0)))
+
+
+def _counts(node: Node) -> bool:
+    """Whether the node holds indices or counts: those of more tokens are others by right."""
+    value = nodes.tensor_val(node)
+    return value is not None and value.dtype in INTEGERS
 
 
 def _could_be_equal(x: Node, y: Node) -> bool:

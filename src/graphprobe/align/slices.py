@@ -79,7 +79,7 @@ def _sketched(
         whole = _fixed(node)
         if whole not in possible:
             found = slices_of(whole, known, shapes)
-            possible[whole] = [c for c in found if _size(c.shape(whole)) >= _SMALLEST]
+            possible[whole] = [c for c in found if size(c.shape(whole)) >= _SMALLEST]
         return [c for c in possible[whole] if matching.is_open(node, c)]
 
     wanted = {
@@ -101,7 +101,7 @@ def _sketched(
     for node, joined in matching.observed(side, list(wanted), observe).items():
         at = 0
         for cut in wanted[node]:
-            piece = joined[at : at + min(SAMPLES, _size(cut.shape(_fixed(node))))]
+            piece = joined[at : at + min(SAMPLES, size(cut.shape(_fixed(node))))]
             at += len(piece)
             if len(set(piece.tolist())) > 4:
                 out[node, cut] = piece
@@ -113,7 +113,8 @@ def is_fixed(node: Node) -> bool:
     return all(isinstance(d, int) for d in nodes.shape(node) or ("?",))
 
 
-def _size(shape: Sequence[int]) -> int:
+def size(shape: Sequence[int]) -> int:
+    """Return the number of elements of a shape."""
     out = 1
     for d in shape:
         out *= d
