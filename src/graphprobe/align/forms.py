@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,9 @@ class Slice:
     def meets(self, other: Slice) -> bool:
         """Whether the two have elements in common, or cannot be put into one value after each other."""
         mine, theirs = dict(self.dims), dict(other.dims)
-        if mine.keys() != theirs.keys() or any(f.part or f.left is not None for f in (*mine.values(), *theirs.values())):
+        if mine.keys() != theirs.keys() or any(
+            f.part or f.left is not None for f in (*mine.values(), *theirs.values())
+        ):
             return True
         return all(set(f.index) & set(theirs[d].index) for d, f in mine.items())
 

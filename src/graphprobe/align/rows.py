@@ -1,8 +1,8 @@
 """Evidence 5, rows in another order: tokens that are gathered for their experts, of which the other side has more, or
 has them sorted otherwise.
 
-Which row goes where, the values decide while the graph runs: no input says it. So rows are looked for by what they hold,
-and an order that is found for one value is tried for those whose rows are not all different.
+Which row goes where, the values decide while the graph runs: no input says it. So rows are looked for by what they
+hold, and an order that is found for one value is tried for those whose rows are not all different.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _group(
 
 
 def _single(fits: dict[Node, list[tuple[Node, Form]]]) -> Iterable[tuple[Node, list[tuple[Node, Form]]]]:
-    """Keep small values that fit one big value; of those that hold the same, as many on both sides, one after another."""
+    """Keep small values that fit one big value; where as many hold the same on both sides, one after another."""
     alike: dict[tuple[Node, ...], list[Node]] = defaultdict(list)
     for small, found in fits.items():
         alike[tuple(big for big, _ in found)].append(small)
@@ -153,10 +153,12 @@ def _read(_: Node, value: Any) -> torch.Tensor | None:
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.dim() or not value.numel():
         return None
     rows = torch.nan_to_num(value.detach().reshape(len(value), -1).double())
-    return rows @ _directions(rows.shape[1]).to(rows.device)
+    found: torch.Tensor = rows @ _directions(rows.shape[1]).to(rows.device)
+    return found
 
 
 @functools.lru_cache(maxsize=64)
 def _directions(width: int) -> torch.Tensor:
     drawn = torch.Generator().manual_seed(width)
-    return torch.randn(width, _NUMBERS, generator=drawn, dtype=torch.float64) * width**-0.5
+    found: torch.Tensor = torch.randn(width, _NUMBERS, generator=drawn, dtype=torch.float64) * width**-0.5
+    return found

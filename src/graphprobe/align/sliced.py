@@ -19,6 +19,11 @@ from graphprobe.align.counterparts import Chain, chains
 from graphprobe.align.forms import Form, Slice, forms, slices_of
 from graphprobe.align.matching import Matching
 from graphprobe.execute import run_program
+from graphprobe.program import Program
+
+
+_GATHERS = {"aten::index", "aten::index_select", "aten::gather"}
+_SCATTERS = {"aten::index_add", "aten::index_put", "aten::index_copy", "aten::scatter", "aten::scatter_add"}
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,28 @@ def parts(matching: Matching) -> list[Part]:
 def _by_weights(matching: Matching, side: str) -> dict[tuple[object, ...], dict[Node, Chain]]:
     """Map (operator, weights) to the nodes there, in order."""
     places: dict[tuple[object, ...], dict[Node, Chain]] = defaultdict(dict)
+    shuffled = _shuffled(matching, side)
     for node, chain in chains(matching, side).items():
-        if slices.is_fixed(node):
-            places[provenance.target_name(node), *chain.weights][node] = chain
+        if slices.is_fixed(node) and node not in shuffled:
+            places[(provenance.target_name(node), *chain.weights)][node] = chain
     return places
+
+
+def _shuffled(matching: Matching, side: str) -> set[Node]:
+    """Return what is computed from rows that were gathered in an order of their own: the inputs do not tell which."""
+    found: dict[Node, object] = {}
+    terms = matching.terms(side)
+    program: Program = getattr(matching, side)
+    for node in program.live:
+        shape = nodes.shape(node) or (None,)
+        if nodes.schema_name(node) in _GATHERS:
+            indices = [n for n in node.all_input_nodes[1:] if n in terms.of]
+            if any(terms.root(n)[0].op == "call_function" for n in indices):
+                found[node] = shape[0]
+        elif nodes.schema_name(node) not in _SCATTERS:
+            if any(found.get(n) == shape[0] for n in node.all_input_nodes if n in found):
+                found[node] = shape[0]
+    return set(found)
 
 
 def _in_order(bigs: list[Node], smalls: list[Node], known: Sequence[Form]) -> list[tuple[Node, Node, Slice]]:
@@ -136,6 +159,8 @@ def given(matching: Matching, found: Sequence[Part]) -> dict[Node, torch.Tensor]
     for part in found:
         if part.side == "before":
             out[part.small] = part.cut.of(held[part.big])
-        elif isinstance(own[part.big], torch.Tensor):
-            out[part.big] = part.cut.put(out.get(part.big, own[part.big]), held[part.small])
+            continue
+        mine = out[part.big] if part.big in out else own[part.big]
+        if isinstance(mine, torch.Tensor):
+            out[part.big] = part.cut.put(mine, held[part.small])
     return out

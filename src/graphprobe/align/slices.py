@@ -48,7 +48,8 @@ def _claim_side(matching: Matching, side: str, known: list[Form]) -> None:
     small = {n: s for n, s in matching.sketches(other).items() if not taken.get(n)}
     wanted = {nodes.shape(n) for n in small}
     open_ = matching.unclaimed_before() if side == "before" else matching.unclaimed_after()
-    known = [*known, *windows(known, [_fixed(n) for n in open_ if is_fixed(n)], wanted)]
+    fixed = [_fixed(n) for n in small if is_fixed(n)]
+    known = [*known, *windows(known, [_fixed(n) for n in open_ if is_fixed(n)], fixed)]
     items = _sketched(matching, side, known, wanted)
     for node, sketch in small.items():
         groups[nodes.shape(node), sketch.numel()][0].append(node)
@@ -85,10 +86,7 @@ def _sketched(
     wanted = {
         n: found
         for n in program.live
-        if matching.may_be_cut(side, n)
-        and (nodes.makes_values(n) or is_part(n))
-        and is_fixed(n)
-        and (found := cuts(n))
+        if matching.may_be_cut(side, n) and (nodes.makes_values(n) or is_part(n)) and is_fixed(n) and (found := cuts(n))
     }
 
     def observe(node: Node, value: Any) -> torch.Tensor | None:
@@ -178,9 +176,9 @@ def insert(matching: Matching, side: str, pairs: dict[Node, list[tuple[Node, Sli
 
 def _disjoint(found: list[tuple[Node, Slice]]) -> list[tuple[Node, Slice]]:
     """Keep slices of one node along the same dimensions that do not overlap, the most there are."""
-    by_dims: dict[tuple[int, ...], list[tuple[Node, Slice]]] = defaultdict(list)
+    by_dims: dict[Any, list[tuple[Node, Slice]]] = defaultdict(list)
     for small, cut in found:
-        by_dims[tuple(d for d, _ in cut.dims)].append((small, cut))
+        by_dims[tuple((d, f.part, f.left is None) for d, f in cut.dims)].append((small, cut))
     best: list[tuple[Node, Slice]] = []
     for members in by_dims.values():
         kept: list[tuple[Node, Slice]] = []
