@@ -82,20 +82,25 @@ def _shown(index: tuple[int, ...]) -> str:
 
 def forms(matching: Matching) -> list[Form]:
     """List the slices that the inputs speak of: inputs of another shape, and parts that one side cuts out of them."""
-    found: list[Form] = []
-    bound = matching.bound or {}
-    sizes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    for path in matching.before.inputs:
-        x, y = bound.get(path), bound.get(OTHER + path)
-        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.dim() == y.dim() and x.shape != y.shape:
-            found += _of_inputs(x, y)
-            sizes.append((tuple(x.shape), tuple(y.shape)))
-    found = list(dict.fromkeys(found))
-    found += _joined_dimensions(found, sizes)
+    found = by_inputs(matching)
+    found += _joined_dimensions(found, [(tuple(x.shape), tuple(y.shape)) for x, y in _inputs_apart(matching)])
     found += _of_parts(matching, "after") + _of_parts(matching, "before")
     found += _of_joined(matching, "after") + _of_joined(matching, "before")
     found += _of_stacks(matching, "after") + _of_stacks(matching, "before")
     return list(dict.fromkeys(found))
+
+
+def by_inputs(matching: Matching) -> list[Form]:
+    """List the slices that inputs of another shape speak of: of the rest the smaller side knows nothing."""
+    return list(dict.fromkeys(f for x, y in _inputs_apart(matching) for f in _of_inputs(x, y)))
+
+
+def _inputs_apart(matching: Matching) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    bound = matching.bound or {}
+    for path in matching.before.inputs:
+        x, y = bound.get(path), bound.get(OTHER + path)
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.dim() == y.dim() and x.shape != y.shape:
+            yield x, y
 
 
 def moved_along(inputs: Iterable[str], bound: Mapping[str, Any]) -> str:

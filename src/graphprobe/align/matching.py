@@ -35,6 +35,7 @@ class Sliced:
     """Which slices of a value are claimed, and the node that it was put together in again."""
 
     cuts: tuple[Any, ...]  # of align.forms.Slice
+    made: tuple[Node, ...]  # a node for each of them
     whole: Node
 
 

@@ -83,7 +83,9 @@ def _shuffled(matching: Matching, side: str) -> set[Node]:
     terms = matching.terms(side)
     program: Program = getattr(matching, side)
     for node in program.live:
-        shape = nodes.shape(node) or (None,)
+        value, shape = nodes.tensor_val(node), nodes.shape(node)
+        if value is None or not value.dtype.is_floating_point or not shape or shape[0] == 1:
+            continue
         if nodes.schema_name(node) in _GATHERS:
             indices = [n for n in node.all_input_nodes[1:] if n in terms.of]
             if any(terms.root(n)[0].op == "call_function" for n in indices):

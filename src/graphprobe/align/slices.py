@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.claims import Claim
-from graphprobe.align.forms import Form, Slice, forms, slices_of, windows
+from graphprobe.align.forms import Form, Slice, by_inputs, forms, slices_of, windows
 from graphprobe.align.matching import Matching, Sliced, is_part
 from graphprobe.align.neighbours import nearest
 from graphprobe.align.sketches import SAMPLES, sample
@@ -154,16 +154,22 @@ def _pairs(
 
 
 def insert(matching: Matching, side: str, pairs: dict[Node, list[tuple[Node, Slice]]], evidence: str = "slice") -> None:
-    """Insert the slices of every big node and claim them; what the big side held there fills the rest."""
+    """Insert the slices of every big node and claim them.
+
+    Of the rest the other side knows nothing if it was given less: then it is what the big side held there. Where the
+    other side takes all in turns, the rest is computed there, too, and the big side goes on with its own.
+    """
     chosen = {big: _disjoint(found) for big, found in pairs.items()}
     program: Program = getattr(matching, side)
-    held = run_program(program, matching.bound or {}, [big for big in chosen if big not in matching.sliced])
+    held = run_program(program, matching.bound or {}, list(chosen))
+    in_turns = all(f.side != side for f in by_inputs(matching))
     for big, parts in chosen.items():
-        cuts = [cut for _, cut in parts]
         before = matching.sliced.get(big)
-        made, whole = _insert(program, big, cuts, held.get(big), before.whole if before else None)
-        matching.sliced[big] = Sliced((*before.cuts, *cuts) if before else tuple(cuts), whole)
-        matching.wholes[whole] = made[0] if len(made) == 1 and side == "after" and before is None else big
+        old: tuple[tuple[Slice, Node], ...] = tuple(zip(before.cuts, before.made, strict=True)) if before else ()
+        cuts = [cut for _, cut in parts]
+        made, whole = _insert(program, big, cuts, held[big], before.whole if before else big, old, in_turns)
+        matching.sliced[big] = Sliced((*(c for c, _ in old), *cuts), (*(n for _, n in old), *made), whole)
+        matching.wholes[whole] = made[0] if len(made) == 1 and side == "after" and not old else big
         for (small, cut), node in zip(parts, made, strict=True):
             x, y = (small, node) if side == "after" else (node, small)
             claim = Claim(x, y, evidence, certain=False, view=str(cut))
@@ -193,15 +199,21 @@ def _disjoint(found: list[tuple[Node, Slice]]) -> list[tuple[Node, Slice]]:
 
 
 def _insert(
-    program: Program, big: Node, cuts: list[Slice], held: torch.Tensor | None, last: Node | None = None
+    program: Program,
+    big: Node,
+    cuts: list[Slice],
+    held: torch.Tensor,
+    last: Node,
+    old: Sequence[tuple[Slice, Node]],
+    in_turns: bool,
 ) -> tuple[list[Node], Node]:
     """Insert slices behind a node and the whole behind them; all its users read the whole. Returns both.
 
-    Where slices were inserted before, `last` is the whole they were put into, and takes these, too.
+    `old` are slices that were inserted before, and `last` is the whole that was made of them, or else `big`.
     """
-    aten, users, graph = torch.ops.aten, list((last or big).users), program.gm.graph
+    aten, users, graph = torch.ops.aten, list(last.users), program.gm.graph
     made: list[Node] = []
-    at = last or big
+    at = last
 
     def call(target: Any, *args: Any, shape: tuple[int, ...]) -> Node:
         nonlocal at
@@ -224,38 +236,38 @@ def _insert(
         program.labels[at] = program.label(big)
         return at
 
-    shape = _fixed(big)
-    device = held.device if held is not None else _device(program, last)
-    indices = [[constant(torch.tensor(f.index, device=device)) for _, f in cut.dims] for cut in cuts]
-    for cut, index in zip(cuts, indices, strict=True):
-        node, sizes = big, list(shape)
+    def taken(node: Node, cut: Slice, index: list[Node]) -> Node:
+        sizes = list(shape)
         for (dim, form), i in zip(cut.dims, index, strict=True):
             sizes[dim] = len(form.index)
             node = call(aten.index_select.default, node, dim, i, shape=tuple(sizes))
             if form.left is not None:
                 node = call(aten.squeeze.dim, node, dim, shape=form.left)
         node.meta[PART] = len(cuts) > 1
-        made.append(node)
-    if last is None and _are_parts(cuts):
+        return node
+
+    shape = tuple(held.shape)
+    every = [*(cut for cut, _ in old), *cuts]
+    indices = [[constant(torch.tensor(f.index, device=held.device)) for _, f in cut.dims] for cut in every]
+    made = [taken(big, cut, index) for cut, index in zip(cuts, indices[len(old) :], strict=True)]
+    if _are_parts(every):
         whole = _joined(call, big, shape, cuts, made)
-    else:  # what the other side knows nothing of is what it was
-        whole = last if last is not None else constant(held.detach().clone())  # type: ignore[union-attr]
-        for cut, index, part in zip(cuts, indices, made, strict=True):
+    else:
+        whole = big if in_turns and _lacks(every, shape) else constant(held.detach().clone())
+        for cut, index, part in zip(every, indices, [*(n for _, n in old), *made], strict=True):
             whole = _put(call, whole, shape, cut, index, part)
-    source = last or big
     for user in users:
-        user.replace_input_with(source, whole)
+        user.replace_input_with(last, whole)
     for path, node in program.outputs.items():
-        if node is source:
+        if node is last:
             program.outputs[path] = whole
     return made, whole
 
 
-def _device(program: Program, whole: Node | None) -> torch.device:
-    """Return where the values are that `whole` was put together from."""
-    assert whole is not None
-    found = next((n for n in whole.all_input_nodes if n.op == "get_attr"), None)
-    return torch.device("cpu") if found is None else program.attribute(found).device
+def _lacks(cuts: list[Slice], shape: Sequence[int]) -> bool:
+    """Whether slices along one dimension leave out some of it. Tables lie where rows see columns: the rest is masked."""
+    covered = {i for cut in cuts for _, form in cut.dims for i in form.index}
+    return all(len(cut.dims) == 1 for cut in cuts) and len(covered) < shape[cuts[0].dims[0][0]]
 
 
 def _are_parts(cuts: list[Slice]) -> bool:
