@@ -21,7 +21,6 @@ from graphprobe.align.matching import Matching
 from graphprobe.execute import run_program
 from graphprobe.program import Program
 
-
 _GATHERS = {"aten::index", "aten::index_select", "aten::gather"}
 _SCATTERS = {"aten::index_add", "aten::index_put", "aten::index_copy", "aten::scatter", "aten::scatter_add"}
 
@@ -90,9 +89,8 @@ def _shuffled(matching: Matching, side: str) -> set[Node]:
             indices = [n for n in node.all_input_nodes[1:] if n in terms.of]
             if any(terms.root(n)[0].op == "call_function" for n in indices):
                 found[node] = shape[0]
-        elif nodes.schema_name(node) not in _SCATTERS:
-            if any(found.get(n) == shape[0] for n in node.all_input_nodes if n in found):
-                found[node] = shape[0]
+        elif nodes.schema_name(node) not in _SCATTERS and any(found.get(n) == shape[0] for n in node.all_input_nodes):
+            found[node] = shape[0]
     return set(found)
 
 

@@ -265,7 +265,7 @@ def _insert(
 
 
 def _lacks(cuts: list[Slice], shape: Sequence[int]) -> bool:
-    """Whether slices along one dimension leave out some of it. Tables lie where rows see columns: the rest is masked."""
+    """Whether slices along one dimension leave out some of it. Where rows see columns, the rest is masked."""
     covered = {i for cut in cuts for _, form in cut.dims for i in form.index}
     return all(len(cut.dims) == 1 for cut in cuts) and len(covered) < shape[cuts[0].dims[0][0]]
 
