@@ -237,3 +237,40 @@ def test_a_version_in_training_mode_is_told() -> None:
     after = nn.Sequential(linear(1), nn.Dropout(0.2), linear(2)).train()
     report = graphprobe.diff(before, after, X)
     assert report.first is not None and "training mode" in report.first.hint and ".eval()" in report.first.explanation
+
+
+# --- masks of numbers and of infinities ---------------------------------------------------------------------------
+
+INF, LOWEST = float("inf"), torch.finfo(torch.float32).min
+
+
+class Masked(nn.Module):
+    def __init__(self, fill: float, how: str) -> None:
+        super().__init__()
+        self.q, self.last, self.fill, self.how = linear(1), linear(2), fill, how
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        scores = self.q(x) @ x.transpose(-1, -2)
+        fill = torch.tensor(self.fill)
+        if self.how == "fill":
+            scores = scores.masked_fill(seen == 0, self.fill)
+        elif self.how == "where":
+            scores = torch.where(seen == 0, fill, scores)
+        else:
+            scores = scores + torch.where(seen == 0, fill, torch.tensor(0.0))
+        made: Tensor = self.last(scores.softmax(-1) @ x)
+        return made
+
+
+@pytest.mark.parametrize("how", ["fill", "where", "add"])
+@pytest.mark.parametrize(("mine", "theirs"), [(-1e4, -INF), (-INF, -1e4), (LOWEST, -INF), (-INF, LOWEST)])
+def test_a_mask_may_be_written_otherwise_unless_a_row_is_masked_whole(mine: float, theirs: float, how: str) -> None:
+    x, seen = drawn(2, 6, WIDTH, seed=3), torch.ones(2, 6, 6).tril()
+    before, after = Masked(mine, how), Masked(theirs, how)
+    honest = graphprobe.diff(before, after, (x, seen))
+    assert honest.verdict in ("identical", "rounding"), [(f.kind, f.op, f.hint) for f in honest.findings]
+    seen[1, 2] = 0
+    whole = graphprobe.diff(before, after, (x, seen))
+    assert torch.isnan(after(x, seen)).any() == (theirs == -INF)
+    wanted = ("nonfinite",) if theirs == -INF else ("identical", "rounding")
+    assert whole.verdict in wanted, [(f.kind, f.op, f.hint) for f in whole.findings]

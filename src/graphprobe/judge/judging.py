@@ -13,6 +13,7 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim
 from graphprobe.judge import nonfinite, opaque, precision, steadiness
+from graphprobe.judge.born import nan_is_told
 from graphprobe.judge.derived import Looks
 from graphprobe.judge.rows import Measured, read
 from graphprobe.judge.same import RULE, Sameness
@@ -113,6 +114,7 @@ def judge(
         rows = [wide.get(r.region.claim, r) for r in rows]
     judged = [_kind(replay, row, answers, settled) for row in rows]
     judged, notes = _steady(replay, judged)
+    judged = nan_is_told(replay, judged, STANDING)
     for row in pardoned:
         why = settled.pardoned[row.region.claim]
         agreed = why == COMPENSATED and row.region.claim not in withdrawal.failing
@@ -280,7 +282,9 @@ def _spread(answer: Sameness) -> float | None:
 
 
 def _where(answer: Sameness | None, note: str) -> str:
-    return "; ".join(w for w in (note, f"worst at {answer.where}" if answer and answer.where else "") if w)
+    return "; ".join(
+        w for w in (note, f"worst at {answer.where}" if answer and answer.where not in ("", "element ()") else "") if w
+    )
 
 
 def _nonfinite(replay: Replay, row: Measured, spread: float | None) -> Judged | None:

@@ -67,6 +67,7 @@ def _causes(judgement: Judgement, found: Found) -> dict[int, Cause]:
     culprits = [culprit(region, judgement.weights) for region in regions]
     taken = [exchange.substitutions(region, judgement.weights) for region in regions]
     if len(regions) > 1:  # what is written otherwise cannot be read: it is tried
+        judgement.replay.fetch_frontiers([j.region for _, j, _ in asked])
         looks = [Look(judgement.replay, j.region, guilty) for (_, j, _), guilty in zip(asked, culprits, strict=True)]
         every = zip(taken, looks, regions, strict=True)
         taken = [found or exchange.tried(look, region) for found, look, region in every]

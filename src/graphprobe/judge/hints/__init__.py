@@ -41,6 +41,17 @@ SIGNS: tuple[Callable[[Look], str | None], ...] = (
 )
 
 
+#: Of a region in which all numbers agree, and only infinities and mask values stand elsewhere.
+OF_CLASSES = (
+    trials.other_argument,
+    weights.weight,
+    trials.cast_for_view,
+    masks.boolean_added,
+    masks.values,
+    masks.reach,
+)
+
+
 def hint(replay: Replay, region: Region, culprit: Culprit) -> tuple[str, Node | None]:
     """Say what a guilty region looks like, or '', and which operation a trial has shown to be to blame, if one has.
 
@@ -52,7 +63,7 @@ def hint(replay: Replay, region: Region, culprit: Culprit) -> tuple[str, Node | 
             return overflow.overflow(look), None
     except Exception:  # operators that cannot be evaluated here
         return "", None
-    for sign in SIGNS:
+    for sign in SIGNS if bool(look.change.any()) else OF_CLASSES:
         look.proved.clear()
         try:
             said = sign(look)
