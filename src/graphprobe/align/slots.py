@@ -15,11 +15,12 @@ def claim(matching: Matching) -> None:
     """Claim what stands alone in its place: the only unclaimed node of its shape on the same partnered operands.
 
     First places are told apart by weights too, then by operator; then only by what feeds them, so that a wrong operator
-    or a wrong weight is met in its place instead of in all that consumes it.
+    or a wrong weight is met in its place instead of in all that consumes it. Last, one operation too many is seen
+    through: what is done to its result stands where the same is done to its operand.
     """
-    for slot in (_slot_by_weight, _slot_by_operator, _slot_by_feeds):
-        left = _by_slot(matching, "before", slot)
-        right = _by_slot(matching, "after", slot)
+    for slot, through in ((_slot_by_weight, 0), (_slot_by_operator, 0), (_slot_by_feeds, 0), (_slot_by_operator, 1)):
+        left = _by_slot(matching, "before", slot, through)
+        right = _by_slot(matching, "after", slot, through)
         known = len(matching.alignment.claims)
         for place, ys in right.items():
             xs = left.get(place, [])
@@ -49,7 +50,7 @@ def _consumers(node: Node) -> set[str]:
 Slot = Callable[[Node, list[int], list[int]], Place]
 
 
-def _by_slot(matching: Matching, side: str, slot: Slot) -> dict[Place, list[Node]]:
+def _by_slot(matching: Matching, side: str, slot: Slot, through: int) -> dict[Place, list[Node]]:
     before = side == "before"
     claimed = matching.alignment.of_before if before else matching.alignment.of_after
     numbers = matching.numbers_before() if before else matching.numbers_after()
@@ -64,10 +65,11 @@ def _by_slot(matching: Matching, side: str, slot: Slot) -> dict[Place, list[Node
         feeds: list[int] = []
         weights: list[int] = []
         for operand in node.all_input_nodes:
-            source = operand
-            while not claimed.get(source) and (term := terms.of.get(source)) is not None and term.step is not None:
-                if terms.is_weight(source):
+            source, left = operand, through
+            while not claimed.get(source) and (term := terms.of.get(source)) is not None:
+                if terms.is_weight(source) or (term.step is None and not (left and _only_changes(source))):
                     break
+                left -= term.step is None
                 source = term.operands[0]
             if terms.is_weight(source):
                 weights.append(matching.weight(side, source))
@@ -79,6 +81,12 @@ def _by_slot(matching: Matching, side: str, slot: Slot) -> dict[Place, list[Node
             if feeds and (weights or slot is not _slot_by_weight):
                 found[slot(node, sorted(feeds), sorted(weights))].append(node)
     return found
+
+
+def _only_changes(node: Node) -> bool:
+    """Whether an operation makes of one value another one of its shape."""
+    operands = node.all_input_nodes
+    return nodes.makes_values(node) and len(operands) == 1 and nodes.shape(node) == nodes.shape(operands[0])
 
 
 def _slot_by_weight(node: Node, feeds: list[int], weights: list[int]) -> Place:
