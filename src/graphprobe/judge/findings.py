@@ -139,8 +139,12 @@ def _named(judgement: Judgement, finding: Finding, node: Node, region: Region) -
 
 def _home(node: Node, region: Region) -> str:
     """Return the module of an operation; of one that no capture has placed, that of the region it is in."""
-    known = provenance.module_path(node) or provenance.module_stack(node)
-    return provenance.module_path(node) if known else provenance.module_path(region.claim.before)
+    path = provenance.module_path(node)
+    if path or not provenance.module_stack(node):
+        return path or provenance.module_path(region.claim.before)
+    # at the root of a model of modules that is said; a model without any tells nothing of where it is
+    modular = any(provenance.module_path(n) for n in node.graph.nodes)
+    return "" if modular else provenance.module_path(region.claim.before)
 
 
 def _with_cures(judgement: Judgement, found: Found) -> Found:
