@@ -43,10 +43,11 @@ def culprit(region: Region, weights: Weights) -> Culprit:
     dropped = [x for x in lone_before if step_of(x) != FLAT]  # what only casts or joins dimensions may be left out
     if dropped and (not alike or any(_carries_data(x) for x in dropped)):
         return Culprit("before", _makers(_at_home(dropped, region))[-1], lone)
-    for y in rest_after:
+    paired = [y for y in rest_after if y in alike]
+    for y in paired:
         if _other_weights(alike[y], y, weights):
             return Culprit("after", y, frozenset([y]))
-    first = rest_after[0] if rest_after else nodes.shown(region.claim.after)
+    first = paired[0] if paired else nodes.shown(region.claim.after)
     return Culprit("after", first, frozenset([first]))
 
 
