@@ -62,3 +62,18 @@ def test_an_operation_too_many_is_seen_through() -> None:
     before, after = (as_is(graphprobe.capture(Tables(shift), (x,))) for shift in (0, 1))
     claims = {(c.before.name, c.after.name) for c in align.align(before, after).claims}
     assert {("cos", "cos"), ("sin", "sin")} <= claims
+
+
+class Filled(torch.nn.Module):
+    def __init__(self, fill: Any) -> None:
+        super().__init__()
+        self.fill = fill
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.fill(x).cos().exp()
+
+
+def test_what_only_takes_a_shape_is_not_seen_through() -> None:
+    x = torch.randn(2, 6, 8)
+    before, after = (as_is(graphprobe.capture(Filled(fill), (x,))) for fill in (torch.zeros_like, torch.ones_like))
+    assert ("mul", "mul") in {(c.before.name, c.after.name) for c in align.align(before, after).claims}

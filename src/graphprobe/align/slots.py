@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch.fx import Node
 
 from graphprobe import nodes, provenance
+from graphprobe.align.expressions import Term
 from graphprobe.align.matching import Matching, Place
 
 
@@ -67,7 +68,7 @@ def _by_slot(matching: Matching, side: str, slot: Slot, through: int) -> dict[Pl
         for operand in node.all_input_nodes:
             source, left = operand, through
             while not claimed.get(source) and (term := terms.of.get(source)) is not None:
-                if terms.is_weight(source) or (term.step is None and not (left and _only_changes(source))):
+                if terms.is_weight(source) or (term.step is None and not (left and _only_changes(source, term))):
                     break
                 left -= term.step is None
                 source = term.operands[0]
@@ -83,10 +84,10 @@ def _by_slot(matching: Matching, side: str, slot: Slot, through: int) -> dict[Pl
     return found
 
 
-def _only_changes(node: Node) -> bool:
-    """Whether an operation makes of one value another one of its shape."""
-    operands = node.all_input_nodes
-    return nodes.makes_values(node) and len(operands) == 1 and nodes.shape(node) == nodes.shape(operands[0])
+def _only_changes(node: Node, term: Term) -> bool:
+    """Whether an operation makes of one value another one of its shape; `zeros_like` makes nothing of it."""
+    operands = set(term.operands)
+    return nodes.makes_values(node) and len(operands) == 1 and nodes.shape(node) == nodes.shape(term.operands[0])
 
 
 def _slot_by_weight(node: Node, feeds: list[int], weights: list[int]) -> Place:
