@@ -274,3 +274,19 @@ def test_a_mask_may_be_written_otherwise_unless_a_row_is_masked_whole(mine: floa
     assert torch.isnan(after(x, seen)).any() == (theirs == -INF)
     wanted = ("nonfinite",) if theirs == -INF else ("identical", "rounding")
     assert whole.verdict in wanted, [(f.kind, f.op, f.hint) for f in whole.findings]
+
+
+class Sparse(nn.Module):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sparse.mm(self.weight, x) if self.weight.is_sparse else self.weight @ x
+
+
+def test_sparse_weights_are_no_crash_and_no_pass() -> None:
+    weight = drawn(WIDTH, WIDTH).relu()
+    for before, after in ((weight, weight.to_sparse()), (weight.to_sparse(), weight.t().contiguous().to_sparse())):
+        report = graphprobe.diff(Sparse(before), Sparse(after), (drawn(WIDTH, 4),))
+        assert report.verdict == "unknown" and "could not be judged" in str(report).splitlines()[0]

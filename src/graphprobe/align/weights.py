@@ -105,7 +105,10 @@ def _held(program: Program) -> Held:
         target = str(node.target)
         if node.op == "get_attr" and target not in out:
             value = fetch(program.gm, target)
-            out[target] = value.detach() if isinstance(value, torch.Tensor) else torch.empty(0)
+            plain = (
+                isinstance(value, torch.Tensor) and value.layout is torch.strided
+            )  # a sparse one has no bytes to sample
+            out[target] = value.detach() if plain else torch.empty(0)
     return out
 
 
@@ -181,7 +184,8 @@ def folded(before: Program, after: Program, lone: set[str]) -> dict[str, Node]:
     wanted: dict[Name, str] = {}
     for target in lone:
         value = fetch(after.gm, target)
-        if isinstance(value, torch.Tensor) and value.numel() > 1 and value.device.type != "meta":
+        plain = isinstance(value, torch.Tensor) and value.layout is torch.strided and value.device.type != "meta"
+        if plain and value.numel() > 1:
             wanted[_flat(value.detach())] = target
     found: dict[str, Node] = {}
     env: dict[Node, Any] = {}
@@ -199,7 +203,11 @@ def folded(before: Program, after: Program, lone: set[str]) -> dict[str, Node]:
                     with contextlib.suppress(Exception):  # what cannot be run here is no constant computed ahead
                         env[node] = call(before, node, env)
                     made = env.get(node)
-                    same = wanted.get(_flat(made)) if isinstance(made, torch.Tensor) else None
+                    same = (
+                        wanted.get(_flat(made))
+                        if isinstance(made, torch.Tensor) and made.layout is torch.strided
+                        else None
+                    )
                     if same is not None and nodes.makes_values(node):
                         found[same] = node
     return found

@@ -86,12 +86,20 @@ def run(options: argparse.Namespace) -> int:
     }
     for item in _specialised(gm, options.dynamic):
         print(f"graphprobe: --dynamic {item}: the model fixes this dimension, so it is not symbolic", file=sys.stderr)
+    if any(_differs_in_training(m) for m in getattr(loaded.model, "modules", list)()):
+        print("graphprobe: the model is in training mode, and captured so; call .eval() on it first", file=sys.stderr)
     if options.json:
         output.print_json(result)
     else:
         megabytes = result["bytes"] / 1e6
         print(f"{options.output}: {result['operations']} operations, {megabytes:.1f} MB, {result['seconds']:.1f} s")
     return 0
+
+
+def _differs_in_training(module: Any) -> bool:
+    """Whether a module computes otherwise in training: dropout that drops, a norm that measures its batch."""
+    name = type(module).__name__
+    return bool(module.training) and ("BatchNorm" in name or ("Dropout" in name and getattr(module, "p", 0) > 0))
 
 
 def _specialised(gm: GraphModule, wanted: list[str]) -> list[str]:

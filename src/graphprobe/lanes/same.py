@@ -77,6 +77,7 @@ def _layout(value: Any) -> Any:
 
 
 def _same_content(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+    mine, theirs = (t if t.layout is torch.strided else t.to_dense() for t in (mine, theirs))
     if mine.dtype == theirs.dtype:
         same_memory = mine.data_ptr() == theirs.data_ptr() and mine.stride() == theirs.stride()
         return same_memory or torch.equal(mine, theirs.to(mine.device))

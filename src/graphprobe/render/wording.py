@@ -68,6 +68,8 @@ def headline(report: Report) -> str:
         errors = [row.error for row in report.outputs if row.error is not None]
         by = f"; the outputs differ by {error(max(errors))}" if errors else ""
         return f"rounding: both graphs compute the same function{by}"
+    if report.verdict == "unknown" and not report.coverage.compared and report.coverage.unknown:
+        return f"unknown: nothing was compared, for {count(report.coverage.unknown, 'operation')} could not be judged"
     if report.verdict == "unknown" and not report.coverage.compared:
         return "unknown: nothing was compared, for no output of the graphs needs an operation that makes a tensor"
     if report.verdict == "unknown":
