@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import graphprobe
+from graphprobe import api
 from graphprobe.records import Report
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -116,6 +117,19 @@ def test_the_form_of_the_prompt_makes_no_difference(name: str, form: str) -> Non
     if name == "mixtral":  # tokens that are gathered for their experts, too: of more tokens, in another order
         gathered = {c.before for c in report.claims if "places of" in c.view}
         assert any("grouped_mm" in n for n in gathered) and report.coverage.resolution == 1.0
+        # how many tokens an expert has is another number by right
+        assert not any("histc" in c.before for c in report.claims)
+
+
+@pytest.mark.slow
+def test_what_counts_other_tokens_is_explained() -> None:
+    made, ids = model("mixtral"), prompt()
+    calls = [called(made, *given) for given in ((ids, torch.ones_like(ids)), padded(ids, "left"))]
+    sides = [graphprobe.capture(made, (), given) for given in calls]
+    said = api.explain(*sides, "getitem_7", (), calls[0], after_args=(), after_kwargs=calls[1])
+    assert "it holds indices or counts of tokens, and the sides have not as many" in said
+    said = api.explain(*sides, "linear_3", (), calls[0], after_args=(), after_kwargs=calls[1])
+    assert "claimed: linear_3 (aten.linear.default), shown as dimension 1: 6 to 16 of 17" in said
 
 
 # --- defects that bite with padding -------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ ELIMINATED = "eliminated"  # before only: nothing in after stands in its place
 ADDED = "added"  # after only: nothing in before stands in its place
 FUSED = "fused"  # one operation of the other side does this and more
 REWRITTEN = "rewritten"  # several operations of each side, none of which is one of the other's
+_COUNTED = "it holds indices or counts of tokens, and the sides have not as many: other numbers by right"
 MET = ("same value",)  # another node of this side holds the same value and is claimed
 
 
@@ -125,7 +126,7 @@ def _explained(matching: Matching, side: str, node: Node) -> str:
         view = f", shown as {claim.view}" if claim.view else ""
         doubt = "" if claim.certain else "; withdrawn if it fails and all below agrees without it"
         lines.append(
-            f"  claimed: {other.label(partner)} ({provenance.target_name(partner)}){view}\n"
+            f"  claimed: {other.label(partner)} ({provenance.target_name(nodes.shown(partner))}){view}\n"
             f"    evidence {claim.evidence}, confidence {claim.confidence:.2f}{doubt}"
         )
     if not claims:
@@ -142,7 +143,8 @@ def _why_not(matching: Matching, side: str, node: Node, program: Program, other:
     if not nodes.makes_values(node):
         return "  not claimed: it makes no tensor"
     found = _leftover(program, other, node, matching.alignment, side == "before")
-    return f"  not claimed: {found.why}, {found.detail}"
+    said = f"  not claimed: {found.why}, {found.detail}"
+    return said + (f"\n  {_COUNTED}" if node in matching.counted else "")
 
 
 def _near_misses(matching: Matching, side: str, node: Node, other: Program, taken: set[Node]) -> list[str]:
@@ -189,6 +191,18 @@ def _whose(claims: list[Claim], program: Program, side: str) -> str:
     return f", which {program.label(partner)} claims ({claims[0].evidence})"
 
 
+def _same_operator(other: Program, node: Node, taken: set[Node]) -> str:
+    """Say which node of the same module does the same to a value of another shape, if any."""
+    name, path = provenance.target_name(node), provenance.module_path(node)
+    alike = [n for n in other.live if provenance.target_name(n) == name and provenance.module_path(n) == path]
+    alike = [n for n in alike if nodes.INSERTED not in n.meta and n not in taken and nodes.shape(n) is not None]
+    told = f"  by structure: the other side has no other {name} of this shape"
+    if not alike or not path:
+        return told
+    shape = "x".join(str(d) for d in nodes.shape(alike[0]) or ())
+    return f"{told}; in the same module {other.label(alike[0])} does this, of shape [{shape}]"
+
+
 def _nearest_structure(matching: Matching, side: str, node: Node, taken: set[Node]) -> str:
     """Name the node of the other side with the same operator and shape that shares the most operands."""
     before, after = matching.numbers_before(), matching.numbers_after()
@@ -204,7 +218,7 @@ def _nearest_structure(matching: Matching, side: str, node: Node, taken: set[Nod
     )
     candidates = [n for n in other.live if same(n)]
     if not candidates:
-        return f"  by structure: the other side has no other {provenance.target_name(node)} of this shape"
+        return _same_operator(other, node, taken)
     best = max(candidates, key=lambda n: len({theirs[m] for m in n.all_input_nodes} & operands.keys()))
     shared = {theirs[m] for m in best.all_input_nodes} & operands.keys()
     lacking = [program.label(n) for number, n in operands.items() if number not in shared]

@@ -49,6 +49,7 @@ class Matching:
     alignment: Alignment = field(default_factory=Alignment)
     wholes: dict[Node, Node] = field(default_factory=dict)  # what was put together from slices -> what it stands for
     sliced: dict[Node, Sliced] = field(default_factory=dict)  # values of which slices are claimed
+    counted: set[Node] = field(default_factory=set)  # indices into and counts of more tokens, and what follows of them
     reshaped: list[tuple[Node, Node]] = field(default_factory=list)  # equal in flat order, in no shape in common
 
     views: dict[Node, View] = field(default_factory=dict)  # what was inserted to be claimed -> how it shows a value
@@ -70,6 +71,8 @@ class Matching:
 
     def add(self, x: Node, y: Node, evidence: str, certain: bool = False) -> None:
         """Claim one pair, unless it is guessed from its place and could never be equal."""
+        if evidence in PLACES and (x in self.counted or y in self.counted):
+            return  # of other tokens: another number by right
         if evidence not in PLACES or (_could_be_equal(x, y) and not self._siblings_against(x, y)):
             self.alignment.add(Claim(x, y, evidence, certain))
 
@@ -195,6 +198,7 @@ class Matching:
                 out[node] = stands.get(self.wholes[node], out[self.wholes[node]])
             elif longer and not longer.isdisjoint(node.all_input_nodes) and _counts(node):
                 longer.add(node)
+                self.counted.add(node)
                 out[node] = numbers.of(("count", side, node.name))
             elif node.op == "placeholder":
                 out[node] = numbers.of(self._input(side, node, paths))
@@ -205,6 +209,8 @@ class Matching:
             else:
                 if longer and not longer.isdisjoint(node.all_input_nodes):
                     longer.add(node)
+                    if self.counted.issuperset(node.all_input_nodes):
+                        self.counted.add(node)
                 term = terms[node]
                 if term.step is None:
                     out[node] = numbers.expression(term.expression, [out[n] for n in term.operands])
