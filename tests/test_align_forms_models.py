@@ -256,4 +256,6 @@ def test_a_cache_that_is_spoilt_is_found_in_the_layer_that_reads_it(name: str, k
 def test_positions_that_are_late_are_found_where_they_are_turned_into_angles(name: str) -> None:
     report = in_chunks(name, late=1)
     found = [f for f in report.findings if f.kind == "semantic"]
-    assert len(found) == 1 and found[0].module_path.endswith("rotary_emb") and found[0].located, found
+    assert len(found) == 1 and found[0].located, found
+    # where they are made, outside of the model, or where they are read
+    assert found[0].module_path == "" or found[0].module_path.endswith("rotary_emb")
