@@ -13,6 +13,7 @@ import torch
 import graphprobe
 from corpus import mutations
 from graphprobe import align, inputs
+from graphprobe.errors import OperatorError
 from graphprobe.program import copied, program
 from models import NAMES, tiny
 from plain_llama import PlainLlama
@@ -143,6 +144,22 @@ class Halves(torch.nn.Module):
         best.add_(places)
         mean, spread = torch.var_mean(best, -1, keepdim=True)
         return (best - spread) * mean
+
+
+def test_graphs_that_cannot_be_run_are_named_with_the_operation_that_raises() -> None:
+    """Whatever evidence runs a graph leaves it to the comparison to say what raises, in which graph and where."""
+    sides = []
+    for activation in (torch.nn.ReLU(), torch.nn.Tanh()):  # unlike, so that alignment runs them
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(16, 16), activation, torch.nn.Linear(16, 16))
+        gm = graphprobe.capture(model, (torch.randn(8, 16),))
+        last = [n for n in gm.graph.nodes if n.op == "get_attr"][-2]
+        holder, _, name = str(last.target).rpartition(".")
+        weight = getattr(gm.get_submodule(holder), name)
+        weight.data = weight.data.bfloat16()
+        sides.append(mutations.strip(gm, "values"))
+    with pytest.raises(OperatorError, match=r"before cannot be run: .*aten\.linear\.default"):
+        graphprobe.diff(*sides, (torch.randn(8, 16),))
 
 
 def test_each_result_of_an_operator_has_the_name_the_user_knows() -> None:

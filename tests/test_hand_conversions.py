@@ -193,6 +193,7 @@ def test_what_is_added_between_two_blocks_is_named_and_not_the_norm_that_takes_i
     report = graphprobe.diff(Deep(), after, X)
     found = [f for f in report.findings if f.kind == "semantic"]
     assert [(f.op, f.module_path) for f in found] == [(op, "")], [(f.op, f.module_path, f.hint) for f in found]
+    assert found[0].introduced is not None and found[0].introduced > 5e-3  # a norm hardly sees the factor, the sum does
 
 
 def test_an_operand_that_only_gives_its_dtype_ties_no_region_to_what_makes_it() -> None:

@@ -73,8 +73,9 @@ def build(name: str, seed: int = 0, attention: str = "sdpa", dtype: torch.dtype 
         model, args, kwargs = _BUILDERS[name]() if name not in _CONFIGS else _text(name, attention)
         _shuffle(model)
     model = model.eval()
-    for parameter in model.parameters():  # buffers keep their dtype: rotary tables are float32 in real models too
-        parameter.data = parameter.data.to(dtype)
+    statistics = (b for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var")))
+    for value in (*model.parameters(), *statistics):  # other buffers keep theirs: rotary tables are float32 everywhere
+        value.data = value.data.to(dtype)
     return model, tuple(a.to(dtype) if a.is_floating_point() else a for a in args), kwargs
 
 

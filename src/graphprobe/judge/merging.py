@@ -14,6 +14,7 @@ from torch.fx import Node
 from graphprobe import provenance
 from graphprobe.judge import exchange
 from graphprobe.judge.culprit import Culprit, culprit, renumbered, share_a_split
+from graphprobe.judge.explain import explain
 from graphprobe.judge.hints.look import Look
 from graphprobe.judge.judging import Judged, Judgement
 from graphprobe.lanes.regions import Region
@@ -150,7 +151,12 @@ def _joined(judgement: Judgement, finding: Finding, group: list[Cause], why: str
     shown = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
     hint = "; ".join(h for h in (finding.hint, f"{why} {shown}") if h)
     whole = dataclasses.replace(first, cured_by=_replaced(judgement, group))
-    return whole, dataclasses.replace(finding, hint=hint)
+    worst = max((c.judged for c in group), key=lambda j: j.measured.introduced or 0.0)
+    m = worst.measured  # what it does where it shows most: a bound that accepts a finding must hold everywhere
+    joined = dataclasses.replace(
+        finding, hint=hint, introduced=m.introduced, total=m.total, exact=m.exact, floor=m.floor, spread=worst.spread
+    )
+    return whole, dataclasses.replace(joined, explanation=explain(joined))
 
 
 def _replaced(judgement: Judgement, group: list[Cause]) -> tuple[Region, ...]:
