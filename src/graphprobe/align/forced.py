@@ -31,7 +31,10 @@ def claim(matching: Matching, ask: Callable[[], None]) -> None:
             return
         known = len(matching.alignment.claims)
         chosen = _affordable([*pairs, *_frontier(matching)])
-        held = run_program(matching.before, matching.bound, list(chosen.values()))
+        try:
+            held = run_program(matching.before, matching.bound, list(chosen.values()))
+        except Exception:  # the lanes say what raises and where
+            return
         matching.force({y: held[x] for y, x in chosen.items()} | sliced.given(matching, cut))
         ask()
         matching.force({})
