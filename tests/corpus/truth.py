@@ -14,7 +14,7 @@ from torch.fx import Node
 from corpus import mutations
 from corpus.rewrites import Pair
 from graphprobe import inputs, nodes
-from graphprobe.align import Alignment
+from graphprobe.align import Alignment, Claim
 from graphprobe.align.steps import step_of
 from graphprobe.execute import target_of
 from graphprobe.lanes import exact
@@ -210,8 +210,8 @@ def score(
             continue  # outputs stand for each other by definition, also where a bug has taken their operation away
         if key in true.partners:
             right = x in true.partners[key]
-        elif _underlying(claim.after) is not claim.after:
-            right = _shown_right(true, claim.after, x, named_after)
+        elif any(_underlying(n) is not n for n in (claim.before, claim.after)):
+            right = _shown_right(true, claim, (named_before, named_after))
         else:
             continue
         out.claims += 1
@@ -272,18 +272,42 @@ def _underlying(node: Node) -> Node:
     return node
 
 
-def _shown_right(true: Truth, node: Node, x: tuple[str, int], names: Mapping[Node, tuple[str, int]]) -> bool:
-    chain, at = [], node
-    while at is not _underlying(node):
-        chain.append(at)
-        at = at.all_input_nodes[0]
-    for before, after in zip(true.values, true.values_after, strict=True):
-        value = after.get(names[at])
-        if value is None or x not in before:
-            return False
-        for step in reversed(chain):
-            args = (value, *step.args[1:])
-            value = step.target(*args)  # type: ignore[operator]
-        if not equal(before[x], value):
+Keys = Mapping[tuple[str, int], torch.Tensor]
+
+
+def _shown_right(true: Truth, claim: Claim, names: tuple[Names, Names]) -> bool:
+    """Whether both sides hold the same as alignment shows them. Rows are picked for the input of the first draw."""
+    both = zip(true.values, true.values_after, strict=True)
+    draws = list(both)[: 1 if _picks(claim.before) or _picks(claim.after) else None]
+    for before, after in draws:
+        x, y = _shown(claim.before, before, names[0]), _shown(claim.after, after, names[1])
+        if x is None or y is None or not equal(x, y):
             return False
     return True
+
+
+def _chain(node: Node) -> list[Node]:
+    """Return the views that alignment inserted behind a node, the last one first."""
+    chain = []
+    while node.meta.get(nodes.INSERTED) and node.all_input_nodes:
+        chain.append(node)
+        node = node.all_input_nodes[0]
+    return chain
+
+
+def _picks(node: Node) -> bool:
+    return any(step.target is torch.ops.aten.index_select.default for step in _chain(node))
+
+
+def _shown(node: Node, values: Keys, names: Names) -> torch.Tensor | None:
+    value: Any = values.get(names[_underlying(node)])
+    if value is None:
+        return None
+    for step in reversed(_chain(node)):
+        args = torch.fx.map_arg(step.args[1:], _constant)
+        value = step.target(value, *args)  # type: ignore[operator]
+    return value
+
+
+def _constant(node: Node) -> Any:
+    return getattr(node.graph.owning_module, str(node.target))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 from torch.fx import Node
@@ -17,11 +17,18 @@ def claim(matching: Matching) -> None:
 
     First places are told apart by weights too, then by operator; then only by what feeds them, so that a wrong operator
     or a wrong weight is met in its place instead of in all that consumes it. Last, one operation too many is seen
-    through: what is done to its result stands where the same is done to its operand.
+    through: what is done to its result stands where the same is done to its operand. Too many is only what more is left
+    of than on the other side: what stands wrong in its own place is none.
     """
-    for slot, through in ((_slot_by_weight, 0), (_slot_by_operator, 0), (_slot_by_feeds, 0), (_slot_by_operator, 1)):
-        left = _by_slot(matching, "before", slot, through)
-        right = _by_slot(matching, "after", slot, through)
+    known_kinds = _kinds(matching.unclaimed_before()), _kinds(matching.unclaimed_after())
+    spare = set(known_kinds[0] - known_kinds[1]), set(known_kinds[1] - known_kinds[0])
+    none: set[str] = set()
+    for slot, (mine, theirs) in (
+        (_slot_by_weight, (none, none)), (_slot_by_operator, (none, none)), (_slot_by_feeds, (none, none)),
+        (_slot_by_operator, spare),
+    ):  # fmt: skip
+        left = _by_slot(matching, "before", slot, mine)
+        right = _by_slot(matching, "after", slot, theirs)
         known = len(matching.alignment.claims)
         for place, ys in right.items():
             xs = left.get(place, [])
@@ -51,7 +58,11 @@ def _consumers(node: Node) -> set[str]:
 Slot = Callable[[Node, list[int], list[int]], Place]
 
 
-def _by_slot(matching: Matching, side: str, slot: Slot, through: int) -> dict[Place, list[Node]]:
+def _kinds(unclaimed: list[Node]) -> Counter[str]:
+    return Counter(provenance.target_name(n) for n in unclaimed)
+
+
+def _by_slot(matching: Matching, side: str, slot: Slot, spare: set[str]) -> dict[Place, list[Node]]:
     before = side == "before"
     claimed = matching.alignment.of_before if before else matching.alignment.of_after
     numbers = matching.numbers_before() if before else matching.numbers_after()
@@ -66,11 +77,14 @@ def _by_slot(matching: Matching, side: str, slot: Slot, through: int) -> dict[Pl
         feeds: list[int] = []
         weights: list[int] = []
         for operand in node.all_input_nodes:
-            source, left = operand, through
+            source, through = operand, False
             while not claimed.get(source) and (term := terms.of.get(source)) is not None:
-                if terms.is_weight(source) or (term.step is None and not (left and _only_changes(source, term))):
+                if terms.is_weight(source):
                     break
-                left -= term.step is None
+                if term.step is None:
+                    if through or provenance.target_name(source) not in spare or not _only_changes(source, term):
+                        break
+                    through = True
                 source = term.operands[0]
             if terms.is_weight(source):
                 weights.append(matching.weight(side, source))
