@@ -99,7 +99,8 @@ def in_form(form: str, ids: torch.Tensor, side: str) -> tuple[torch.Tensor, torc
 
 def in_another_form(before: nn.Module, after: nn.Module, form: str) -> Report:
     ids = prompt()
-    side = form if form in ("left", "right") else "right" if hasattr(before, "pooler") else "left"
+    # encoders count positions from the first place
+    side = form if form in ("left", "right") else "left" if hasattr(before, "lm_head") else "right"
     mine = called(before, ids, torch.ones_like(ids))
     theirs = called(after, *in_form(form, ids, side))
     return graphprobe.diff(before, after, (), mine, after_args=(), after_kwargs=theirs)
