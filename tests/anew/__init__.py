@@ -120,7 +120,9 @@ def pair(name: str, dtype: torch.dtype = torch.float32, wrong: str = "", at: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         original, kind, inputs, kwargs = MODELS[name]()
-    original = shuffled(original, seed).to(dtype)
+    original = shuffled(original, seed)
+    for parameter in original.parameters():  # buffers keep their dtype: rotary tables are float32 in real models too
+        parameter.data = parameter.data.to(dtype)
     anew = kind(original, wrong, at).eval()
     inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     return First(original, **kwargs), anew, inputs

@@ -274,7 +274,7 @@ class Mamba(Anew):
         decay = grown[:, :, None] - grown[:, None]  # [batch, t, s, inner, states]
         later = torch.ones(count, count, dtype=torch.bool).tril()[None, :, :, None, None]
         decay = torch.where(later, decay, float("-inf")).exp()
-        fed = (step * u).float()[..., None] * b.float()[:, :, None]
+        fed = (step.float() * u.float())[..., None] * b.float()[:, :, None]
         out = torch.einsum("btsin,bsin,btn->bti", decay, fed, c.float()).to(y.dtype)
         if not self.is_wrong("skip", i):
             out = out + u * self.w(i, "mixer_D")
