@@ -138,7 +138,7 @@ UNROUNDED = {
         "hardtanh", "minimum", "maximum", "max", "min", "amax", "amin", "where", "masked_fill", "to", "_to_copy", "cat",
         "stack", "index", "index_select", "index_put", "gather", "scatter", "embedding", "sort", "topk", "tril", "triu",
         "repeat", "repeat_interleave", "roll", "flip", "full", "zeros", "ones", "arange", "pad", "constant_pad_nd",
-        "max_pool2d", "nan_to_num", "cummax", "copy", "fill", "scalar_tensor", "tensor",
+        "max_pool2d", "nan_to_num", "cummax", "copy", "fill", "scalar_tensor", "tensor", "histc", "bincount",
     )
 } | {"prims::convert_element_type"}  # fmt: skip
 _ROUNDINGS = {"aten::round", "aten::floor", "aten::ceil", "aten::trunc", "aten::sign", "aten::fix"}
