@@ -111,3 +111,12 @@ def test_a_mistake_in_a_weight_is_found(wrong: str) -> None:
     name, _, mistake = wrong.partition(" ")
     report, named, _ = _found(name, mistake, False)
     assert report.verdict == "semantic" and len(named) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "wrong"), CASES)
+def test_no_mistake_passes_for_rounding_in_16_bits(name: str, wrong: str) -> None:
+    """However many findings it makes there, and however little of it is resolved."""
+    before, after, inputs = pair(name, DTYPES[1], wrong)
+    report = graphprobe.diff(before, after, (), inputs)
+    assert report.verdict not in ("identical", "rounding"), report.text()

@@ -225,3 +225,33 @@ def test_what_pt2e_makes_of_a_convolution_and_its_norm(seed: int, wrong: bool) -
     report = graphprobe.diff(before, after, INPUTS)
     assert report.verdict == ("semantic" if wrong else "quantization"), report.to_json()
     assert not wrong or len([f for f in report.findings if f.kind == "semantic"]) == 1
+
+
+class Branch(nn.Module):
+    """A norm, an activation and a product with its scale, beside a residual; `folded`: the scale was computed ahead."""
+
+    def __init__(self, dtype: torch.dtype, folded: bool, bug: str = "") -> None:
+        super().__init__()
+        self.folded, self.bug = folded, bug
+        self.up, self.down, self.scale = (
+            randn(*s, seed=i).mul(0.2).to(dtype) for i, s in enumerate(((64, 32), (32, 64), (32,)))
+        )
+        self.ahead = self.down * self.scale[:, None]  # rounded to 16 bits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.layer_norm(x, (32,), eps=1e-4 if self.bug == "eps" else 1e-5)
+        y = F.gelu(F.linear(y, self.up), approximate="tanh" if self.bug == "gelu" else "none")
+        y = F.linear(y, self.ahead) if self.folded else F.linear(y, self.down) * self.scale
+        return x + y
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bug", ["", "gelu", "eps"])
+def test_a_constant_computed_ahead_does_not_excuse_a_smaller_defect_above_it(dtype: torch.dtype, bug: str) -> None:
+    """Below a small defect, all agrees as far as the constant is rounded: that is no proof that it was made good."""
+    report = graphprobe.diff(Branch(dtype, False), Branch(dtype, True, bug), (randn(2, 8, 32, seed=9).to(dtype),))
+    if not bug:
+        assert report.verdict == "rounding", report.text()
+        return
+    assert report.verdict == "semantic", report.text()
+    assert report.first is not None and {"gelu": "gelu", "eps": "layer_norm"}[bug] in report.first.op, report.text()

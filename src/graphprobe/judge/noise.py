@@ -7,6 +7,7 @@ opposite sign, too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -23,20 +24,39 @@ _UNDERFLOW = 746.0  # exp(-746) is 0 in float64
 
 def moves(replay: Replay, own: list[Region], below: list[Region], as_value: bool) -> bool:
     """Whether noise on the values of `own` moves any region below; as large as the values, or as their difference."""
+    noised = _noised(replay, own, below, as_value)
+    return noised is None or any(_moved(replay, below, values) for values in noised)
+
+
+def carried(replay: Replay, own: list[Region], region: Region) -> float:
+    """Return how far noise as large as the difference of `own` moves a region below: relative L2, inf if unknown."""
+    noised = _noised(replay, own, [region], as_value=False)
+    if noised is None:
+        return math.inf
+    plain = replay.exact("before", region)
+    moved = [replay.exact("before", region, override=values) for values in noised]
+    if any(m.shape != plain.shape for m in moved) or not plain.dtype.is_floating_point:
+        return math.inf
+    size = torch.linalg.vector_norm(torch.nan_to_num(plain))
+    return max(float(torch.linalg.vector_norm(torch.nan_to_num(m - plain)) / size) for m in moved)
+
+
+def _noised(replay: Replay, own: list[Region], below: list[Region], as_value: bool) -> list[dict[Node, Tensor]] | None:
+    """Return the values of `own` with noise of either sign; None where no noise can be put on them."""
     replay.fetch_frontiers([*own, *below])
     plain: dict[Node, Tensor] = {}
     noise: dict[Node, Tensor] = {}
     for region in own:
         truth, other = replay.exact("before", region), replay.exact("after", region)
         if not truth.dtype.is_floating_point or truth.shape != other.shape:
-            return True  # integers: no noise to be put on them; the difference itself is taken as moving
+            return None  # integers: the difference itself is taken as moving
         sign = torch.randint(0, 2, truth.shape, generator=torch.Generator().manual_seed(7)).to(truth) * 2 - 1
         size = _size(region, truth, other, as_value)
         if not bool((size > 0).any()):
             continue  # withdrawn with the rest, but it agrees: it takes the noise of what feeds it
         # an infinite mask moves from there as the largest number would, else nothing could be put on it
         plain[region.claim.before], noise[region.claim.before] = torch.nan_to_num(truth), sign * size
-    return any(_moved(replay, below, {n: plain[n] + way * noise[n] for n in plain}) for way in (1, -1))
+    return [{n: plain[n] + way * noise[n] for n in plain} for way in (1, -1)]
 
 
 def _moved(replay: Replay, below: Iterable[Region], replaced: dict[Node, Tensor]) -> bool:

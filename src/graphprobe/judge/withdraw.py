@@ -25,10 +25,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from graphprobe.align.claims import Alignment, Claim
+from graphprobe.judge.constants import RULE as AHEAD
 from graphprobe.judge.culprit import other_weights
 from graphprobe.judge.derived import Looks
 from graphprobe.judge.layouts import denied
-from graphprobe.judge.noise import moves
+from graphprobe.judge.noise import carried, moves
 from graphprobe.judge.reconverge import meeting
 from graphprobe.judge.rows import Measured
 from graphprobe.judge.same import Sameness
@@ -310,13 +311,25 @@ class Withdrawal:
     def _pardon(self, group: list[Claim], regions: list[Region]) -> None:
         """W holds: learn by noise whether the halves compensate, a later operation hides the difference, or neither."""
         own = [self.regions[c] for c in group]
+        failing = [c for c in group if c in self.failing]  # what lies between two halves may well agree
         if moves(self.replay, own, regions, as_value=False):
-            self._withdraw(group, COMPENSATED)
+            if any(self._passes_on(group, own, region) for region in regions):
+                self.settled.guilty.update(dict.fromkeys(failing, ""))
+            else:
+                self._withdraw(group, COMPENSATED)
         elif moves(self.replay, own, regions, as_value=True):
-            failing = [c for c in group if c in self.failing]  # what lies between two halves may well agree
             self.settled.guilty.update(dict.fromkeys(failing, "masked on this input"))
         else:
             self._withdraw(group, "don't-care: nothing below depends on it")
+
+    def _passes_on(self, group: list[Claim], own: list[Region], region: Region) -> bool:
+        """Whether a region below agrees only as far as constants computed ahead are rounded, and still differs by as
+        much as the group would make it differ: it cannot testify that anything is made good."""
+        looks = Looks(self.replay, asked=self.looks.asked)
+        answer = looks.ask(region, self.active.without(set(group)), self.failing)
+        if answer.rule != AHEAD or answer.exact is None:
+            return False
+        return answer.exact > _HALF * carried(self.replay, own, region)
 
     def _withdraw(self, group: list[Claim], why: str, instead: Sequence[Claim] = ()) -> None:
         """Withdraw claims, take others in their place, and ask again what starts from either."""
