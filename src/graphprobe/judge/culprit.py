@@ -61,11 +61,16 @@ def _added(
     named = (unlike or _at_home(lone, region))[0]
     if named in alike and named not in _unlike(rest[1], alike, radius=0):
         named = next((n for n in named.all_input_nodes if n in lone), named)  # it only differs by what it is fed
-    if not unlike:
+    if not unlike and not _takes_another_part(named, every):
         changed = _changed(*rest, alike, weights) if nodes.is_view(named) else None
         fed = [y for radius in (2, 3) for y in _unlike(rest[1], alike, radius)[:1]]
         named = changed or next(iter(fed), named)
     return Culprit("after", named, every | {named})
+
+
+def _takes_another_part(y: Node, lone: frozenset[Node]) -> bool:
+    """Whether an operation takes another part of a value than one of the other piece: that is the mistake itself."""
+    return _selects(y) and any(x is not y and x.target is y.target and differing(x, y) for x in lone)
 
 
 def _unlike(rest_after: list[Node], alike: Pairs, radius: int = 1) -> list[Node]:
