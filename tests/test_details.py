@@ -5,9 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pytest
 import torch
 
 import graphprobe
+import interpreting
 import test_fused_measure as shared
 from graphprobe.cli import main
 from graphprobe.lanes import details, measure
@@ -251,20 +249,13 @@ def check_all(there: Callable[[Tensor], Tensor] = lambda value: value, step: int
 
 
 _INTERPRETED = """
-import sys, warnings
-sys.path.insert(0, {tests!r})
-warnings.filterwarnings("ignore")  # numpy's, about values in lanes that are masked out
 import test_details
 test_details.check_all(step=9)
 """
 
 
 def test_the_kernels_tell_the_same_when_interpreted() -> None:
-    pytest.importorskip("triton", minversion="3.8", reason="older interpreters fail on loops with numpy 2.4")
-    code = _INTERPRETED.format(tests=str(Path(__file__).parent))
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    interpreting.check(_INTERPRETED)
 
 
 @pytest.mark.gpu

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+import interpreting
 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -49,9 +47,6 @@ def check(name: str, given: dict[str, Any]) -> None:
 
 
 _INTERPRETED = """
-import sys, warnings
-sys.path.insert(0, {tests!r})
-warnings.filterwarnings("ignore")  # numpy's, about values in lanes that are masked out
 import test_fused_attention as shared
 from graphprobe.lanes.fused import attention
 for held in (1 << 25, 70):  # all heads at once, one after the other
@@ -62,11 +57,7 @@ for held in (1 << 25, 70):  # all heads at once, one after the other
 
 
 def test_the_kernel_attends_the_same_when_interpreted() -> None:
-    pytest.importorskip("triton", minversion="3.8", reason="older interpreters fail on loops with numpy 2.4")
-    code = _INTERPRETED.format(tests=str(Path(__file__).parent))
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    interpreting.check(_INTERPRETED)
 
 
 @pytest.mark.gpu

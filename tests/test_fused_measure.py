@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
+import interpreting
 from graphprobe.lanes import measure
 from graphprobe.lanes.measure import Column
 
@@ -253,9 +250,6 @@ def check_several(there: Callable[[Tensor], Tensor] = lambda value: value) -> No
 _ERRORS = (Column.BEFORE_ERROR, Column.FORCED_ERROR)
 
 _INTERPRETED = """
-import sys, warnings
-sys.path.insert(0, {tests!r})
-warnings.filterwarnings("ignore")  # numpy's, about values in lanes that are masked out
 import test_fused_measure as shared
 for name, found in shared.cases():
     shared.check(name, found)
@@ -264,11 +258,7 @@ shared.check_several()
 
 
 def test_the_kernels_measure_the_same_when_interpreted() -> None:
-    pytest.importorskip("triton", minversion="3.8", reason="older interpreters fail on loops with numpy 2.4")
-    code = _INTERPRETED.format(tests=str(Path(__file__).parent))
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    interpreting.check(_INTERPRETED)
 
 
 @pytest.mark.gpu

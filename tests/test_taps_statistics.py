@@ -5,11 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import graphprobe
+import interpreting
 from graphprobe.taps import checksum, columns, cpu_stats, layout, operators, torch_stats
 
 Writer = Callable[[torch.Tensor, torch.Tensor, int], None]
@@ -180,10 +177,7 @@ def test_a_checksum_sees_what_statistics_do_not(dtype: torch.dtype) -> None:
 
 
 _INTERPRETED = """
-import sys
-sys.path.insert(0, {tests!r})
-import test_taps_statistics as shared, torch, warnings
-warnings.filterwarnings("ignore")  # numpy's, about values in lanes that are masked out
+import test_taps_statistics as shared, torch
 from graphprobe.taps import columns, triton_stats
 for name, value in shared.values().items():
     stats = torch.full((3, 7, columns.COLUMNS), 7.0, dtype=torch.float64)
@@ -239,11 +233,7 @@ def test_the_gpu_computes_the_same_checksums() -> None:
 
 
 def test_the_gpu_kernel_computes_the_same_when_interpreted() -> None:
-    pytest.importorskip("triton", minversion="3.8", reason="older interpreters fail on loops with numpy 2.4")
-    code = _INTERPRETED.format(tests=str(Path(__file__).parent))
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    interpreting.check(_INTERPRETED)
 
 
 @pytest.mark.gpu

@@ -62,6 +62,10 @@ class Alignment:
         self.of_before[claim.before].append(claim)
         self.of_after[claim.after].append(claim)
 
+    def of(self, side: str) -> dict[Node, list[Claim]]:
+        """Return what is claimed of the nodes of one side, "before" or "after"."""
+        return self.of_before if side == "before" else self.of_after
+
     def forget(self, known: int) -> None:
         """Take back all claims but the first `known`."""
         for claim in self.claims[known:]:

@@ -56,7 +56,7 @@ def counterparts(matching: Matching) -> list[tuple[Node, Node, str]]:
 def chains(matching: Matching, side: str) -> dict[Node, Chain]:
     """Read the chains of one side; they begin below what is claimed."""
     terms = matching.terms(side)
-    claimed = matching.alignment.of_before if side == "before" else matching.alignment.of_after
+    claimed = matching.alignment.of(side)
     found: dict[Node, Chain] = {}
     for node in matching.makers(side):
         term = terms.of[node]

@@ -115,7 +115,7 @@ def explained(matching: Matching, name: str) -> str:
 
 def _explained(matching: Matching, side: str, node: Node) -> str:
     program, other = (matching.before, matching.after) if side == "before" else (matching.after, matching.before)
-    claims = (matching.alignment.of_before if side == "before" else matching.alignment.of_after).get(node, [])
+    claims = matching.alignment.of(side).get(node, [])
     shape = "x".join(str(d) for d in nodes.shape(node) or ()) or "shape unknown"
     path = provenance.module_path(node)
     lines = [
@@ -179,7 +179,7 @@ def _nearest_value(matching: Matching, side: str, node: Node, taken: set[Node]) 
     if not distances:
         return "  by value: nothing else on the other side has as many elements"
     best = min(distances, key=distances.__getitem__)
-    claims = matching.alignment.of_after if side == "before" else matching.alignment.of_before
+    claims = matching.alignment.of("after" if side == "before" else "before")
     whose = _whose(claims.get(best, []), program, side)
     return f"  by value: nearest is {other.label(best)}, {distances[best]:.1e} away relative to its size{whose}"
 
@@ -227,5 +227,5 @@ def _nearest_structure(matching: Matching, side: str, node: Node, taken: set[Nod
         if not lacking
         else f"{', '.join(lacking)} has no counterpart among its operands"
     )
-    claims = matching.alignment.of_after if side == "before" else matching.alignment.of_before
+    claims = matching.alignment.of("after" if side == "before" else "before")
     return f"  by structure: nearest is {other.label(best)}, {told}{_whose(claims.get(best, []), program, side)}"

@@ -118,7 +118,7 @@ class Matching:
         """
         if side not in self._sketches:
             program: Program = getattr(self, side)
-            claimed = self.alignment.of_before if side == "before" else self.alignment.of_after
+            claimed = self.alignment.of(side)
             wanted = [n for n in program.live if not claimed.get(n) and (nodes.makes_values(n) or is_part(n))]
             given = self._forced if side == "after" else None
             run = self.bound is not None and bool(wanted)
@@ -137,7 +137,7 @@ class Matching:
 
     def may_be_cut(self, side: str, node: Node) -> bool:
         """Whether slices of a value may be claimed: nothing claims all of it, but what is put together in the end."""
-        claims = (self.alignment.of_before if side == "before" else self.alignment.of_after).get(node, ())
+        claims = self.alignment.of(side).get(node, ())
         ends = [nodes.shown(c.after if side == "before" else c.before) for c in claims]
         return node in self.sliced or all(nodes.schema_name(end) == "aten::cat" for end in ends)
 

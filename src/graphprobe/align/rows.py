@@ -8,6 +8,7 @@ hold, and an order that is found for one value is tried for those whose rows are
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -58,7 +59,7 @@ def _pairs(matching: Matching, side: str, other: str) -> dict[Node, list[tuple[N
     known: dict[Form, None] = {}
     found_: dict[Node, list[tuple[Node, Slice]]] = defaultdict(list)
     # what rows tell apart first: it says how those are ordered that hold a token twice
-    for shape in sorted(groups, key=lambda k: -min(slices.size(k), _WIDE)):
+    for shape in sorted(groups, key=lambda k: -min(math.prod(k), _WIDE)):
         for small, big, form in _group(*groups[shape], there, here, side, shape, agree, known):
             cut = Slice(((0, form),))
             if matching.is_open(big, cut) and not any(cut.meets(c) for _, c in found_[big]):
@@ -67,7 +68,7 @@ def _pairs(matching: Matching, side: str, other: str) -> dict[Node, list[tuple[N
 
 
 def _open(matching: Matching, side: str) -> list[Node]:
-    claimed = matching.alignment.of_before if side == "before" else matching.alignment.of_after
+    claimed = matching.alignment.of(side)
     return [n for n in matching.makers(side) if not claimed.get(n) or n in matching.sliced]
 
 
@@ -96,7 +97,7 @@ def _group(
             mine, theirs = there[small], here[big]
             if len(mine) > len(theirs) or (len(mine) == len(theirs) and side == "before"):
                 continue
-            index = _order(mine, theirs, agree) if slices.size(shape) >= _WIDE else ()
+            index = _order(mine, theirs, agree) if math.prod(shape) >= _WIDE else ()
             if index:
                 form = Form(side, len(theirs), index)
                 known.setdefault(form)

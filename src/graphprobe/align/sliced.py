@@ -104,7 +104,7 @@ def _in_order(bigs: list[Node], smalls: list[Node], known: Sequence[Form]) -> li
     for big, members in groups:
         found, at = [], -1
         for small in members:
-            cuts = slices_of(_shape(big), known, [_shape(small)])
+            cuts = slices_of(slices.fixed(big), known, [slices.fixed(small)])
             cuts = [c for c in cuts if len(members) == 1 or (len(c.dims) == 1 and c.dims[0][1].index[0] > at)]
             if not cuts or (len(members) == 1 and len(cuts) > 1):
                 break
@@ -120,21 +120,16 @@ def _sources(big: Node, small: Node, cut: Slice, side: str) -> list[Part]:
     """Pair what goes into two products, if it is cut in the same way."""
     if not (slices.is_fixed(big) and slices.is_fixed(small)):
         return []
-    cuts = slices_of(_shape(big), [f for _, f in cut.dims], [_shape(small)])
+    cuts = slices_of(slices.fixed(big), [f for _, f in cut.dims], [slices.fixed(small)])
     return [Part(small, big, cuts[0], side, "operand")] if len(cuts) == 1 else []
-
-
-def _shape(node: Node) -> tuple[int, ...]:
-    return tuple(int(d) for d in nodes.shape(node) or ())
 
 
 def _free(matching: Matching, found: list[Part]) -> list[Part]:
     """Keep what may still be claimed, each node once."""
-    claimed = {"before": matching.alignment.of_before, "after": matching.alignment.of_after}
     taken: dict[Node, list[Slice]] = defaultdict(list)
     out = []
     for part in found:
-        theirs = claimed["before" if part.side == "after" else "after"]
+        theirs = matching.alignment.of("before" if part.side == "after" else "after")
         if part.small in taken or theirs.get(part.small) or part.small.op != "call_function":
             continue
         open_ = matching.may_be_cut(part.side, part.big) and matching.is_open(part.big, part.cut)

@@ -8,6 +8,7 @@ nothing of slices, the free lane computes what the graph always computed, and a 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -43,18 +44,18 @@ def claim(matching: Matching) -> None:
 
 def _claim_side(matching: Matching, side: str, known: list[Form]) -> None:
     other = "before" if side == "after" else "after"
-    taken = matching.alignment.of_after if other == "after" else matching.alignment.of_before
+    taken = matching.alignment.of(other)
     groups: dict[Any, tuple[list[Node], list[tuple[Node, Slice]]]] = defaultdict(lambda: ([], []))
     small = {n: s for n, s in matching.sketches(other).items() if not taken.get(n)}
     wanted = {nodes.shape(n) for n in small}
     open_ = matching.unclaimed_before() if side == "before" else matching.unclaimed_after()
-    fixed = [_fixed(n) for n in small if is_fixed(n)]
-    known = [*known, *windows(known, [_fixed(n) for n in open_ if is_fixed(n)], fixed)]
+    large, little = ([fixed(n) for n in group if is_fixed(n)] for group in (open_, small))
+    known = [*known, *windows(known, large, little)]
     items = _sketched(matching, side, known, wanted)
     for node, sketch in small.items():
         groups[nodes.shape(node), sketch.numel()][0].append(node)
     for (node, cut), sketch in items.items():
-        groups[cut.shape(_fixed(node)), sketch.numel()][1].append((node, cut))
+        groups[cut.shape(fixed(node)), sketch.numel()][1].append((node, cut))
     pairs: dict[Node, list[tuple[Node, Slice]]] = defaultdict(list)
     for smalls, bigs in groups.values():
         if smalls and bigs:
@@ -65,7 +66,8 @@ def _claim_side(matching: Matching, side: str, known: list[Form]) -> None:
     insert(matching, side, {big: found for big, found in pairs.items() if big not in lone})
 
 
-def _fixed(node: Node) -> tuple[int, ...]:
+def fixed(node: Node) -> tuple[int, ...]:
+    """Return the shape of a node whose shape is known in numbers."""
     return tuple(int(d) for d in nodes.shape(node) or ())
 
 
@@ -77,10 +79,10 @@ def _sketched(
     possible: dict[tuple[int, ...], list[Slice]] = {}  # by shape
 
     def cuts(node: Node) -> list[Slice]:
-        whole = _fixed(node)
+        whole = fixed(node)
         if whole not in possible:
             found = slices_of(whole, known, shapes)
-            possible[whole] = [c for c in found if size(c.shape(whole)) >= _SMALLEST]
+            possible[whole] = [c for c in found if math.prod(c.shape(whole)) >= _SMALLEST]
         return [c for c in possible[whole] if matching.is_open(node, c)]
 
     wanted = {
@@ -90,7 +92,7 @@ def _sketched(
     }
 
     def observe(node: Node, value: Any) -> torch.Tensor | None:
-        if not isinstance(value, torch.Tensor) or tuple(value.shape) != _fixed(node):
+        if not isinstance(value, torch.Tensor) or tuple(value.shape) != fixed(node):
             return None
         found = [sample(c.of(value)) for c in wanted[node]]
         return torch.cat([s for s in found if s is not None])
@@ -99,7 +101,7 @@ def _sketched(
     for node, joined in matching.observed(side, list(wanted), observe).items():
         at = 0
         for cut in wanted[node]:
-            piece = joined[at : at + min(SAMPLES, size(cut.shape(_fixed(node))))]
+            piece = joined[at : at + min(SAMPLES, math.prod(cut.shape(fixed(node))))]
             at += len(piece)
             if len(set(piece.tolist())) > 4:
                 out[node, cut] = piece
@@ -109,14 +111,6 @@ def _sketched(
 def is_fixed(node: Node) -> bool:
     """Whether the node's shape is known, in numbers."""
     return all(isinstance(d, int) for d in nodes.shape(node) or ("?",))
-
-
-def size(shape: Sequence[int]) -> int:
-    """Return the number of elements of a shape."""
-    out = 1
-    for d in shape:
-        out *= d
-    return out
 
 
 def _pairs(
@@ -175,7 +169,7 @@ def insert(matching: Matching, side: str, pairs: dict[Node, list[tuple[Node, Sli
             claim = Claim(x, y, evidence, certain=False, view=str(cut))
             matching.alignment.add(claim)
             # the whole is taken, too
-            (matching.alignment.of_after if side == "after" else matching.alignment.of_before)[big].append(claim)
+            matching.alignment.of(side)[big].append(claim)
     program.refresh()
     matching.changed()
 
@@ -318,7 +312,7 @@ def output(matching: Matching, x: Node, y: Node) -> tuple[Node, Node] | None:
         shape = nodes.shape(big)
         if not known or shape is None or not all(isinstance(d, int) for d in shape):
             continue
-        cuts = slices_of(_fixed(big), known, [nodes.shape(small)])
+        cuts = slices_of(fixed(big), known, [nodes.shape(small)])
         if len(cuts) == 1:
             insert(matching, side, {big: [(small, cuts[0])]})
             claim = matching.alignment.claims[-1]

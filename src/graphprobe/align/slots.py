@@ -20,15 +20,11 @@ def claim(matching: Matching) -> None:
     through: what is done to its result stands where the same is done to its operand. Too many is only what more is left
     of than on the other side: what stands wrong in its own place is none.
     """
-    known_kinds = _kinds(matching.unclaimed_before()), _kinds(matching.unclaimed_after())
-    spare = set(known_kinds[0] - known_kinds[1]), set(known_kinds[1] - known_kinds[0])
-    none: set[str] = set()
-    for slot, (mine, theirs) in (
-        (_slot_by_weight, (none, none)), (_slot_by_operator, (none, none)), (_slot_by_feeds, (none, none)),
-        (_slot_by_operator, spare),
-    ):  # fmt: skip
-        left = _by_slot(matching, "before", slot, mine)
-        right = _by_slot(matching, "after", slot, theirs)
+    mine, theirs = _kinds(matching.unclaimed_before()), _kinds(matching.unclaimed_after())
+    plain = [(slot, Kinds(), Kinds()) for slot in (_slot_by_weight, _slot_by_operator, _slot_by_feeds)]
+    for slot, spare_before, spare_after in (*plain, (_slot_by_operator, mine - theirs, theirs - mine)):
+        left = _by_slot(matching, "before", slot, spare_before)
+        right = _by_slot(matching, "after", slot, spare_after)
         known = len(matching.alignment.claims)
         for place, ys in right.items():
             xs = left.get(place, [])
@@ -55,20 +51,20 @@ def _consumers(node: Node) -> set[str]:
     return found
 
 
+Kinds = Counter[str]
 Slot = Callable[[Node, list[int], list[int]], Place]
 
 
-def _kinds(unclaimed: list[Node]) -> Counter[str]:
+def _kinds(unclaimed: list[Node]) -> Kinds:
     return Counter(provenance.target_name(n) for n in unclaimed)
 
 
-def _by_slot(matching: Matching, side: str, slot: Slot, spare: set[str]) -> dict[Place, list[Node]]:
-    before = side == "before"
-    claimed = matching.alignment.of_before if before else matching.alignment.of_after
-    numbers = matching.numbers_before() if before else matching.numbers_after()
+def _by_slot(matching: Matching, side: str, slot: Slot, spare: Kinds) -> dict[Place, list[Node]]:
+    claimed = matching.alignment.of(side)
+    numbers = matching.numbers_before() if side == "before" else matching.numbers_after()
     terms = matching.terms(side)
     inputs = set(matching.before.inputs) & set(matching.after.inputs)
-    program = matching.before if before else matching.after
+    program = matching.before if side == "before" else matching.after
     shared = {program.inputs[path] for path in inputs}
     found: dict[Place, list[Node]] = defaultdict(list)
     for node in matching.makers(side):

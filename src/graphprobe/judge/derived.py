@@ -43,6 +43,10 @@ class Looks:
     asked: dict[Hashable, Sameness] = field(default_factory=dict)  # what rule 1 said of a region: withdrawals ask often
     _known: tuple[Alignment, Regions] | None = None  # what finds regions under the alignment that was asked last
 
+    def aside(self) -> Looks:
+        """Return looks of their own for a trial: nothing is withdrawn yet, and what was asked need not be again."""
+        return Looks(self.replay, asked=self.asked)
+
     def ask(
         self, region: Region, alignment: Alignment, failing: Collection[Claim] = (), rounded: float | None = None
     ) -> Sameness:

@@ -26,7 +26,7 @@ def without(
     regions = [finder.region(r.claim) for r in below if r.claim not in group]
     replay.fetch_frontiers(regions)
     failing: dict[Claim, Sameness] = {}
-    looks = Looks(replay, asked=looks.asked)  # of its own: nothing is withdrawn yet
+    looks = looks.aside()
     for region in regions:
         answer = looks.ask(region, left, known, rounded)
         if answer.same is not True:

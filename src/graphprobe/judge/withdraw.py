@@ -325,8 +325,7 @@ class Withdrawal:
     def _passes_on(self, group: list[Claim], own: list[Region], region: Region) -> bool:
         """Whether a region below agrees only as far as constants computed ahead are rounded, and still differs by as
         much as the group would make it differ: it cannot testify that anything is made good."""
-        looks = Looks(self.replay, asked=self.looks.asked)
-        answer = looks.ask(region, self.active.without(set(group)), self.failing)
+        answer = self.looks.aside().ask(region, self.active.without(set(group)), self.failing)
         if answer.rule != AHEAD or answer.exact is None:
             return False
         return answer.exact > _HALF * carried(self.replay, own, region)

@@ -15,6 +15,7 @@ import torch
 
 from graphprobe.lanes import measure
 from graphprobe.lanes.measure import Bounds
+from graphprobe.lanes.norms import slices
 from graphprobe.records import Comparison
 
 Tensor = torch.Tensor
@@ -42,8 +43,6 @@ class Detail(IntEnum):
 
 
 WIDTH = len(Detail)
-#: A slice without a reference is set against this share of the tensor's mean square.
-FLOOR = 1e-12
 
 
 class Grid(NamedTuple):
@@ -164,14 +163,7 @@ def worst_slice(difference: Tensor, scale: Tensor) -> Tensor:
     """Return (largest ||d|| / ||x|| of a slice, its dimension, its index) as float64 [3]; both are given as squares."""
     worst = torch.zeros(3, dtype=torch.float64, device=difference.device)
     worst[1:] = -1
-    floor = scale.mean() * FLOOR
-    for dim in range(difference.dim()):
-        if difference.shape[dim] < 2:
-            continue
-        others = [d for d in range(difference.dim()) if d != dim]
-        over = difference.sum(others) if others else difference
-        under = scale.sum(others) if others else scale
-        ratio = over / (under + floor * (difference.numel() // difference.shape[dim]) + 1e-300)
+    for dim, ratio in slices(difference, scale):
         ratio = torch.where(ratio.isnan(), math.inf, ratio)
         top, index = ratio.max(0)
         here = torch.stack([top.sqrt(), torch.full_like(top, dim), index.double()])

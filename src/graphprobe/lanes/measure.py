@@ -17,7 +17,7 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes
-from graphprobe.lanes.norms import bitwise, norm, squares
+from graphprobe.lanes.norms import bitwise, norm, slices, squares
 
 Tensor = torch.Tensor
 Bounds = tuple[float, float]  # from which magnitude on x and y are mask values
@@ -341,20 +341,10 @@ def _error(
 
 
 def worst_slice(difference: Tensor, scale: Tensor) -> Tensor:
-    """Return the largest ||d|| / ||x|| over all slices along each dimension; both given as squares.
-
-    A slice whose reference is zero is set against the tensor's mean square, else 1e-300 against 0 would be infinite.
-    """
+    """Return the largest ||d|| / ||x|| over all slices along each dimension; both given as squares."""
     worst = difference.new_zeros(())
-    floor = scale.mean() * 1e-12
-    for dim in range(difference.dim()):
-        if difference.shape[dim] < 2:
-            continue
-        others = [d for d in range(difference.dim()) if d != dim]
-        over = difference.sum(others) if others else difference
-        under = scale.sum(others) if others else scale
-        count = max(difference.numel() // difference.shape[dim], 1)
-        worst = torch.maximum(worst, (over / (under + floor * count + 1e-300)).amax())
+    for _, ratio in slices(difference, scale):
+        worst = torch.maximum(worst, ratio.amax())
     return worst.sqrt()
 
 

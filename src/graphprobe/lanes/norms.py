@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 
 Tensor = torch.Tensor
 
 _ROW = 1024  # so many float32 squares are added up in float32, the rest in float64
+#: What a slice whose reference is zero is set against, of the tensor's mean square: else 1e-300 against 0 is infinite.
+FLOOR = 1e-12
 _SAFE = (1e-12, 1e15)  # norms within are neither overflowed nor, by any element that matters, underflowed
 
 
@@ -63,3 +66,16 @@ def _words(x: Tensor) -> Tensor | None:
     ):
         return None
     return x.view(-1).view(torch.int64)
+
+
+def slices(difference: Tensor, scale: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield each dimension and ||d||^2 / ||x||^2 of every slice along it; both are given as squares, in float64."""
+    floor = scale.mean() * FLOOR
+    for dim in range(difference.dim()):
+        if difference.shape[dim] < 2:
+            continue
+        others = [d for d in range(difference.dim()) if d != dim]
+        over = difference.sum(others) if others else difference
+        under = scale.sum(others) if others else scale
+        count = max(difference.numel() // difference.shape[dim], 1)
+        yield dim, over / (under + floor * count + 1e-300)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphprobe.lanes.details import FLOOR, Detail
+from graphprobe.lanes.details import Detail
 from graphprobe.lanes.fused.common import SLOTS, highest, offset, total
 from graphprobe.lanes.fused.float8 import decoded
+from graphprobe.lanes.norms import FLOOR
 
 #: Columns of the partial results of one value, numbered as in `Detail`. The first holds how many programs wrote, and
 #: how many shares of dimensions were looked at for their worst slice.

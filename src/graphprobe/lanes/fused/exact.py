@@ -17,11 +17,12 @@ from graphprobe.lanes.fused import common
 from graphprobe.lanes.fused.common import classes, head, highest, offset, total, write
 from graphprobe.lanes.fused.float8 import decoded
 from graphprobe.lanes.measure import Column
+from graphprobe.lanes.norms import FLOOR
 
 _RING, _GROUP = tl.constexpr(common.RING), tl.constexpr(common.GROUP)
 _GROUPS = tl.constexpr(common.GROUPS)
 #: A slice without a reference is set against this share of the tensor's mean square.
-_FLOOR = tl.constexpr(1e-12)
+_FLOOR = tl.constexpr(FLOOR)
 
 _COUNT, _LEFT_OUT, _NATIVE_DONE = (tl.constexpr(int(c)) for c in (Column.COUNT, Column.LEFT_OUT, Column.NATIVE_DONE))
 _BEFORE, _FREE, _FREE_MAX = (tl.constexpr(int(c)) for c in (Column.BEFORE, Column.FREE, Column.FREE_MAX))
