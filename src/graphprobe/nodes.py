@@ -39,6 +39,7 @@ UNDEFINED = {
 }  # fmt: skip
 #: Marks the nodes that alignment put into a copy of a graph: they show a value in the other side's layout or slice.
 INSERTED = "graphprobe_view"
+PART = "graphprobe_part"  # marks one of several slices of a node
 _COPY_SUFFIX = ("_copy",)  # view_copy, permute_copy, ...: views written out
 _CHECKS = (
     "_assert",

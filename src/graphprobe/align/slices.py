@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,10 +22,10 @@ from graphprobe.align.matching import Matching, Sliced, is_part
 from graphprobe.align.neighbours import nearest
 from graphprobe.align.sketches import SAMPLES, sample
 from graphprobe.align.values import AGREE, AGREE_FINE, is_chain
+from graphprobe.align.wholes import are_parts, insert_whole
 from graphprobe.execute import run_program
 from graphprobe.program import Program
 
-PART = "graphprobe_part"  # marks one of several slices of a node
 _SMALLEST = 8  # elements of a slice that can tell anything
 
 
@@ -62,7 +61,7 @@ def _claim_side(matching: Matching, side: str, known: list[Form]) -> None:
             for node, big, cut in _pairs(matching, other, smalls, bigs, small, items):
                 pairs[big].append((node, cut))
     # one part of many tells nothing of the others
-    lone = {big for big, found in pairs.items() if len(found) == 1 and _are_parts([cut for _, cut in found])}
+    lone = {big for big, found in pairs.items() if len(found) == 1 and are_parts([cut for _, cut in found])}
     insert(matching, side, {big: found for big, found in pairs.items() if big not in lone})
 
 
@@ -161,7 +160,7 @@ def insert(matching: Matching, side: str, pairs: dict[Node, list[tuple[Node, Sli
         before = matching.sliced.get(big)
         old: tuple[tuple[Slice, Node], ...] = tuple(zip(before.cuts, before.made, strict=True)) if before else ()
         cuts = [cut for _, cut in parts]
-        made, whole = _insert(program, big, cuts, held[big], before.whole if before else big, old, in_turns)
+        made, whole = insert_whole(program, big, cuts, held[big], before.whole if before else big, old, in_turns)
         matching.sliced[big] = Sliced((*(c for c, _ in old), *cuts), (*(n for _, n in old), *made), whole)
         matching.wholes[whole] = made[0] if len(made) == 1 and side == "after" and not old else big
         for (small, cut), node in zip(parts, made, strict=True):
@@ -190,115 +189,6 @@ def _disjoint(found: list[tuple[Node, Slice]]) -> list[tuple[Node, Slice]]:
                 kept.append((small, cut))
         best = max(best, kept, key=len)
     return best
-
-
-def _insert(
-    program: Program,
-    big: Node,
-    cuts: list[Slice],
-    held: torch.Tensor,
-    last: Node,
-    old: Sequence[tuple[Slice, Node]],
-    in_turns: bool,
-) -> tuple[list[Node], Node]:
-    """Insert slices behind a node and the whole behind them; all its users read the whole. Returns both.
-
-    `old` are slices that were inserted before, and `last` is the whole that was made of them, or else `big`.
-    """
-    aten, users, graph = torch.ops.aten, list(last.users), program.gm.graph
-    made: list[Node] = []
-    at = last
-
-    def call(target: Any, *args: Any, shape: tuple[int, ...]) -> Node:
-        nonlocal at
-        with graph.inserting_after(at):
-            at = graph.call_function(target, args)
-        at.meta = {k: v for k, v in big.meta.items() if k not in ("custom", "val")} | {nodes.INSERTED: True}
-        value = nodes.tensor_val(big)
-        if value is not None:
-            at.meta["val"] = value.new_empty(shape)
-        program.labels[at] = program.label(big)
-        return at
-
-    def constant(value: torch.Tensor) -> Node:
-        nonlocal at
-        name = f"_graphprobe_{len(dict(program.gm.named_buffers()))}_{big.name}"
-        program.gm.register_buffer(name, value, persistent=False)
-        with graph.inserting_after(at):
-            at = graph.get_attr(name)
-        at.meta["val"] = value.to("meta")
-        program.labels[at] = program.label(big)
-        return at
-
-    def taken(node: Node, cut: Slice, index: list[Node]) -> Node:
-        sizes = list(shape)
-        for (dim, form), i in zip(cut.dims, index, strict=True):
-            sizes[dim] = len(form.index)
-            node = call(aten.index_select.default, node, dim, i, shape=tuple(sizes))
-            if form.left is not None:
-                node = call(aten.squeeze.dim, node, dim, shape=form.left)
-        node.meta[PART] = len(cuts) > 1
-        return node
-
-    shape = tuple(held.shape)
-    every = [*(cut for cut, _ in old), *cuts]
-    indices = [[constant(torch.tensor(f.index, device=held.device)) for _, f in cut.dims] for cut in every]
-    made = [taken(big, cut, index) for cut, index in zip(cuts, indices[len(old) :], strict=True)]
-    if _are_parts(every):
-        whole = _joined(call, big, shape, cuts, made)
-    else:
-        whole = big if in_turns and _lacks(every, shape) else constant(held.detach().clone())
-        for cut, index, part in zip(every, indices, [*(n for _, n in old), *made], strict=True):
-            whole = _put(call, whole, shape, cut, index, part)
-    for user in users:
-        user.replace_input_with(last, whole)
-    for path, node in program.outputs.items():
-        if node is last:
-            program.outputs[path] = whole
-    return made, whole
-
-
-def _lacks(cuts: list[Slice], shape: Sequence[int]) -> bool:
-    """Whether slices along one dimension leave out some of it. Where rows see columns, the rest is masked."""
-    covered = {i for cut in cuts for _, form in cut.dims for i in form.index}
-    return all(len(cut.dims) == 1 for cut in cuts) and len(covered) < shape[cuts[0].dims[0][0]]
-
-
-def _are_parts(cuts: list[Slice]) -> bool:
-    """Whether the slices are parts of one dimension that the other side computes one by one."""
-    return all(len(cut.dims) == 1 and cut.dims[0][1].part for cut in cuts)
-
-
-def _joined(call: Any, big: Node, shape: tuple[int, ...], cuts: list[Slice], parts: list[Node]) -> Node:
-    """Put a whole together from its parts; what is between them is taken from the whole itself."""
-    aten, dim = torch.ops.aten, cuts[0].dims[0][0]
-    pieces, at = [], 0
-
-    def own(stop: int) -> None:
-        if stop > at:
-            sizes = (*shape[:dim], stop - at, *shape[dim + 1 :])
-            pieces.append(call(aten.slice.Tensor, big, dim, at, stop, shape=sizes))
-
-    for cut, part in sorted(zip(cuts, parts, strict=True), key=lambda pair: pair[0].dims[0][1].index):
-        form = cut.dims[0][1]
-        own(form.index[0])
-        at = form.index[-1] + 1
-        whole = (*shape[:dim], at - form.index[0], *shape[dim + 1 :])
-        pieces.append(part if form.left is None else call(aten.unsqueeze.default, part, dim, shape=whole))
-    own(shape[dim])
-    return call(aten.cat.default, pieces, dim, shape=shape)  # type: ignore[no-any-return]
-
-
-def _put(call: Any, whole: Node, shape: tuple[int, ...], cut: Slice, index: list[Node], part: Node) -> Node:
-    """Put a slice back in its place, the outer dimension last."""
-    aten = torch.ops.aten
-    (dim, form), *inner = cut.dims
-    if inner:
-        sizes = list(shape)
-        sizes[dim] = len(form.index)
-        rest = call(aten.index_select.default, whole, dim, index[0], shape=tuple(sizes))
-        part = _put(call, rest, tuple(sizes), Slice(tuple(inner)), index[1:], part)
-    return call(aten.index_copy.default, whole, dim, index[0], part, shape=shape)  # type: ignore[no-any-return]
 
 
 def output(matching: Matching, x: Node, y: Node) -> tuple[Node, Node] | None:

@@ -18,7 +18,8 @@ from graphprobe.judge.derived import Looks
 from graphprobe.judge.rows import Measured, read
 from graphprobe.judge.same import RULE, Sameness
 from graphprobe.judge.ties import native_ties
-from graphprobe.judge.withdraw import COMPENSATED, Settled, Withdrawal
+from graphprobe.judge.trial import COMPENSATED, Settled
+from graphprobe.judge.withdraw import Withdrawal
 from graphprobe.lanes.plan import Plan
 from graphprobe.lanes.regions import Region, regions_of
 from graphprobe.lanes.replay import Replay

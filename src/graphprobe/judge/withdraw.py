@@ -21,69 +21,29 @@ After a pardon everything below is judged again on its new frontier. Outputs are
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from graphprobe.align.claims import Alignment, Claim
-from graphprobe.judge.constants import RULE as AHEAD
+from graphprobe.align.claims import Claim
 from graphprobe.judge.culprit import other_weights
-from graphprobe.judge.derived import Looks
 from graphprobe.judge.layouts import denied
-from graphprobe.judge.noise import carried, moves
 from graphprobe.judge.reconverge import meeting
-from graphprobe.judge.rows import Measured
 from graphprobe.judge.same import Sameness
 from graphprobe.judge.straight import straight
-from graphprobe.judge.trial import holds_again, without
-from graphprobe.lanes.regions import Region, Regions, consumers
-from graphprobe.lanes.replay import Replay
-from graphprobe.lanes.same import Weights
+from graphprobe.judge.trial import HALF, Settled, Trial, holds_again
+from graphprobe.lanes.regions import Region, consumers
 
 ROUNDS = 4
 LARGEST_GROUP = 64
 _LEFT = 1e-2
-_HALF = 0.25  # of each half alone, what both leave together at most
-COMPENSATED = "compensated elsewhere"
 GUESSED = ("slot", "weight", "value", "operand")  # evidence that names a likely partner, not a certain one
 
 
-@dataclass
-class Settled:
-    """What became of the failing claims."""
-
-    guilty: dict[Claim, str] = field(default_factory=dict)  # claim -> note ("", "masked on this input")
-    pardoned: dict[Claim, str] = field(default_factory=dict)  # claim -> "compensated", "don't-care"
-    unknown: dict[Claim, str] = field(default_factory=dict)
-
-
-class Withdrawal:
+class Withdrawal(Trial):
     """Settles failing claims one after the other, the earliest in after's order first."""
-
-    def __init__(
-        self,
-        replay: Replay,
-        alignment: Alignment,
-        rows: list[Measured],
-        answers: dict[Claim, Sameness],
-        looks: Looks,
-        weights: Weights,
-    ) -> None:
-        self.replay = replay
-        self.weights = weights
-        self.looks = looks
-        self.active = alignment
-        self.rows = {r.region.claim: r for r in rows}
-        self.regions = {r.region.claim: r.region for r in rows} | self.looks.wider
-        self.failing = {c: s for c, s in answers.items() if s.same is False}
-        self.unclear = {c: s for c, s in answers.items() if s.same is None}
-        self._straightened: set[Claim] = set()
-        self._looked_at: set[Claim] = set()  # what nothing stands crosswise above, as claims are now
-        self.settled = Settled(unknown={c: s.reason for c, s in self.unclear.items()})
 
     def settle(self) -> Settled:
         """Decide every failing claim."""
         while True:
-            decided = self._decided()
+            decided = self.decided()
             waiting = [c for c in self.active.claims if c in self.failing and c not in decided]
             if not waiting:
                 return self.settled
@@ -103,12 +63,8 @@ class Withdrawal:
         if found is None:
             return False
         self._straightened.update(found.instead)
-        self._withdraw(found.crosswise, "wrong claim: another pair plays the same part", found.instead)
+        self.withdraw(found.crosswise, "wrong claim: another pair plays the same part", found.instead)
         return True
-
-    def _decided(self) -> set[Claim]:
-        s = self.settled
-        return {*s.guilty, *s.pardoned, *s.unknown}
 
     def _decide(self, claim: Claim) -> None:
         if claim.output and not claim.cut:
@@ -117,7 +73,7 @@ class Withdrawal:
         group = [claim]
         for _ in range(ROUNDS):
             below = consumers(group, self.regions.values())
-            withdrawn = self._withdrawn(group, below)
+            withdrawn = self.withdrawn(group, below)
             if self._blame(group, below, withdrawn):
                 return
             if len(group) == 1 and (self._settles_below(below) or self._are_halves(claim) or self._is_folded(claim)):
@@ -135,7 +91,7 @@ class Withdrawal:
         if any(c.output for c in group):
             withdrawn = None  # an output disagrees: nothing below can make that good
         if withdrawn is not None:
-            self._pardon(group, withdrawn)
+            self.pardon(group, withdrawn)
             return True
         taking = [r for r in below if not holds_again(r, group)]
         if not all(r.claim not in self.failing or r.claim in self.settled.pardoned for r in taking):
@@ -146,9 +102,9 @@ class Withdrawal:
         siblings = self._siblings(group, below)
         if siblings and not any(c.output for c in [*group, *siblings]):
             together = [*group, *siblings]
-            joint = self._withdrawn(together, consumers(together, self.regions.values()))
+            joint = self.withdrawn(together, consumers(together, self.regions.values()))
             if joint is not None:
-                self._pardon(together, joint)
+                self.pardon(together, joint)
                 return True
         self._convict(group)
         return True
@@ -157,11 +113,11 @@ class Withdrawal:
         """Pardon or convict a claim below that fails for its own reason, and says nothing of those above it."""
         for region in below:
             claim = region.claim
-            if claim not in self.failing or claim in self._decided() or claim.output:
+            if claim not in self.failing or claim in self.decided() or claim.output:
                 continue
-            withdrawn = self._withdrawn([claim], consumers([claim], self.regions.values()))
+            withdrawn = self.withdrawn([claim], consumers([claim], self.regions.values()))
             if withdrawn is not None:
-                self._pardon([claim], withdrawn)
+                self.pardon([claim], withdrawn)
                 return True
         return False
 
@@ -178,12 +134,12 @@ class Withdrawal:
             if any(c.output for c in halves) or any(size is None for size in alone):
                 return False
             least = min(size for size in alone if size is not None)
-            left = self._without(halves, consumers(halves, self.regions.values()))[1]
+            left = self.without(halves, consumers(halves, self.regions.values()))[1]
             standing = [c for c, answer in left.items() if not self._is_left_over(c, answer, least)]
             if not standing:
-                self._withdraw(halves, "half of a rewrite: what it feeds is judged instead")
+                self.withdraw(halves, "half of a rewrite: what it feeds is judged instead")
                 return True
-            if any(c not in self.failing or c in self._decided() for c in standing):
+            if any(c not in self.failing or c in self.decided() for c in standing):
                 return False
             halves.append(min(standing, key=lambda c: self.replay.plan.after.order[c.after]))
         return False
@@ -197,20 +153,20 @@ class Withdrawal:
         region, below = self.regions[claim], consumers([claim], self.regions.values())
         if claim.certain or claim.output or not other_weights(region, self.weights):
             return False
-        failing = [r for r in below if r.claim in self.failing and r.claim not in self._decided()]
+        failing = [r for r in below if r.claim in self.failing and r.claim not in self.decided()]
         if not failing or len(failing) < len(below) or any(r.size("before") <= r.size("after") for r in failing):
             return False
         alone = [self.failing[c].exact for c in (claim, *(r.claim for r in failing))]
         most = max((size for size in alone if size is not None), default=0.0)
-        left = self._without([claim], below)[1]
+        left = self.without([claim], below)[1]
         if any(answer.exact is None or answer.exact > most for answer in left.values()):
             return False
-        self._withdraw([claim], "half of a rewrite: what it feeds is judged instead")
+        self.withdraw([claim], "half of a rewrite: what it feeds is judged instead")
         return True
 
     def _is_left_over(self, claim: Claim, answer: Sameness, least: float) -> bool:
         alone = self.failing[claim].exact if claim in self.failing else None
-        return answer.exact is not None and alone is not None and answer.exact <= _HALF * min(least, alone)
+        return answer.exact is not None and alone is not None and answer.exact <= HALF * min(least, alone)
 
     def _wrong_together(self, group: list[Claim]) -> bool:
         """Pardon a group of claims that were inferred one from the other and are wrong together."""
@@ -219,9 +175,9 @@ class Withdrawal:
             if any(c.output or c.certain for c in together) or len(together) > LARGEST_GROUP:
                 return False
             below = consumers(together, self.regions.values())
-            regions, failing = self._without(together, below)
+            regions, failing = self.without(together, below)
             if not failing:
-                self._pardon(together, regions)
+                self.pardon(together, regions)
                 return True
             together = [*together, *failing]
         return False
@@ -235,11 +191,11 @@ class Withdrawal:
             return
         layouts = denied(self.replay, self.regions[group[0]], self.active.claims) if len(group) == 1 else []
         if layouts:
-            self._withdraw(layouts, "wrong claim: nobody meant the other layout")
+            self.withdraw(layouts, "wrong claim: nobody meant the other layout")
             return
         wrong = self._wrong_guess(group) if len(group) > 1 else None
         if wrong is not None:
-            self._withdraw([wrong], "wrong claim: what it feeds is judged instead")
+            self.withdraw([wrong], "wrong claim: what it feeds is judged instead")
         else:
             self.settled.guilty.update(dict.fromkeys(group, ""))
 
@@ -253,7 +209,7 @@ class Withdrawal:
             if claim.evidence not in GUESSED or claim.output or claim.certain:
                 continue
             agreed = [r for r in consumers([claim], self.regions.values()) if r.claim not in self.failing]
-            if not self._without([claim], agreed, first=True)[1]:
+            if not self.without([claim], agreed, first=True)[1]:
                 return claim
         return None
 
@@ -267,7 +223,7 @@ class Withdrawal:
         rounded = _LEFT * max((d for d in differences if d is not None), default=math.inf)
 
         def fails(between: list[Claim], below: list[Region]) -> list[Region]:
-            regions, failing = self._without(between, below, rounded=rounded)
+            regions, failing = self.without(between, below, rounded=rounded)
             return [r for r in regions if r.claim in failing]
 
         with self.replay.remembering():
@@ -275,13 +231,13 @@ class Withdrawal:
         if together is None:
             return False
         below = consumers(together, self.regions.values())
-        self._pardon(together, self._without(together, below)[0])
+        self.pardon(together, self.without(together, below)[0])
         return True
 
     def _siblings(self, group: list[Claim], below: list[Region]) -> list[Claim]:
         """Return the other failing claims that feed the same regions."""
         feeding = {pair for r in below for pair in r.frontier}
-        decided = self._decided()
+        decided = self.decided()
         return [
             c
             for c in self.active.claims
@@ -289,72 +245,6 @@ class Withdrawal:
         ]
 
     def _grow(self, group: list[Claim], below: list[Region]) -> list[Claim]:
-        failing_below = [r.claim for r in below if r.claim in self.failing and r.claim not in self._decided()]
+        failing_below = [r.claim for r in below if r.claim in self.failing and r.claim not in self.decided()]
         feeding = self._siblings(group, below)
         return list(dict.fromkeys([*group, *failing_below, *feeding]))
-
-    # --- W ------------------------------------------------------------------------------------------------------
-
-    def _withdrawn(self, group: list[Claim], below: list[Region]) -> list[Region] | None:
-        """Return D's regions with the group withdrawn if all of them agree, else None."""
-        if any(c.output and not c.cut for c in group):
-            return None
-        regions, failing = self._without(group, below, first=True)
-        return None if failing else regions
-
-    def _without(
-        self, group: list[Claim], below: list[Region], first: bool = False, rounded: float | None = None
-    ) -> tuple[list[Region], dict[Claim, Sameness]]:
-        """Return D's regions with the group withdrawn, and the claims that do not hold then (`first`: only one)."""
-        return without(self.looks, self.active, self.failing, group, below, first, rounded)
-
-    def _pardon(self, group: list[Claim], regions: list[Region]) -> None:
-        """W holds: learn by noise whether the halves compensate, a later operation hides the difference, or neither."""
-        own = [self.regions[c] for c in group]
-        failing = [c for c in group if c in self.failing]  # what lies between two halves may well agree
-        if moves(self.replay, own, regions, as_value=False):
-            if any(self._passes_on(group, own, region) for region in regions):
-                self.settled.guilty.update(dict.fromkeys(failing, ""))
-            else:
-                self._withdraw(group, COMPENSATED)
-        elif moves(self.replay, own, regions, as_value=True):
-            self.settled.guilty.update(dict.fromkeys(failing, "masked on this input"))
-        else:
-            self._withdraw(group, "don't-care: nothing below depends on it")
-
-    def _passes_on(self, group: list[Claim], own: list[Region], region: Region) -> bool:
-        """Whether a region below agrees only as far as constants computed ahead are rounded, and still differs by as
-        much as the group would make it differ: it cannot testify that anything is made good."""
-        answer = self.looks.aside().ask(region, self.active.without(set(group)), self.failing)
-        if answer.rule != AHEAD or answer.exact is None:
-            return False
-        return answer.exact > _HALF * carried(self.replay, own, region)
-
-    def _withdraw(self, group: list[Claim], why: str, instead: Sequence[Claim] = ()) -> None:
-        """Withdraw claims, take others in their place, and ask again what starts from either."""
-        self.settled.pardoned.update(dict.fromkeys(group, why))
-        touched = [r.claim for r in consumers([*group, *instead], self.regions.values())]
-        self.active = self.active.without(set(group))
-        for c in instead:
-            self.active.add(c)
-        self.active.sort(self.replay.plan.after.order)
-        self._looked_at.clear()
-        finder = Regions(self.replay.plan.before, self.replay.plan.after, self.active)
-        for c in group:
-            self.regions.pop(c, None)
-        again = [finder.region(c) for c in (*(c for c in touched if c in self.regions), *instead)]
-        self.replay.fetch_frontiers(again)
-        for region in again:
-            claim = region.claim
-            self.regions[claim] = region
-            if claim in self.settled.pardoned:
-                continue
-            answer = self.looks.ask(region, self.active, self.failing)
-            self.regions[claim] = self.looks.wider.get(claim, region)
-            self.failing.pop(claim, None)
-            if instead or answer.same is not False:  # a conviction may have been due to what was withdrawn
-                self.settled.guilty.pop(claim, None)
-            if answer.same is False:
-                self.failing[claim] = answer
-            elif answer.same is None:
-                self.settled.unknown[claim] = answer.reason

@@ -210,7 +210,7 @@ class Regions:
         A prompt taken in chunks: where before works on all tokens at once, after's piece for one chunk does not consume
         the others. They may stay what they are in before; nothing of after's piece stands above them.
         """
-        if not p.meta.get("graphprobe_part"):
+        if not p.meta.get(nodes.PART):
             return False
         starts = {c.before for q in right.inputs for c in self._cuts_after.get(q, ())}
         starts |= {self._input_of_after[q] for q in right.inputs if q in self._input_of_after}
