@@ -10,7 +10,8 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.expressions import Expression
-from graphprobe.align.matching import Matching, Place, shown_as
+from graphprobe.align.matching import Matching, shown_as
+from graphprobe.align.numbering import Place
 from graphprobe.align.steps import Step
 from graphprobe.align.terms import Terms
 
@@ -44,7 +45,7 @@ def _claim_anchors(matching: Matching, with_operator: bool) -> None:
 
 def _anchors(matching: Matching, side: str, with_operator: bool) -> dict[Place, list[Node]]:
     terms = matching.terms(side)
-    numbers = matching.numbers_before() if side == "before" else matching.numbers_after()
+    numbers = matching.numbers(side)
     found: dict[Place, list[Node]] = defaultdict(list)
     for node in matching.makers(side):
         term = terms.of[node]

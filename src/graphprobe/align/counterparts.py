@@ -14,7 +14,8 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.expressions import Expression
-from graphprobe.align.matching import Matching, Place, shown_as
+from graphprobe.align.matching import Matching, shown_as
+from graphprobe.align.numbering import Place
 
 
 @dataclass(frozen=True)

@@ -195,19 +195,15 @@ def _of_joined(matching: Matching, side: str) -> list[Form]:
 def _of_stacks(matching: Matching, side: str) -> list[Form]:
     """Where one side has many values of one shape, the other may compute them at once: experts, heads, steps."""
     other = "before" if side == "after" else "after"
-    shapes = Counter(s for n in _unclaimed(matching, other) if (s := _fixed_shape(n)) is not None)
+    shapes = Counter(s for n in matching.unclaimed(other) if (s := _fixed_shape(n)) is not None)
     out: list[Form] = []
-    for shape in dict.fromkeys(_fixed_shape(n) for n in _unclaimed(matching, side)):
+    for shape in dict.fromkeys(_fixed_shape(n) for n in matching.unclaimed(side)):
         for d, size in enumerate(shape or ()):
             assert shape is not None
             left = (*shape[:d], *shape[d + 1 :])
             if 1 < size <= _MOST and shapes[left] >= size:
                 out += [Form(side, size, (i,), True, left) for i in range(size)]
     return out
-
-
-def _unclaimed(matching: Matching, side: str) -> list[Node]:
-    return matching.unclaimed_before() if side == "before" else matching.unclaimed_after()
 
 
 def _fixed_shape(node: Node) -> tuple[int, ...] | None:

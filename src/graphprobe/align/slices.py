@@ -47,7 +47,7 @@ def _claim_side(matching: Matching, side: str, known: list[Form]) -> None:
     groups: dict[Any, tuple[list[Node], list[tuple[Node, Slice]]]] = defaultdict(lambda: ([], []))
     small = {n: s for n, s in matching.sketches(other).items() if not taken.get(n)}
     wanted = {nodes.shape(n) for n in small}
-    open_ = matching.unclaimed_before() if side == "before" else matching.unclaimed_after()
+    open_ = matching.unclaimed(side)
     large, little = ([fixed(n) for n in group if is_fixed(n)] for group in (open_, small))
     known = [*known, *windows(known, large, little)]
     items = _sketched(matching, side, known, wanted)
@@ -123,7 +123,7 @@ def _pairs(
     """Pair small values with slices: what is nearest both ways; what several hold, in order where that can be told."""
     agree = AGREE if matching.is_coarse() else AGREE_FINE
     near = nearest(torch.stack([small[n] for n in smalls]), torch.stack([items[i] for i in bigs]), agree)
-    numbers = matching.numbers_before() if other == "before" else matching.numbers_after()
+    numbers = matching.numbers(other)
     order: dict[Node, int] = getattr(matching, other).order
     alike: dict[tuple[Node, ...], list[tuple[Node, Slice]]] = defaultdict(list)
     for row, found in near.of_y.items():

@@ -9,7 +9,8 @@ from torch.fx import Node
 
 from graphprobe import nodes, provenance
 from graphprobe.align.expressions import Term
-from graphprobe.align.matching import Matching, Place
+from graphprobe.align.matching import Matching
+from graphprobe.align.numbering import Place
 
 
 def claim(matching: Matching) -> None:
@@ -61,7 +62,7 @@ def _kinds(unclaimed: list[Node]) -> Kinds:
 
 def _by_slot(matching: Matching, side: str, slot: Slot, spare: Kinds) -> dict[Place, list[Node]]:
     claimed = matching.alignment.of(side)
-    numbers = matching.numbers_before() if side == "before" else matching.numbers_after()
+    numbers = matching.numbers(side)
     terms = matching.terms(side)
     inputs = set(matching.before.inputs) & set(matching.after.inputs)
     program = matching.before if side == "before" else matching.after

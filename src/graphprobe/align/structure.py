@@ -14,7 +14,8 @@ from torch.fx import Node
 
 from graphprobe import nodes, provenance
 from graphprobe.align.expressions import Expression
-from graphprobe.align.matching import Matching, Place, shown_as
+from graphprobe.align.matching import Matching, shown_as
+from graphprobe.align.numbering import Place
 from graphprobe.align.steps import is_cast
 from graphprobe.align.terms import Terms
 
