@@ -32,7 +32,7 @@ def claim(matching: Matching, ask: Callable[[], None]) -> None:
         known = len(matching.alignment.claims)
         chosen = _affordable([*pairs, *_frontier(matching)])
         try:
-            held = run_program(matching.before, matching.bound, list(chosen.values()))
+            held = run_program(matching.before, matching.bound, list(chosen.values())) if chosen else {}
         except Exception:  # the lanes say what raises and where
             return
         matching.force({y: held[x] for y, x in chosen.items()} | sliced.given(matching, cut))

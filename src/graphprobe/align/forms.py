@@ -82,11 +82,17 @@ def _shown(index: tuple[int, ...]) -> str:
 
 def forms(matching: Matching) -> list[Form]:
     """List the slices that the inputs speak of: inputs of another shape, and parts that one side cuts out of them."""
+    found = of_tokens(matching)
+    found += _of_joined(matching, "after") + _of_joined(matching, "before")
+    found += _of_stacks(matching, "after") + _of_stacks(matching, "before")
+    return list(dict.fromkeys(found))
+
+
+def of_tokens(matching: Matching) -> list[Form]:
+    """List those slices that are of tokens: they hold for all that is computed of these."""
     found = by_inputs(matching)
     found += _joined_dimensions(found, [(tuple(x.shape), tuple(y.shape)) for x, y in _inputs_apart(matching)])
     found += _of_parts(matching, "after") + _of_parts(matching, "before")
-    found += _of_joined(matching, "after") + _of_joined(matching, "before")
-    found += _of_stacks(matching, "after") + _of_stacks(matching, "before")
     return list(dict.fromkeys(found))
 
 

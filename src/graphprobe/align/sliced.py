@@ -16,7 +16,7 @@ from torch.fx import Node
 from graphprobe import nodes, provenance
 from graphprobe.align import slices
 from graphprobe.align.counterparts import Chain, chains
-from graphprobe.align.forms import Form, Slice, forms, slices_of
+from graphprobe.align.forms import Form, Slice, of_tokens, slices_of
 from graphprobe.align.matching import Matching
 from graphprobe.execute import run_program
 from graphprobe.program import Program
@@ -52,7 +52,7 @@ def parts(matching: Matching) -> list[Part]:
     """Pair nodes that do the same with the same weights to a slice, and what goes into them; each slice only once."""
     if matching.bound is None:
         return []
-    known = [f for f in forms(matching) if not f.part and f.left is None]
+    known = of_tokens(matching)
     found: list[Part] = []
     of = {side: _by_weights(matching, side) for side in ("before", "after")} if known else {}
     for side, other in (("after", "before"), ("before", "after")):
@@ -145,6 +145,8 @@ def _free(matching: Matching, found: list[Part]) -> list[Part]:
 
 def given(matching: Matching, found: Sequence[Part]) -> dict[Node, torch.Tensor]:
     """Return what nodes of `after` are given of before's values."""
+    if not found:
+        return {}  # where nothing is wanted, all is run
     bound = matching.bound or {}
     sources = [p.small if p.side == "after" else p.big for p in found]
     held = run_program(matching.before, bound, sources)
