@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpu_timing import Row, attempt, best, extra_memory, product_rate
+from gpu_timing import Row, attempt, attempt_in_turns, best, extra_memory, product_rate
 
 import graphprobe
 from graphprobe import devices
@@ -14,16 +15,23 @@ from graphprobe.lanes import timing
 
 
 def measure_taps(row: Row, model: torch.nn.Module, before: torch.fx.GraphModule, kwargs: Row) -> None:
-    attempt(row, "eager", lambda: best(lambda: model(**kwargs)))
-    attempt(row, "graph", lambda: best(lambda: before(**kwargs)))
-    attempt(row, "graph_recorded", lambda: best(devices.recorded(lambda: before(**kwargs))))
+    """Graphs with and without taps, each in turns with the others; recorded, and as Python launches them."""
     probe = graphprobe.instrument(before)
-    attempt(row, "taps", lambda: best(lambda: probe(**kwargs)))
-    attempt(row, "taps_recorded", lambda: best(devices.recorded(lambda: probe.graph(**kwargs))))
-    attempt(row, "read_taps", lambda: best(lambda: probe.graph(**kwargs) is probe.taps))
     checked = graphprobe.instrument(before, checksum=True)
-    attempt(row, "checksums", lambda: best(lambda: checked(**kwargs)))
-    attempt(row, "checksums_recorded", lambda: best(devices.recorded(lambda: checked.graph(**kwargs))))
+    eager: dict[str, Callable[[], object]] = {
+        "eager": lambda: model(**kwargs),
+        "graph": lambda: before(**kwargs),
+        "taps": lambda: probe(**kwargs),
+        "checksums": lambda: checked(**kwargs),
+        "read_taps": lambda: (probe.graph(**kwargs), probe.taps),
+    }
+    attempt_in_turns(row, eager)
+    recorded: dict[str, Callable[[], object]] = {
+        "graph_recorded": devices.recorded(lambda: before(**kwargs)),
+        "taps_recorded": devices.recorded(lambda: probe.graph(**kwargs)),
+        "checksums_recorded": devices.recorded(lambda: checked.graph(**kwargs)),
+    }
+    attempt_in_turns(row, recorded)
     row["tap_count"] = sum(not tap.derived for tap in probe.taps)
     row["tap_gb"] = round(sum(_bytes(tap) for tap in probe.taps if not tap.derived) / 1e9, 3)
 

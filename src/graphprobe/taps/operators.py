@@ -30,29 +30,15 @@ def _tap_cpu(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
 
 
 def _tap_cuda(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
-    value = _plain(value)
     kernels = _kernels()
-    if kernels is not None and value.is_cuda and stats.is_cuda and kernels.supports(value, stats):
-        kernels.write_row(value, stats, row)
-    else:
+    if kernels is None or not kernels.write_row(value, stats, row):
         _tap_anywhere(value, stats, row)
 
 
 def _tap_several_cuda(values: list[torch.Tensor], stats: torch.Tensor, rows: list[int]) -> None:
     kernels = _kernels()
-    if kernels is None or not stats.is_cuda:
-        _tap_several(values, stats, rows)
-        return
-    values = [_plain(value) for value in values]
-    fused = [value.is_cuda and kernels.supports(value, stats) for value in values]
-    kernels.write_rows(
-        [value for value, fits in zip(values, fused, strict=True) if fits],
-        stats,
-        [row for row, fits in zip(rows, fused, strict=True) if fits],
-    )
-    for value, row, fits in zip(values, rows, fused, strict=True):
-        if not fits:
-            _tap_anywhere(value, stats, row)
+    for k in range(len(values)) if kernels is None else kernels.write_rows(values, stats, rows):
+        _tap_anywhere(values[k], stats, rows[k])
 
 
 def _tap_several(values: list[torch.Tensor], stats: torch.Tensor, rows: list[int]) -> None:

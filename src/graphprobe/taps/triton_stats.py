@@ -12,7 +12,7 @@ block that sees it goes over its share again, element by element and in float64.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,61 +35,95 @@ _DIMS = 5
 #: Summed in float32 at first.
 _FAST = {torch.float16, torch.bfloat16, torch.float32, *float8.KINDS}
 #: Exact in float32; the others are compared in float64.
-_NARROW = {*_FAST, torch.uint8, torch.int8, torch.int16, torch.uint16}
-#: Read as they lie in memory, bool as uint8; of complex values the magnitudes are made first.
+_NARROW = {*_FAST, torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16}
+#: Read as they lie in memory; of complex values the magnitudes are made first.
 _READABLE = {torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64, *_NARROW}
 
 
-def supports(value: torch.Tensor, stats: torch.Tensor) -> bool:
-    """Whether `write_row` can read this dtype for a row of such a buffer: a checksum needs the bits as they are."""
-    if value.is_complex():
-        return not columns.has_checksum(stats)
-    return value.dtype in _READABLE or value.dtype is torch.bool
+class _Known(NamedTuple):
+    """How values of one kind are read: as they lie, by a launch, or as what `made` makes of them."""
+
+    grid: launches.Grid
+    launch: launches.Launch | None
+    made: Callable[[torch.Tensor], torch.Tensor] | None
 
 
-def write_row(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
-    """Write partial statistics of `value` into ``stats[row]``; `stats` is [rows, slots, width] float64 beside it."""
-    columns.check(stats, row)
-    if value.is_cuda and value.device.index != torch.cuda.current_device():
-        with torch.cuda.device(value.device):
-            _launch(_readable(value), stats, row)
-    else:
-        _launch(_readable(value), stats, row)
+class _Group(NamedTuple):
+    """Values that one launch reads: their places in the list, how many elements each has, with fillers at the end."""
+
+    places: list[int]
+    counts: list[int]
+    grid: launches.Grid
+    launch: launches.Launch
 
 
-def write_rows(values: Sequence[torch.Tensor], stats: torch.Tensor, rows: Sequence[int]) -> None:
-    """Write partial statistics of several values into their rows, in as few launches as dtypes and layouts allow."""
-    if stats.is_cuda and stats.device.index != torch.cuda.current_device():
+def write_row(value: torch.Tensor, stats: torch.Tensor, row: int) -> bool:
+    """Write partial statistics of `value` into ``stats[row]``; False where no kernel can read it for such a row.
+
+    `stats` is [rows, slots, width] float64 on the value's device. A checksum needs the bits as they are, and of complex
+    values the kernels see the magnitudes.
+    """
+    if _elsewhere(stats):
         with torch.cuda.device(stats.device):
-            write_rows(values, stats, rows)
-        return
-    together: dict[torch.dtype, list[tuple[torch.Tensor, int]]] = {}
-    for value, row in zip(values, rows, strict=True):
+            return write_row(value, stats, row)
+    place = row * stats.stride(0)
+    key = (launches.kind(value), launches.kind(stats), launches.is_wide(place))
+    known: _Known | bool | None = _LAUNCHES.get(key)
+    if known is None:
+        known = _LAUNCHES.note(key, _known(value, stats))
+    if not isinstance(known, _Known):
+        return False
+    if not 0 <= row < stats.shape[0]:
         columns.check(stats, row)
-        value = _readable(value)
-        dense = _is_dense(value.shape, value.stride()) and (value.is_contiguous() or not columns.has_checksum(stats))
-        if dense and value.device == stats.device and value.data_ptr() % 16 == 0:
-            together.setdefault(value.dtype, []).append((value, row))
-        else:
-            write_row(value, stats, row)
-    for dtype, group in together.items():
-        for start in range(0, len(group), triton_kernels.SEVERAL):
-            _launch_several(group[start : start + triton_kernels.SEVERAL], dtype, stats)
+    if known.made is not None:
+        return write_row(known.made(value), stats, row)
+    assert known.launch is not None
+    known.launch(known.grid, (value, stats), (place,))
+    return True
 
 
-def _launch(value: torch.Tensor, stats: torch.Tensor, row: int) -> None:
-    _, slots, width = stats.shape
-    place = row * slots * width
-    key = (launches.kind(value), slots, width, stats.data_ptr() & 15, launches.is_wide(place))
+def write_rows(values: Sequence[torch.Tensor], stats: torch.Tensor, rows: Sequence[int]) -> list[int]:
+    """Write partial statistics of several values into their rows, in as few launches as dtypes and layouts allow.
+
+    Returns the places of those that no kernel can read.
+    """
+    if _elsewhere(stats):
+        with torch.cuda.device(stats.device):
+            return write_rows(values, stats, rows)
+    for row in rows:
+        if not 0 <= row < stats.shape[0]:
+            columns.check(stats, row)
+    step = stats.stride(0)
+    beside = (launches.kind(stats), launches.is_wide(max(rows, default=0) * step))
+    key = (beside, *map(launches.kind, values))
     known = _LAUNCHES.get(key)
     if known is None:
-        walk = _walk(value, columns.has_checksum(stats))
-        if walk is None:
-            _launch(value.contiguous(), stats, row)
-            return
-        known = _LAUNCHES.note(key, _prepared(value.dtype, slots, width, walk))
-    grid, launch = known
-    launch(grid, (float8.raw(value), stats), (place,))
+        known = _LAUNCHES.note(key, _grouped(values, stats, beside))
+    groups, alone = known
+    for group in groups:
+        addresses = [values[k].data_ptr() for k in group.places]
+        group.launch(group.grid, (stats,), [*addresses, *group.counts, *(rows[k] * step for k in group.places)])
+    return [k for k in alone if not write_row(values[k], stats, rows[k])]
+
+
+def _elsewhere(stats: torch.Tensor) -> bool:
+    device = stats.get_device()
+    return device >= 0 and device != torch.cuda.current_device()
+
+
+def _known(value: torch.Tensor, stats: torch.Tensor) -> _Known | bool:
+    columns.check(stats, 0)
+    if value.layout is not torch.strided or value.device != stats.device:
+        return False
+    if value.is_complex():
+        return not columns.has_checksum(stats) and _Known((0, 0), None, lambda value: value.detach().abs())
+    if value.dtype not in _READABLE:
+        return False
+    walk = _walk(value, columns.has_checksum(stats))
+    if walk is None:
+        return _Known((0, 0), None, lambda value: value.detach().contiguous())
+    _, slots, width = stats.shape
+    return _prepared(value.dtype, slots, width, walk)
 
 
 class _Walk(NamedTuple):
@@ -119,7 +153,7 @@ def _walk(value: torch.Tensor, ordered: bool) -> _Walk | None:
     return _Walk(count, repeat, (1,) * missing + sizes, (0,) * missing + strides, (0,) * _DIMS, dense)
 
 
-def _prepared(dtype: torch.dtype, slots: int, width: int, walk: _Walk) -> tuple[launches.Grid, launches.Launch]:
+def _prepared(dtype: torch.dtype, slots: int, width: int, walk: _Walk) -> _Known:
     across = 16 // dtype.itemsize
     rows = _ROWS if walk.dense else _STRIDED_ROWS
     reach = max(walk.elements, sum((n - 1) * s for n, s in zip(walk.sizes, walk.strides, strict=True)))
@@ -129,28 +163,48 @@ def _prepared(dtype: torch.dtype, slots: int, width: int, walk: _Walk) -> tuple[
         "WIDTH": width, "ROWS": rows, "ACROSS": across,
     }  # fmt: skip
     grid = (max(1, min(slots, -(-walk.elements // (rows * across)))), 1)
-    return grid, launches.Launch(triton_kernels.measure, settled, constants, _WARPS)
+    return _Known(grid, launches.Launch(triton_kernels.measure, settled, constants, _WARPS), None)
 
 
-def _launch_several(group: list[tuple[torch.Tensor, int]], dtype: torch.dtype, stats: torch.Tensor) -> None:
+def _grouped(values: Sequence[torch.Tensor], stats: torch.Tensor, beside: Hashable) -> tuple[list[_Group], list[int]]:
+    """Sort values by what a variant of the kernel is compiled for, and say which must be read alone."""
+    columns.check(stats, 0)
+    together: dict[torch.dtype, list[int]] = {}
+    alone = []
+    for k, value in enumerate(values):
+        if _fits(value, stats):
+            together.setdefault(value.dtype, []).append(k)
+        else:
+            alone.append(k)
+    groups = []
     _, slots, width = stats.shape
-    across = 16 // dtype.itemsize
-    spare = triton_kernels.SEVERAL - len(group)  # filled with the last value again, which no block looks at
-    addresses = [value.data_ptr() for value, _ in group]
-    counts = [value.numel() for value, _ in group]
-    places = [row * slots * width for _, row in group]
-    blocks = min(slots, -(-max(counts) // (_SEVERAL_ROWS * across)))
-    key = (dtype, slots, width, stats.data_ptr() & 15, stats.device.index, launches.is_wide(*places))
-    launch = _LAUNCHES.get(key)
-    if launch is None:
-        kind = torch.uint8 if dtype in float8.KINDS else dtype
-        constants = {
-            "KIND": getattr(tl, str(kind).removeprefix("torch.")), **_kind(dtype), "SLOTS": slots, "WIDTH": width,
-            "ROWS": _SEVERAL_ROWS, "ACROSS": across, "MANY": triton_kernels.SEVERAL,
-        }  # fmt: skip
-        launch = _LAUNCHES.note(key, launches.Launch(triton_kernels.measure_several, (), constants, _SEVERAL_WARPS))
-    varying = [number for column in (addresses, counts, places) for number in column + column[-1:] * spare]
-    launch((blocks, len(group)), (stats,), varying)
+    for dtype, places in together.items():
+        key = (dtype, beside)
+        launch = _LAUNCHES.get(key) or _LAUNCHES.note(key, _several(dtype, slots, width))
+        step = _SEVERAL_ROWS * 16 // dtype.itemsize
+        for start in range(0, len(places), triton_kernels.SEVERAL):
+            chosen = places[start : start + triton_kernels.SEVERAL]
+            counts = [values[k].numel() for k in chosen]
+            grid = (min(slots, -(-max(counts) // step)), len(chosen))
+            spare = triton_kernels.SEVERAL - len(chosen)  # the last value again, which no block looks at
+            groups.append(_Group(chosen + chosen[-1:] * spare, counts + counts[-1:] * spare, grid, launch))
+    return groups, alone
+
+
+def _fits(value: torch.Tensor, stats: torch.Tensor) -> bool:
+    if value.layout is not torch.strided or value.device != stats.device or value.dtype not in _READABLE:
+        return False
+    in_order = value.is_contiguous() or not columns.has_checksum(stats)
+    return in_order and value.data_ptr() % 16 == 0 and _is_dense(value.shape, value.stride())
+
+
+def _several(dtype: torch.dtype, slots: int, width: int) -> launches.Launch:
+    kind = torch.uint8 if dtype in (torch.bool, *float8.KINDS) else dtype
+    constants = {
+        "KIND": getattr(tl, str(kind).removeprefix("torch.")), **_kind(dtype), "SLOTS": slots, "WIDTH": width,
+        "ROWS": _SEVERAL_ROWS, "ACROSS": 16 // dtype.itemsize, "MANY": triton_kernels.SEVERAL,
+    }  # fmt: skip
+    return launches.Launch(triton_kernels.measure_several, (), constants, _SEVERAL_WARPS)
 
 
 def _kind(dtype: torch.dtype) -> dict[str, Any]:
@@ -173,11 +227,3 @@ def _collapsed(shape: torch.Size, strides: tuple[int, ...]) -> tuple[tuple[int, 
 def _is_dense(shape: torch.Size, strides: tuple[int, ...]) -> bool:
     sizes, steps, repeat = _collapsed(shape, strides)
     return len(sizes) == 1 and steps == (1,) and repeat == 1 and 0 < sizes[0] < 2**30
-
-
-def _readable(value: torch.Tensor) -> torch.Tensor:
-    if value.is_complex():
-        return value.abs()
-    if value.dtype is torch.bool:
-        return value.view(torch.uint8)
-    return value

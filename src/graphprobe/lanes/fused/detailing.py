@@ -78,7 +78,7 @@ def compare(
     rows, width, chunk = known.numbers
     sums = partials.new_empty(known.room)
     place = row % common.RING * _GROUP
-    values = [float8.raw(t) for t in (x, y, x if moved is None else moved)]
+    values = (x, y, x if moved is None else moved)
     known.compare(known.grid, (*values, partials, sums), (place, rows, width, chunk))
     known.slices((details.DIMS, known.shares), (partials, sums), (place, rows, width, known.grid[1]))
     return True

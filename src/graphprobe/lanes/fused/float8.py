@@ -12,11 +12,6 @@ _NAMES = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", 
 KINDS = {getattr(torch, name): kind for kind, name in enumerate(_NAMES, 1) if hasattr(torch, name)}
 
 
-def raw(value: torch.Tensor) -> torch.Tensor:
-    """Return a tensor as a kernel takes it: bool and 8-bit floating types as bytes."""
-    return value.view(torch.uint8) if value.dtype is torch.bool or value.dtype in KINDS else value
-
-
 @triton.jit
 def decoded(x, KIND: tl.constexpr):
     """Return bytes of a type of `KINDS` as float32, exactly; of kind 0 what was given.

@@ -48,7 +48,7 @@ def compare_native(
         known = _LAUNCHES.note(key, walk is not None and _native(walk, b, f, r, moved, bounds))
     if known is False:
         return False
-    values = [float8.raw(b if t is None else t) for t in (b, f, r, moved)]
+    values = [b if t is None else t for t in (b, f, r, moved)]
     known[1](known[0], (*values, partials), (_place(row),))
     return True
 
@@ -171,7 +171,7 @@ def compare_exact(
         known = _LAUNCHES.note(key, walk is not None and _exact(walk, b, r, moved, bounds))
     if known is False:
         return False
-    values = [float8.raw(t) for t in (xb, xa, b, b if r is None else r, b if moved is None else moved)]
+    values = (xb, xa, b, b if r is None else r, b if moved is None else moved)
     known[1](known[0], (*values, partials), (_place(row),))
     return True
 

@@ -35,5 +35,5 @@ def lifted(value: torch.Tensor) -> torch.Tensor:
         return value.to(torch.float64)
     key = (value.dtype, value.data_ptr() & 15, value.device.index, launches.is_wide(count))
     launch = _LAUNCHES.get(key) or _LAUNCHES.note(key, launches.Launch(_lift, (), {"BLOCK": _BLOCK}, _WARPS))
-    launch((-(-count // _BLOCK), 1), (value.detach(), out), (count,))
+    launch((-(-count // _BLOCK), 1), (value, out), (count,))
     return out
