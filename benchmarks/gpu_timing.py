@@ -113,13 +113,14 @@ def rates() -> Row:
 
 def host_costs() -> Row:
     """Measure what the host pays for one launch, in microseconds: values are so small that the device never waits."""
+    from graphprobe.lanes import elements
     from graphprobe.lanes import measure as lanes_measure
     from graphprobe.taps import columns, operators
 
     device = torch.device("cuda")
     x, y, z = (torch.randn(16, 64, device=device).to(torch.bfloat16) for _ in range(3))
     stats, (slots, partials) = columns.new_stats(64, device), lanes_measure.buffers(64, device)
-    bounds = lanes_measure.sentinel_bounds(x.dtype, y.dtype)
+    bounds = elements.sentinel_bounds(x.dtype, y.dtype)
     runs: dict[str, Callable[[], object]] = {
         "operation": lambda: torch.add(x, y),
         "tap": lambda: operators.TAP(x, stats, 3),

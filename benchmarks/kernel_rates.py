@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from graphprobe import launches
-from graphprobe.lanes import measure
+from graphprobe.lanes import elements
 from graphprobe.lanes.fused import detailing, launching
 from graphprobe.taps import columns, triton_stats
 
@@ -61,7 +61,7 @@ def compare_cuts(shape: tuple[int, ...], dtype: torch.dtype, options: argparse.N
     partials = launching.new_partials(device)
     native = [[drawn(shape, dtype) for _ in range(3)] for _ in range(SETS)]
     exact = [[b, r, b.double(), r.double()] for b, _, r in native]
-    bounds = measure.sentinel_bounds(dtype, dtype)
+    bounds = elements.sentinel_bounds(dtype, dtype)
     three, four = gigabytes(*native[0]), gigabytes(*exact[0])
 
     def one_tap(stats: torch.Tensor) -> float:

@@ -15,7 +15,7 @@ import graphprobe
 import interpreting
 import test_fused_measure as shared
 from graphprobe.cli import main
-from graphprobe.lanes import details, measure
+from graphprobe.lanes import details, elements, measure
 from graphprobe.lanes.details import Detail
 from graphprobe.records import Comparison
 
@@ -27,7 +27,7 @@ INF, NAN = math.inf, math.nan
 
 
 def told(x: Tensor, y: Tensor, moved: Tensor | None = None) -> Comparison:
-    bounds = measure.sentinel_bounds(x.dtype, y.dtype)
+    bounds = elements.sentinel_bounds(x.dtype, y.dtype)
     found = details.read(details.measured(x, y, moved, bounds))
     assert found is not None
     return found
@@ -218,7 +218,7 @@ def check(name: str, x: Tensor, y: Tensor, moved: Tensor | None, row: int, twice
     rows = torch.full((row + 2, details.WIDTH), 7.0, dtype=torch.float64, device=x.device)
     from graphprobe.lanes.fused import detailing
 
-    bounds = measure.sentinel_bounds(x.dtype, y.dtype)
+    bounds = elements.sentinel_bounds(x.dtype, y.dtype)
     partials = detailing.new_partials(x.device)
     if not x.numel():
         assert not detailing.compare(partials, row, x, y, moved, bounds)

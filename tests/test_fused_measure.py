@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import interpreting
-from graphprobe.lanes import measure
+from graphprobe.lanes import elements, measure, norms
 from graphprobe.lanes.measure import Column
 
 Tensor = torch.Tensor
@@ -133,8 +133,8 @@ def expected(found: Case) -> dict[Column, float]:
     nothing = torch.zeros(before.shape, dtype=torch.bool, device=before.device) if moved is None else moved
 
     def pair(left: Tensor, right: Tensor, lane: str = "forced") -> tuple[Tensor, Tensor, float]:
-        bounds = measure.sentinel_bounds(before.dtype, found["before" if lane == "before" else "forced"].dtype)
-        work = torch.float64 if found["before"] is not left else measure.work_dtype(left, right)
+        bounds = elements.sentinel_bounds(before.dtype, found["before" if lane == "before" else "forced"].dtype)
+        work = torch.float64 if found["before"] is not left else elements.work_dtype(left, right)
         x, y = left.to(work).masked_fill(nothing, 0), right.to(work).masked_fill(nothing, 0)
         masked = (x.abs() >= bounds[0]) & (y.abs() >= bounds[1]) & (x.sign() == y.sign())
         counts = x.isfinite() & y.isfinite() & ~masked
@@ -163,7 +163,7 @@ def expected(found: Case) -> dict[Column, float]:
     difference, kept, count = pair(found["exact_before"], found["exact_after"])
     out |= {Column.EXACT: total(difference), Column.EXACT_BEFORE: total(kept), Column.EXACT_CLASS: count}
     out[Column.EXACT_MAX] = float(difference.abs().amax()) if before.numel() else 0.0
-    out[Column.EXACT_SLICE] = float(measure.worst_slice(difference.square(), kept.square())) if before.numel() else 0.0
+    out[Column.EXACT_SLICE] = float(norms.worst_slice(difference.square(), kept.square())) if before.numel() else 0.0
     out[Column.BEFORE_ERROR] = total(pair(found["exact_before"], found["before"], "before")[0])
     out[Column.FORCED_ERROR] = total(pair(found["exact_before"], found["forced"])[0])
     return out | {Column.NATIVE_DONE: 1.0, Column.EXACT_DONE: 1.0}
@@ -177,7 +177,7 @@ def measured(found: Case, row: int, split: bool = False) -> list[float]:
     slots = torch.full((row + 2, measure.WIDTH), 7.0, dtype=torch.float64, device=before.device)
     slots[row] = 0
     partials = launching.new_partials(before.device)
-    bounds = measure.sentinel_bounds(before.dtype, found["forced"].dtype)
+    bounds = elements.sentinel_bounds(before.dtype, found["forced"].dtype)
     lanes = [(found["free"], None), (None, found["forced"])] if split else [(found["free"], found["forced"])]
     for free, forced in lanes:
         assert launching.compare_native(partials, row, before, free, forced, moved, bounds)
@@ -229,7 +229,7 @@ def check_several(there: Callable[[Tensor], Tensor] = lambda value: value) -> No
         before, free, other = ([c[lane] for _, c in found] for lane in ("before", "free", "forced"))
         slots = torch.zeros(len(found), measure.WIDTH, dtype=torch.float64, device=before[0].device)
         partials = launching.new_partials(slots.device)
-        bounds = [measure.sentinel_bounds(c["before"].dtype, c["forced"].dtype) for _, c in found]
+        bounds = [elements.sentinel_bounds(c["before"].dtype, c["forced"].dtype) for _, c in found]
         given = other if forced else [None] * len(found)
         alone = launching.compare_several(partials, range(len(found)), before, free, given, bounds)
         assert len(alone) < len(found) / 2
@@ -302,7 +302,7 @@ def test_the_plain_path_measures_the_same() -> None:
         slots = torch.zeros(1, measure.WIDTH, dtype=torch.float64)
         none = slots.new_empty(0)
         before, moved = found["before"], found["moved"]
-        bounds = measure.sentinel_bounds(before.dtype, found["forced"].dtype)
+        bounds = elements.sentinel_bounds(before.dtype, found["forced"].dtype)
         measure.native(slots, none, 0, before, found["free"], found["forced"], moved, bounds)
         measure.exact(
             slots, none, 0, before, found["forced"], found["exact_before"], found["exact_after"], moved, bounds

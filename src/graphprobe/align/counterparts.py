@@ -39,6 +39,8 @@ def counterparts(matching: Matching) -> list[tuple[Node, Node, str]]:
 
     Either all weights are the same, or the matrices of a whole chain: what is wrong may be the bias.
     """
+    if not matching.unclaimed_before() or not matching.unclaimed_after():
+        return []
     left, right = chains(matching, "before"), chains(matching, "after")
     found: list[tuple[Node, Node, str]] = []
     for places in (_by_weights, _by_matrices):

@@ -25,6 +25,8 @@ _MOST = 1 << 30  # bytes of before's values that are held at once
 def claim(matching: Matching, ask: Callable[[], None]) -> None:
     """Give `after` before's values and `ask` the values again, until that adds nothing."""
     for _ in range(ROUNDS):
+        if not (matching.unclaimed_before() or matching.unclaimed_after()):
+            return
         pairs = [(x, y) for x, y, _ in counterparts(matching)]
         cut = sliced.parts(matching)
         if not (pairs or cut) or matching.bound is None:

@@ -15,7 +15,7 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Claim
 from graphprobe.execute import Values, run_program
-from graphprobe.lanes import measure, norms
+from graphprobe.lanes import elements, norms
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
 
@@ -80,16 +80,16 @@ class Cures:
             b, f = self.reference[claim.before], values[claim.after]
             if not isinstance(b, torch.Tensor) or b.shape != f.shape:
                 continue
-            bounds = measure.sentinel_bounds(claim.before, claim.after)
+            bounds = elements.sentinel_bounds(claim.before, claim.after)
             total += relative_error(b, f, self.replay.mask(claim.before, claim.after), bounds) ** 2
         return math.sqrt(total)
 
 
-def relative_error(b: torch.Tensor, f: torch.Tensor, moved: torch.Tensor | None, bounds: measure.Bounds) -> float:
+def relative_error(b: torch.Tensor, f: torch.Tensor, moved: torch.Tensor | None, bounds: elements.Bounds) -> float:
     """Return ||f - b|| / ||b|| over the elements that count; infinite where the classes of elements differ."""
-    work = measure.work_dtype(b, f)
-    x, y = measure.keep(moved, measure.real(b).to(work), measure.real(f).to(work))
-    difference, kept, wrong = measure.compared(x, y, bounds)
+    work = elements.work_dtype(b, f)
+    x, y = elements.keep(moved, elements.real(b).to(work), elements.real(f).to(work))
+    difference, kept, wrong = elements.compared(x, y, bounds)
     if wrong is not None and bool(wrong.any()):
         return float("inf")
     top, bottom = float(norms.squares(difference)), float(norms.squares(kept))

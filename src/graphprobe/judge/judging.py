@@ -155,10 +155,10 @@ def _measure(
 ) -> tuple[Plan, list[Measured], Measurements]:
     """Measure the regions of an alignment, as an empty plan wants it."""
     regions = regions_of(plan.before, plan.after, alignment)
-    same = {r for r in regions if isomorphic(r, weights)}
+    repeated = {r for r in regions if repeats(r, weights)} if exact != "always" else set()
+    same = {r for r in regions if r in repeated or isomorphic(r, weights)}  # what repeats is one program, too
     chosen = {"always": set(regions), "never": set(), "auto": set(regions) - same}[exact]
     tick = (lambda row: progress(row, len(regions), "comparing")) if progress else None
-    repeated = {r for r in same - chosen if repeats(r, weights)}
     substituted = substitutes(regions, weights)
     plan = dataclasses.replace(
         plan, regions=regions, exact_regions=chosen, repeated=repeated, same_weight=substituted, tick=tick

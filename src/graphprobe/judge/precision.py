@@ -20,7 +20,7 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.judge.rows import Measured, unit_roundoff
 from graphprobe.judge.same import rms
-from graphprobe.lanes import measure
+from graphprobe.lanes import elements
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
 
@@ -39,11 +39,11 @@ def ratio(
     region = measured.region
     truth = replay.exact("before", region)
     moved = replay.mask(region.claim.before, region.claim.after)
-    bounds = measure.sentinel_bounds(region.claim.before, region.claim.after)
+    bounds = elements.sentinel_bounds(region.claim.before, region.claim.after)
 
     def distance(value: torch.Tensor) -> float:
-        x, y = measure.keep(moved, measure.real(truth).double(), measure.real(value).double())
-        return rms(measure.compared(x, y, bounds)[0])
+        x, y = elements.keep(moved, elements.real(truth).double(), elements.real(value).double())
+        return rms(elements.compared(x, y, bounds)[0])
 
     before = replay.native("before", region)[region.claim.before]
     forced = replay.native("after", region, override=taken)[region.claim.after]

@@ -18,7 +18,7 @@ import torch
 from torch.fx import Node
 
 from graphprobe.execute import Values
-from graphprobe.lanes import exact, measure
+from graphprobe.lanes import elements, exact
 from graphprobe.lanes.noise import U64, Noise
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
@@ -143,9 +143,9 @@ def difference(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (other - truth, truth, where the class differs); don't-care elements and equal classes are zero."""
     moved = replay.mask(region.claim.before, region.claim.after)
-    bounds = measure.sentinel_bounds(region.claim.before, region.claim.after)
-    x, y = measure.keep(moved, measure.real(truth).double(), measure.real(other).double())
-    change, kept, wrong = measure.compared(x, y, bounds)
+    bounds = elements.sentinel_bounds(region.claim.before, region.claim.after)
+    x, y = elements.keep(moved, elements.real(truth).double(), elements.real(other).double())
+    change, kept, wrong = elements.compared(x, y, bounds)
     return change, kept, torch.zeros_like(x, dtype=torch.bool) if wrong is None else wrong
 
 

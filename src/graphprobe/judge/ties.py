@@ -20,7 +20,7 @@ from graphprobe.execute import Values
 from graphprobe.judge import precision
 from graphprobe.judge.rows import Measured
 from graphprobe.judge.same import BOUND, Compared, Sameness, Variant, ask, compare
-from graphprobe.lanes import exact, measure
+from graphprobe.lanes import elements, exact
 from graphprobe.lanes.noise import U64, Noise, jittered
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
@@ -158,7 +158,7 @@ def _shaken(value: Any, noise: Noise, size: float) -> Any:
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:
-    return measure.real(value).double()
+    return elements.real(value).double()
 
 
 def _coarsest(region: Region) -> float:

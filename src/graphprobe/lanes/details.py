@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from graphprobe.lanes import measure
-from graphprobe.lanes.measure import Bounds
+from graphprobe.lanes import elements, measure
+from graphprobe.lanes.elements import Bounds
 from graphprobe.lanes.norms import slices
 from graphprobe.records import Comparison
 
@@ -107,7 +107,7 @@ def measured(before: Tensor, after: Tensor, moved: Tensor | None, bounds: Bounds
     """Return the row [WIDTH] float64 of two values of one shape, in plain torch and without synchronising."""
     row = torch.zeros(WIDTH, dtype=torch.float64, device=before.device)
     row[Detail.DONE], row[Detail.SLICE_DIM], row[Detail.SLICE_INDEX] = 1, -1, -1
-    raw = measure.real(before), measure.real(after)
+    raw = elements.real(before), elements.real(after)
     x, y = (side.double() for side in raw)
     row[Detail.COUNT] = x.numel()
     if not x.numel() or x.shape != y.shape:

@@ -79,3 +79,11 @@ def slices(difference: Tensor, scale: Tensor) -> Iterator[tuple[int, Tensor]]:
         under = scale.sum(others) if others else scale
         count = max(difference.numel() // difference.shape[dim], 1)
         yield dim, over / (under + floor * count + 1e-300)
+
+
+def worst_slice(difference: Tensor, scale: Tensor) -> Tensor:
+    """Return the largest ||d|| / ||x|| over all slices along each dimension; both given as squares."""
+    worst = difference.new_zeros(())
+    for _, ratio in slices(difference, scale):
+        worst = torch.maximum(worst, ratio.amax())
+    return worst.sqrt()

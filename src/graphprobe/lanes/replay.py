@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.execute import Values, call, run_program
-from graphprobe.lanes import control, exact, measure
+from graphprobe.lanes import control, elements, exact
 from graphprobe.lanes.noise import U64, Jitter, Noise
 from graphprobe.lanes.plan import Plan
 from graphprobe.lanes.regions import Region
@@ -87,7 +87,7 @@ class Replay:
         for program, column in sides[:1] if self.plan.redraw == "before" else sides:
             wanted = [pair[column] for pair in missing]
             runs = [run_program(program, i, wanted, skip=self.plan.dead()) for i in (self.inputs, self.redrawn)]
-            both.append({n: measure.moved(runs[0][n], runs[1][n]) for n in wanted if n in runs[0]})
+            both.append({n: elements.moved(runs[0][n], runs[1][n]) for n in wanted if n in runs[0]})
         for x, y in missing:
             if self.plan.redraw == "before":
                 if x in both[0] and nodes.shape(x) == nodes.shape(y):
@@ -258,5 +258,5 @@ def _as_taken(value: Any, leaf: Node) -> Any:
     """Cast before's value to the dtype of the node of after that stands in its place."""
     taken = nodes.tensor_val(leaf)
     if isinstance(value, torch.Tensor) and taken is not None and taken.dtype != value.dtype:
-        return measure.taken(value, taken.dtype)
+        return elements.taken(value, taken.dtype)
     return value

@@ -186,16 +186,20 @@ class _Matcher:
 
 def same_arguments(x: Node, y: Node) -> bool:
     """Whether all constants agree and operands stand in the same places."""
+    if x is y:
+        return True
     slots_x = {n: i for i, n in enumerate(x.all_input_nodes)}
     slots_y = {n: i for i, n in enumerate(y.all_input_nodes)}
-    return bool(_shown((x.args, dict(x.kwargs)), slots_x) == _shown((y.args, dict(y.kwargs)), slots_y))
 
+    def same(mine: Any, theirs: Any) -> bool:
+        if isinstance(mine, Node) or isinstance(theirs, Node):
+            return isinstance(mine, Node) and isinstance(theirs, Node) and slots_x[mine] == slots_y[theirs]
+        if isinstance(mine, (list, tuple)):
+            alike = isinstance(theirs, (list, tuple)) and len(mine) == len(theirs)
+            return alike and all(map(same, mine, theirs))
+        if isinstance(mine, dict):
+            alike = isinstance(theirs, dict) and mine.keys() == theirs.keys()
+            return alike and all(same(value, theirs[key]) for key, value in mine.items())
+        return mine is theirs or (type(mine).__name__ == type(theirs).__name__ and repr(mine) == repr(theirs))
 
-def _shown(value: Any, slots: dict[Node, int]) -> Any:
-    if isinstance(value, Node):
-        return ("operand", slots[value])
-    if isinstance(value, (list, tuple)):
-        return [_shown(v, slots) for v in value]
-    if isinstance(value, dict):
-        return {k: _shown(v, slots) for k, v in value.items()}
-    return (type(value).__name__, repr(value))
+    return same(x.args, y.args) and same(x.kwargs, y.kwargs)

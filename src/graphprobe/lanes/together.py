@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from torch.fx import Graph, Node
 
 from graphprobe import nodes
-from graphprobe.lanes import measure
+from graphprobe.lanes import elements, measure
+from graphprobe.lanes.emitting import emit
 
 #: So many comparisons wait at most, each of values of so many bytes, holding so many bytes together.
 SEVERAL, SMALL, HELD = 32, 1 << 20, 8 << 20
@@ -23,10 +24,10 @@ class Together:
     graph: Graph
     slots: Node
     partials: Node
-    waiting: list[tuple[int, Node, Node, Node | None, measure.Bounds]] = field(default_factory=list)
+    waiting: list[tuple[int, Node, Node, Node | None, elements.Bounds]] = field(default_factory=list)
     held: int = 0
 
-    def add(self, size: int, row: int, b: Node, f: Node, r: Node | None, bounds: measure.Bounds) -> None:
+    def add(self, size: int, row: int, b: Node, f: Node, r: Node | None, bounds: elements.Bounds) -> None:
         """Let a comparison wait whose values take `size` bytes in all lanes."""
         if len(self.waiting) == SEVERAL or self.held + size > HELD:
             self.flush()
@@ -37,10 +38,10 @@ class Together:
         """Make all comparisons that wait."""
         if len(self.waiting) == 1:
             row, b, f, r, bounds = self.waiting[0]
-            self.graph.call_function(measure.native, (self.slots, self.partials, row, b, f, r, None, bounds))
+            emit(self.graph, measure.native, (self.slots, self.partials, row, b, f, r, None, bounds))
         elif self.waiting:
             columns = tuple(tuple(column) for column in zip(*self.waiting, strict=True))
-            self.graph.call_function(measure.native_several, (self.slots, self.partials, *columns))
+            emit(self.graph, measure.native_several, (self.slots, self.partials, *columns))
         self.waiting.clear()
         self.held = 0
 

@@ -28,7 +28,7 @@ from graphprobe.bisection.inductor.noise import narrows, shaken
 from graphprobe.execute import call
 from graphprobe.judge import precision
 from graphprobe.judge.same import rms, slices
-from graphprobe.lanes import exact, measure
+from graphprobe.lanes import elements, exact
 from graphprobe.program import Program, program
 from graphprobe.records import OutputRow
 
@@ -126,7 +126,7 @@ def compared(
         return Compared(path, "identical", row=row, error=0.0)
     if not (x.is_floating_point() or x.is_complex()):
         return _decided(x, y, t, noisy, row)
-    bounds = measure.sentinel_bounds(x.dtype, y.dtype)
+    bounds = elements.sentinel_bounds(x.dtype, y.dtype)
     y_off, kept, y_wrong = _apart(t, y, bounds)
     x_off, _, x_wrong = _apart(t, x, (bounds[0], bounds[0]))
     moves = [_apart(x, one, (bounds[0], bounds[0]))[0] for one in noisy]
@@ -166,7 +166,7 @@ def _row(path: str, x: torch.Tensor, y: torch.Tensor) -> OutputRow:
     identical = x.dtype == y.dtype and _bitwise(x, y)
     if identical or x.numel() == 0:
         return OutputRow(path, tuple(x.shape), nodes.dtype_name(x.dtype), 0.0, 0.0, identical)
-    off, kept, _ = _apart(x, y, measure.sentinel_bounds(x.dtype, y.dtype))
+    off, kept, _ = _apart(x, y, elements.sentinel_bounds(x.dtype, y.dtype))
     error = rms(off) / rms(kept) if rms(kept) else (0.0 if rms(off) == 0 else float("inf"))
     return OutputRow(path, tuple(x.shape), nodes.dtype_name(x.dtype), error, float(off.abs().amax()), False)
 
@@ -175,10 +175,12 @@ def _bitwise(x: torch.Tensor, y: torch.Tensor) -> bool:
     return bool(((x == y) | ((x != x) & (y != y))).all())
 
 
-def _apart(x: torch.Tensor, y: torch.Tensor, bounds: measure.Bounds) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _apart(
+    x: torch.Tensor, y: torch.Tensor, bounds: elements.Bounds
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (y - x, x, where the class differs) in float64; equal classes (NaN, infinities, masks) are zero."""
-    left, right = measure.real(x).double(), measure.real(y).double()
-    change, kept, wrong = measure.compared(left, right, bounds)
+    left, right = elements.real(x).double(), elements.real(y).double()
+    change, kept, wrong = elements.compared(left, right, bounds)
     return change, kept, torch.zeros_like(left, dtype=torch.bool) if wrong is None else wrong
 
 

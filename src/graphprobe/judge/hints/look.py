@@ -15,7 +15,7 @@ from graphprobe import nodes
 from graphprobe.execute import Values
 from graphprobe.judge.culprit import Culprit
 from graphprobe.judge.same import difference, rms
-from graphprobe.lanes import exact, measure
+from graphprobe.lanes import elements, exact
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
 
@@ -117,7 +117,7 @@ def as_float(value: Any) -> Tensor | None:
     """Return a real floating tensor in float64, or None."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
-    return measure.real(exact.lift(value.detach())).double()
+    return elements.real(exact.lift(value.detach())).double()
 
 
 def dimension(x: Tensor, dim: int) -> str:
@@ -128,4 +128,4 @@ def dimension(x: Tensor, dim: int) -> str:
 def bound(look: Look) -> float:
     """Return the size from which on a value is a mask's."""
     value = nodes.tensor_val(look.region.claim.before)
-    return measure.sentinel_bound(value.dtype if value is not None else torch.float32)
+    return elements.sentinel_bound(value.dtype if value is not None else torch.float32)
