@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import queue
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,7 +17,7 @@ from graphprobe.fxfile.mapping import place_of
 Tensor = torch.Tensor
 
 #: Page-locked memory through which bytes go to a GPU, and the pieces in which several threads fill it.
-_STAGES, _STAGE, _PIECE = 4, 64 << 20, 4 << 20
+_STAGES, _STAGE, _PIECE = 4, 64 << 20, 8 << 20
 _READERS = min(16, os.cpu_count() or 1)
 
 
@@ -24,6 +26,7 @@ class Carrier:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._lock = threading.Lock()  # several weights are brought at once
         self._readers: ThreadPoolExecutor | None = None
         self._files: dict[str, int] = {}
 
@@ -61,16 +64,18 @@ class Carrier:
         if len(pieces) == 1:
             fill(0)
             return
-        if self._readers is None:
-            self._readers = ThreadPoolExecutor(_READERS, "graphprobe-read")
+        with self._lock:
+            if self._readers is None:
+                self._readers = ThreadPoolExecutor(_READERS, "graphprobe-read")
         for _ in self._readers.map(fill, pieces):
             pass
 
     def _open(self, path: str) -> int:
-        if path not in self._files:
-            self._files[path] = descriptor = os.open(path, os.O_RDONLY)
-            weakref.finalize(self, os.close, descriptor)
-        return self._files[path]
+        with self._lock:
+            if path not in self._files:
+                self._files[path] = descriptor = os.open(path, os.O_RDONLY)
+                weakref.finalize(self, os.close, descriptor)
+            return self._files[path]
 
 
 class GpuCarrier(Carrier):
@@ -79,8 +84,7 @@ class GpuCarrier(Carrier):
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._stages: list[tuple[Tensor, Any]] = []
-        self._turn = 0
+        self._stages: queue.SimpleQueue[tuple[Tensor, Any]] | None = None
 
     def bring(self, weight: Tensor, since: Any) -> tuple[Tensor, Any]:
         if since is not None:  # else memory would be taken for all weights while the device is still at the first
@@ -96,17 +100,26 @@ class GpuCarrier(Carrier):
         return there, ready
 
     def _copy(self, weight: Tensor, target: Tensor) -> None:
-        while len(self._stages) < _STAGES:
-            self._stages.append((torch.empty(_STAGE, dtype=torch.uint8, pin_memory=True), _event()))
+        stages = self._opened()
         for start in range(0, target.numel(), _STAGE):
-            stage, free = self._stages[self._turn]
-            self._turn = (self._turn + 1) % _STAGES
-            free.synchronize()
-            part = target[start : start + _STAGE]
-            filled = stage[: part.numel()]
-            self._read(weight, start, buffer(filled))
-            part.copy_(filled, non_blocking=True)
-            free.record(self._stream)
+            stage, free = stages.get()
+            try:
+                free.synchronize()
+                part = target[start : start + _STAGE]
+                filled = stage[: part.numel()]
+                self._read(weight, start, buffer(filled))
+                part.copy_(filled, non_blocking=True)
+                free.record(self._stream)
+            finally:
+                stages.put((stage, free))
+
+    def _opened(self) -> queue.SimpleQueue[tuple[Tensor, Any]]:
+        with self._lock:
+            if self._stages is None:
+                self._stages = queue.SimpleQueue()
+                for _ in range(_STAGES):
+                    self._stages.put((torch.empty(_STAGE, dtype=torch.uint8, pin_memory=True), _event()))
+            return self._stages
 
     def hand_over(self, there: Tensor, ready: Any) -> None:
         current = torch.cuda.current_stream(self.device)

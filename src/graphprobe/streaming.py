@@ -27,6 +27,8 @@ Tensor = torch.Tensor
 #: Bytes of weights that are brought before they are asked for; also how much may come between two uses of one weight
 #: before it is brought again.
 AHEAD = 1 << 30
+#: Weights that are brought at once: while the last bytes of one are awaited, the next is read.
+_WORKERS = 3
 #: What is smaller stays on the device once it is there.
 _SMALL = 1 << 16
 
@@ -62,7 +64,7 @@ class Stream:
         self._alive: dict[Key, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._kept: dict[Key, tuple[Tensor, Tensor]] = {}
         self._carrier: Carrier = GpuCarrier(self.device) if self.device.type == "cuda" else Carrier(self.device)
-        self._worker = ThreadPoolExecutor(1, "graphprobe-stream")
+        self._worker = ThreadPoolExecutor(_WORKERS, "graphprobe-stream")
         weakref.finalize(self, self._worker.shutdown, wait=False)
 
     def here(self, value: Any) -> Any:
