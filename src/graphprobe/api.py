@@ -17,7 +17,7 @@ import torch
 from graphprobe import align, arguments, binding, devices, fxfile, graphview, inputs, judge, sides, streaming, untapped
 from graphprobe.capturing import capture
 from graphprobe.lanes import listing
-from graphprobe.program import as_is, copied, program
+from graphprobe.program import Program, as_is, copied, program
 from graphprobe.records import ClaimRecord, ExactRow, Leftover, Replacement, Report
 
 Side = sides.Side
@@ -129,21 +129,9 @@ def _diff(
     # with inputs of another form on one side, what is padding there is left out by the slice that is compared
     redrawn, leaks = (None, False) if other else binding.redrawn(left, right, bound, valid, notes)
     replaced = tuple(options.events if options.events is not None else gm_after.meta.get(EVENTS, ()))
-    alignment = align.quick(left, right, replaced, bound)
-    if alignment is None:
-        left, right = copied(left), copied(right)  # alignment may write views into them
-        alignment = align.align(left, right, replaced, bound)
-    judgement = judge.judge(
-        left,
-        right,
-        alignment,
-        bound,
-        redrawn=redrawn,
-        leaks=leaks,
-        exact=options.exact,
-        detailed=options.details,
-        progress=options.progress,
-    )
+    left, right, claims = _aligned(left, right, replaced, bound)
+    judging: dict[str, Any] = {"exact": options.exact, "detailed": options.details, "progress": options.progress}
+    judgement = judge.judge(left, right, claims, bound, redrawn=redrawn, leaks=leaks, **judging)
     for side, model, one in (("before", before, left), ("after", after, right)):
         notes.append(untapped.note(side, model, one, bound, args, kwargs))
     judgement.notes += [said for said in notes if said]
@@ -157,6 +145,17 @@ def _diff(
         environment=environment(bound),
         seconds=time.perf_counter() - started,
     )
+
+
+def _aligned(
+    left: Program, right: Program, events: Sequence[Replacement], bound: inputs.Inputs
+) -> tuple[Program, Program, align.Alignment]:
+    """Align two programs; those that are returned may have views written into them."""
+    found = align.quick(left, right, events, bound)
+    if found is not None:
+        return left, right, found
+    left, right = copied(left), copied(right)
+    return left, right, align.align(left, right, events, bound)
 
 
 @dataclasses.dataclass(frozen=True)

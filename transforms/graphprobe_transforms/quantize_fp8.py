@@ -41,20 +41,11 @@ class QuantizeFp8:
             if self.activations:
                 # layers that share their input share its codes
                 x = inputs.get(layer.x) or inputs.setdefault(layer.x, fake_quantized_input(layer))
-            weight = weights.get(layer.source.target) or dequantized(gm, layer)
+            weight = weights.get(layer.source.target) or quantizing.scaled_codes(gm, layer, encode)
             weights[layer.source.target] = weight  # layers that share their weight share its codes
             layer.use(weight, x)
         graphs.tidy(gm, [layer.node for layer in layers])
         return Applied(tuple(layer.path for layer in layers))
-
-
-def dequantized(gm: GraphModule, layer: Linear) -> Node:
-    """Store codes and scale of a layer and insert their product."""
-    weight = layer.weight(gm)
-    codes, scale = encode(weight)
-    code_node = quantizing.store(gm, layer, "weight_codes", codes)
-    scale_node = quantizing.store(gm, layer, "weight_scale", scale)
-    return quantizing.scaled_codes(layer, code_node, scale_node, weight.dtype)
 
 
 def encode(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

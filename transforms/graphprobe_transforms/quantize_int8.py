@@ -28,16 +28,11 @@ class QuantizeInt8:
 
     def apply(self, gm: GraphModule) -> Outcome:
         """Replace every match in `gm`."""
-        return quantizing.quantize(gm, self.where, self.skip, dequantized, lambda layer: "")
+        return quantizing.quantize(gm, self.where, self.skip, _dequantized, lambda layer: "")
 
 
-def dequantized(gm: GraphModule, layer: Linear) -> Node:
-    """Store codes and scale of a layer and insert their product."""
-    weight = layer.weight(gm)
-    codes, scale = encode(weight)
-    code_node = quantizing.store(gm, layer, "weight_codes", codes)
-    scale_node = quantizing.store(gm, layer, "weight_scale", scale)
-    return quantizing.scaled_codes(layer, code_node, scale_node, weight.dtype)
+def _dequantized(gm: GraphModule, layer: Linear) -> Node:
+    return quantizing.scaled_codes(gm, layer, encode)
 
 
 def encode(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

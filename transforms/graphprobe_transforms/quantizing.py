@@ -18,6 +18,7 @@ E2M1_MAX = 6.0
 SKIP = ("lm_head",)
 
 Dequantize = Callable[[GraphModule, Linear], Node]
+Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # weight -> codes, scale
 
 
 def quantize(
@@ -59,14 +60,17 @@ def store(gm: GraphModule, layer: Linear, name: str, value: torch.Tensor) -> Nod
     return graphs.insert_buffer(gm, layer.node, f"{layer.path}.{name}", value.contiguous(), like=layer.source)
 
 
-def scaled_codes(layer: Linear, codes: Node, scale: Node, dtype: torch.dtype) -> Node:
-    """Insert ``codes.to(scale.dtype) * scale`` before the layer, cast to `dtype` where that is another one."""
-    held = graphs.tensor(scale)
-    assert held is not None  # `store` has made it
+def scaled_codes(gm: GraphModule, layer: Linear, encode: Encode) -> Node:
+    """Store what `encode` makes of the weight, and insert ``codes.to(scale.dtype) * scale`` in the weight's dtype."""
+    weight = layer.weight(gm)
+    codes, scale = encode(weight)
+    code_node, scale_node = store(gm, layer, "weight_codes", codes), store(gm, layer, "weight_scale", scale)
     place = layer.node
-    wide = graphs.insert(place, aten.to.dtype, (codes, held.dtype), like=place)
-    value = graphs.insert(place, aten.mul.Tensor, (wide, scale), like=place)
-    return value if held.dtype == dtype else graphs.insert(place, aten.to.dtype, (value, dtype), like=place)
+    wide = graphs.insert(place, aten.to.dtype, (code_node, scale.dtype), like=place)
+    value = graphs.insert(place, aten.mul.Tensor, (wide, scale_node), like=place)
+    if scale.dtype == weight.dtype:
+        return value
+    return graphs.insert(place, aten.to.dtype, (value, weight.dtype), like=place)
 
 
 def nearest_e2m1(values: torch.Tensor) -> torch.Tensor:
