@@ -97,15 +97,16 @@ def run(options: argparse.Namespace) -> int:
     report = dataclasses.replace(_compare(options), command=_command(options))
     if options.output:
         output.write_text(options.output, report.to_json(indent=2) + "\n")
-    if options.html:
-        report.to_html(options.html)
     if options.json:
         print(report.to_json(indent=2))
     else:
         from graphprobe import render
 
         print(render.text(report, verbose=options.verbose))
-    if options.png:  # last: where no layout engine is found, the answer has been printed
+    # pictures come last: where one cannot be drawn, the answer has been printed
+    if options.html:
+        report.to_html(options.html)
+    if options.png:
         report.render(options.png)
     return report.exit_code
 

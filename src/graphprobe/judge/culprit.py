@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,15 @@ def culprit(region: Region, weights: Weights) -> Culprit:
     return Culprit("after", first, frozenset([first]))
 
 
+def rounding(guilty: Culprit, region: Region) -> Culprit:
+    """Name for a difference of rounding what can round: no view does."""
+    if not nodes.is_view(guilty.node) and guilty.node.all_input_nodes:
+        return guilty
+    makers = [n for n in _own(region, guilty.side) if not nodes.is_view(n) and n.all_input_nodes]
+    shown = nodes.shown(getattr(region.claim, guilty.side))
+    return replace(guilty, node=next((n for n in [*makers, shown] if n in guilty.lone), shown))
+
+
 def _added(
     region: Region, weights: Weights, rest: tuple[list[Node], list[Node]], lone: list[Node], alike: Pairs,
     every: frozenset[Node],
@@ -65,6 +74,8 @@ def _added(
         changed = _changed(*rest, alike, weights) if nodes.is_view(named) else None
         fed = [y for radius in (2, 3) for y in _unlike(rest[1], alike, radius)[:1]]
         named = changed or next(iter(fed), named)
+    if not unlike or named not in unlike or set(lone) <= set(unlike):  # no other layer tells what is to blame
+        named = _beyond_shapes(named, [y for y in _at_home(lone, region) if not unlike or y in unlike], every)
     return Culprit("after", named, every | {named})
 
 
@@ -95,6 +106,19 @@ def _changed(before: list[Node], after: list[Node], alike: Pairs, weights: Weigh
             if len(same) == 1 and differing(same[0], y):
                 return y
     return None
+
+
+def _beyond_shapes(named: Node, lone: list[Node], every: frozenset[Node]) -> Node:
+    """Pass over what only joins and splits dimensions, or makes constants, where both sides were written anew: other
+    operations need other shapes. A permutation or a slice stays named."""
+    anew = any(n.op == "call_function" and not nodes.is_view(n) for n in every if n.graph is not named.graph)
+    if not anew or not _only_shapes(named):
+        return named
+    return next((n for n in lone if not _only_shapes(n)), named)
+
+
+def _only_shapes(node: Node) -> bool:
+    return step_of(node) == FLAT or (node.op == "call_function" and not node.all_input_nodes)
 
 
 _HANDS_ON = ("contiguous", "clone", "detach", "alias", "lift_fresh_copy", "type_as", "to", "_to_copy", "dropout")

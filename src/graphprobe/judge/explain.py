@@ -15,10 +15,18 @@ def number(x: float | None) -> str:
 def explain(finding: Finding) -> str:
     """Say what was found, what it means for the finding's kind, and what to do next where something is to be done."""
     where = f" in {finding.module_path}" if finding.module_path else ""
-    what = f"{finding.op}{where}"
+    what = f"{finding.op}{where}" if finding.located else f"{region(finding)}{where}"
     said = _SENTENCES[finding.kind](finding, what)
     step = _next(finding)
+    said = said[:1].upper() + said[1:] if not finding.located else said
     return f"{said} Next: {step}." if step else said
+
+
+def region(f: Finding) -> str:
+    """Name a piece too large for one of its operations to be named."""
+    side, names = ("after", f.after) if f.after else ("before", f.before)
+    end = f.outputs[side == "after"]
+    return f"the region of {len(names)} operations" + (f" that ends in {end}" if end else "")
 
 
 def _next(f: Finding) -> str:
@@ -28,8 +36,10 @@ def _next(f: Finding) -> str:
             return step
     if f.kind != "semantic" or f.rule.startswith(("3", "4")):
         return ""
+    if not f.located:
+        return "draw both sides (graphprobe diff --png)"
     line = f"compare {f.source}" if f.source else f"compare {f.culprit or f.op}"
-    return f"{line} with what before does there (graphprobe show draws both sides)"
+    return f"{line} with what before does there (graphprobe diff --png draws both sides)"
 
 
 #: What a finding may look like -> what to look at first.

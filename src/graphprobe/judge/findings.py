@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from graphprobe import nodes, provenance
 from graphprobe.errors import InputError
-from graphprobe.judge.culprit import culprit
+from graphprobe.judge.culprit import culprit, rounding
 from graphprobe.judge.cure import Cures
 from graphprobe.judge.explain import explain
 from graphprobe.judge.hints import hint
@@ -47,6 +47,8 @@ def _finding(judgement: Judgement, j: Judged) -> Finding:
     before, after = judgement.replay.plan.before, judgement.replay.plan.after
     region, m = tight(judgement, j.region), j.measured
     guilty = culprit(region, judgement.weights)
+    if j.kind in ("rounding", "precision"):
+        guilty = rounding(guilty, region)
     node, program = guilty.node, after if guilty.side == "after" else before
     befores = names(before, region.operations("before"))
     afters = names(after, region.operations("after"))

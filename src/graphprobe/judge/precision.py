@@ -56,6 +56,7 @@ def ratio(
         max(unit_roundoff(region), _thrown_away(region)) * distance(torch.zeros_like(truth)),
         of_the_cast,
         distance(replay.exact("after", region)) if quantized else 0.0,
+        distance(replay.exact("after", region, override=finer)) if (finer := _finer(replay, region)) else 0.0,
     )
     top = distance(forced)
     return top / floor if floor > 0 else (0.0 if top == 0 else float("inf"))
@@ -87,6 +88,20 @@ def _is_lowered(replay: Replay) -> bool:
         if torch.finfo(theirs.dtype).eps > torch.finfo(mine.dtype).eps:
             return True
     return False
+
+
+def _finer(replay: Replay, region: Region) -> dict[Node, torch.Tensor]:
+    """Return the weights and tables of which `before` holds a rounded copy, with after's own values: where a model is
+    raised to a wider dtype, what it makes of its digits is no loss."""
+    plan = replay.plan
+    own = {n: (plan.same_weight[n], plan.after.attribute(n)) for n in region.after if n in plan.same_weight}
+    return {
+        n: value.detach()
+        for n, (x, value) in own.items()
+        if isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and torch.finfo(value.dtype).eps < torch.finfo(plan.before.attribute(x).dtype).eps
+    }
 
 
 def _own_parameters(replay: Replay, region: Region) -> dict[Node, torch.Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from graphprobe import align, nodes, provenance
 from graphprobe.align.claims import Claim
 from graphprobe.align.leftovers import unclaimed
+from graphprobe.judge import unseen
 from graphprobe.judge.findings import GRAVE, findings_of, names
 from graphprobe.judge.judging import Judged, Judgement
 from graphprobe.judge.plain import plain_outputs
@@ -33,6 +34,8 @@ def report(
     notes, loud = tuple(judgement.notes), [j for j in judged if is_open(j)]
     if loud and verdict in ("identical", "rounding"):
         verdict, notes = "unknown", (*notes, question(judgement, loud))
+    if quiet := unseen.note(judgement, judged):
+        notes = (*notes, quiet)
     return Report(
         verdict=verdict,
         findings=tuple(findings),

@@ -16,9 +16,10 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.align.claims import Alignment, Claim, remaining
 from graphprobe.program import Program
+from graphprobe.records import SMALL_REGION
 
 Origin = frozenset[tuple[Node, Node]]  # frontier pairs, as (node of before, its own or its partner's node)
-SMALL = 16  # a region of at most so many value-making operations is called resolved
+SMALL = SMALL_REGION
 
 
 @dataclass(frozen=True, eq=False)

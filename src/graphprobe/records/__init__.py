@@ -17,12 +17,13 @@ from graphprobe.records.graphs import (
     Tap,
 )
 from graphprobe.records.plain import SCHEMA_VERSION, from_data, to_data
-from graphprobe.records.reports import VERDICTS, Coverage, Finding, OutputRow, RegionRow, Report
+from graphprobe.records.reports import SMALL_REGION, VERDICTS, Coverage, Finding, OutputRow, RegionRow, Report
 from graphprobe.records.runs import STATUSES, RunReport, RunStep
 
 __all__ = [
     "EXACT_RULES",
     "SCHEMA_VERSION",
+    "SMALL_REGION",
     "STATUSES",
     "VERDICTS",
     "ClaimRecord",

@@ -77,6 +77,10 @@ class Finding:
     details: Comparison | None = None  # both versions' own values where the region closes; None unless asked for
 
 
+#: A region of at most so many value-making operations is judged closely, and its operation is named.
+SMALL_REGION = 16
+
+
 @dataclass(frozen=True)
 class Coverage:
     """How much of the two graphs was compared, and what was not."""

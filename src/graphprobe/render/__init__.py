@@ -6,6 +6,7 @@ from graphprobe.render.boxes import Overlay
 from graphprobe.render.divergence import dot_divergence
 from graphprobe.render.engine import draw
 from graphprobe.render.files import write_divergence, write_graph, write_layer
+from graphprobe.render.headline import headline
 from graphprobe.render.layer_picture import dot_graph, dot_layer, part_facts
 from graphprobe.render.layers import layers_of
 from graphprobe.render.overlays import combine, overlay_report, overlay_taps
@@ -17,7 +18,6 @@ from graphprobe.render.wording import (
     coverage_text,
     exact_text,
     findings_table,
-    headline,
     lint_text,
     regions_table,
     taps_text,

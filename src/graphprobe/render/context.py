@@ -13,6 +13,7 @@ from graphprobe.render.wording import worst
 
 LIMIT = 60  # boxes of the whole picture
 ABOVE, BELOW = 2, 1  # levels of context
+_GRAVE = VERDICTS[VERDICTS.index("quantization") + 1 :]
 PASSED_ON = 3.0  # below a finding, a total this many times what an operation introduced came from above
 
 
@@ -131,7 +132,7 @@ def tainted_by(report: Report, after: Wiring) -> frozenset[str]:
     standing = [f for f in report.findings if not f.accepted and f.kind not in ("identical", "rounding")]
     todo = [f.outputs[1] or f.after[-1] for f in standing if f.outputs[1] or f.after]
     if standing:
-        todo += [row.after for row in report.regions if VERDICTS.index(row.verdict) > VERDICTS.index("quantization")]
+        todo += [row.after for row in report.regions if row.verdict in _GRAVE]  # "pardoned" is no verdict
     todo = [name for name in todo if name in after.order]
     while todo:
         below = [user for user in after.users[todo.pop()] if user not in found]

@@ -10,12 +10,12 @@ from graphprobe.render import labels
 from graphprobe.render.boxes import tooltip
 from graphprobe.render.context import LIMIT, Focus, Side, focus_of, side_of, tainted_by, was_passed_on
 from graphprobe.render.folding import Group, group_of
+from graphprobe.render.headline import headline
 from graphprobe.render.heat import AGREED, ALONE, HATCH, PART, heat, scale_keys
 from graphprobe.render.numbers import error, made
 from graphprobe.render.roles import NO_VALUE
 from graphprobe.render.scene import Box, Frame, Key, Line, Link, Scene, stripes, to_dot
 from graphprobe.render.wiring import CALLS, Wiring, wire
-from graphprobe.render.wording import headline
 
 EDGE, CLAIM, FAINT = "#7f2704", "#1f65ad", "#9dbcdc"
 

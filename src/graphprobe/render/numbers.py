@@ -98,3 +98,15 @@ def table(
 
 def _numeric(cells: Sequence[str]) -> bool:
     return bool(cells) and all(not cell or _NUMBER.match(cell) for cell in cells)
+
+
+def hang(head: str, body: str) -> list[str]:
+    """Break a text into lines that stand behind its head."""
+    pad = " " * (len(head) or 2)
+    lines = wrap(body, pad)
+    return [head + lines[0].removeprefix(pad), *lines[1:]]
+
+
+def clip_line(line: str) -> str:
+    """Shorten a line to the width of a text in its middle."""
+    return clip(flat(line), WIDTH)

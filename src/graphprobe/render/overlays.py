@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from graphprobe.records import Report, Tap
 from graphprobe.render.boxes import Overlay
 from graphprobe.render.context import tainted_by, was_passed_on
+from graphprobe.render.headline import headline
 from graphprobe.render.heat import AGREED, HATCH, heat, scale_keys
 from graphprobe.render.numbers import error, made, statistic
 from graphprobe.render.scene import Key
 from graphprobe.render.wiring import wire
-from graphprobe.render.wording import headline
 
 
 def overlay_report(report: Report, side: str = "after") -> Overlay:

@@ -14,13 +14,14 @@ from graphprobe.render import labels
 from graphprobe.render.code import region_code
 from graphprobe.render.divergence import dot_divergence
 from graphprobe.render.engine import draw, find_engine, write
+from graphprobe.render.headline import headline, places
 from graphprobe.render.heat import heat
 from graphprobe.render.numbers import count, error, made, share
 from graphprobe.render.places import layer_prefix
 from graphprobe.render.roles import COLOURS, NO_VALUE, role_of, rotary_nodes
 from graphprobe.render.runs import matches
 from graphprobe.render.wiring import Wiring, wire
-from graphprobe.render.wording import coverage_text, headline, places, worst
+from graphprobe.render.wording import coverage_text, worst
 
 _SCRIPTS = ("common.js", "curve.js", "regions.js", "layout.js", "explorer.js")
 _PICTURES = 4  # findings that get a picture

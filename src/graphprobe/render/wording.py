@@ -18,22 +18,23 @@ from graphprobe.records import (
     Tap,
 )
 from graphprobe.render.code import region_code
+from graphprobe.render.headline import headline, next_step
 from graphprobe.render.labels import clip, dims, dtype
-from graphprobe.render.numbers import WIDTH, count, error, flat, made, share, size, statistic, table, wrap
-from graphprobe.render.places import layer_prefix
+from graphprobe.render.numbers import (
+    WIDTH,
+    count,
+    error,
+    flat,
+    hang,
+    made,
+    share,
+    size,
+    statistic,
+    table,
+    wrap,
+)
 from graphprobe.render.telling import details_text
 
-#: What each verdict says of the place it names.
-_SAYS = {
-    "identical": "is bitwise the same",
-    "rounding": "differs by rounding only",
-    "unknown": "could not be judged",
-    "quantization": "is quantised, within the bounds of its codes",
-    "precision": "computes the same function too coarsely",
-    "semantic": "computes another function",
-    "nonfinite": "makes NaN or infinity of finite inputs",
-    "structural": "does not fit: an operation fails or an output is missing",
-}
 _CURES = "of the output error goes when only this region is replaced"
 _LABEL = 12  # columns of the names of a finding's figures
 
@@ -47,46 +48,14 @@ def text(report: Report, *, verbose: bool = False) -> str:
     others = [f for f in report.findings if f is not shown]
     if others:
         parts.append(f"{count(len(others), 'other finding')}, worst first:\n{findings_table(report, skip=shown)}")
+    parts.append(next_step(report))
     parts.append("\n".join(_outputs(report.outputs)))
     if verbose and report.regions:
         parts.append(f"{count(len(report.regions), 'region')}, worst first:\n{regions_table(report, None)}")
     parts.append(coverage_text(report.coverage, report.min_coverage))
-    parts.append("\n".join(line for note in report.notes for line in _hang("note: ", note)))
+    parts.append("\n".join(line for note in report.notes for line in hang("note: ", note)))
     parts.append("\n".join(_provenance(report)))
     return "\n\n".join(part for part in parts if part)
-
-
-def headline(report: Report) -> str:
-    """Return the one line that says what matters: the verdict, the layer, the module and the operation."""
-    first = report.first
-    if first is not None:
-        said = [flat(f"{report.verdict}: {where} {_SAYS.get(report.verdict, '')}") for where in places(first)]
-        return next((line for line in said if len(line) <= WIDTH), clip_line(said[-1]))
-    if report.verdict == "identical":
-        return f"identical: all {count(len(report.outputs), 'output')} bitwise equal"
-    if report.verdict == "rounding":
-        errors = [row.error for row in report.outputs if row.error is not None]
-        by = f"; the outputs differ by {error(max(errors))}" if errors else ""
-        return f"rounding: both graphs compute the same function{by}"
-    if report.verdict == "unknown" and not report.coverage.compared and report.coverage.unknown:
-        return f"unknown: nothing was compared, for {count(report.coverage.unknown, 'operation')} could not be judged"
-    if report.verdict == "unknown" and not report.coverage.compared:
-        return "unknown: nothing was compared, for no output of the graphs needs an operation that makes a tensor"
-    if report.verdict == "unknown":
-        needed = share(report.min_coverage)
-        return f"unknown: too little could be judged (resolution {share(report.coverage.resolution)}, needed {needed})"
-    return clip_line(f"{report.verdict}: the outputs differ and no single operation was found to be the cause")
-
-
-def places(finding: Finding) -> list[str]:
-    """Return where a finding is, in fewer and fewer words: layer, module, operation and operator first."""
-    prefix = layer_prefix(finding.module_path)
-    layer = f"layer {prefix.rpartition('.')[2]}" if prefix else ""
-    operation = finding.culprit or (finding.after or finding.before or ("",))[-1]
-    named = f"{operation} ({finding.op})" if operation and finding.op != operation else operation or finding.op
-    path = finding.module_path
-    choices = ((layer, path, named), (layer, path, operation), (path, operation), (layer, operation))
-    return [", ".join(word for word in words if word) for words in choices]
 
 
 def finding_text(finding: Finding, report: Report | None = None) -> str:
@@ -97,7 +66,7 @@ def finding_text(finding: Finding, report: Report | None = None) -> str:
     sides = f"{count(len(finding.before), 'operation')} of before, {len(finding.after)} of after"
     region = f"{sides}; closed by {' = '.join(name for name in finding.outputs if name)}".removesuffix("; closed by ")
     rows = [
-        ("operation", f"{finding.culprit or '-'}  {finding.op}"),
+        ("operation", f"{finding.culprit or '-'}  {finding.op}{'' if finding.located else ', or a later one'}"),
         ("module", finding.module_path or "(root)"),
         ("source", finding.source),
         ("transform", finding.transform),
@@ -126,7 +95,7 @@ def finding_text(finding: Finding, report: Report | None = None) -> str:
 
 
 def _fields(rows: Sequence[tuple[str, str]]) -> list[str]:
-    return [line for name, value in rows if value for line in _hang(f"  {name:{_LABEL}}", value)]
+    return [line for name, value in rows if value for line in hang(f"  {name:{_LABEL}}", value)]
 
 
 def _code(finding: Finding, report: Report) -> list[str]:
@@ -205,17 +174,17 @@ def coverage_text(coverage: Coverage, min_coverage: float = 0.0) -> str:
         (coverage.unmatched_after, "of after without a partner"),
     )
     rest = ", ".join(f"{number:,} {what}" for number, what in left_out).replace("before and,", "before and")
-    lines = _hang("", f"{first}; {rest}.")
+    lines = hang("", f"{first}; {rest}.")
     if coverage.evidence:
         claims = ", ".join(f"{n:,} by {name}" for name, n in sorted(coverage.evidence.items(), key=lambda kv: -kv[1]))
-        lines += _hang("", f"claims: {claims}.")
+        lines += hang("", f"claims: {claims}.")
     if coverage.largest:
-        lines += _hang("", f"largest region: {coverage.largest}.")
+        lines += hang("", f"largest region: {coverage.largest}.")
     if coverage.dont_care:
-        lines += _hang("", f"left out as padding or fully masked: {count(coverage.dont_care, 'element')}.")
+        lines += hang("", f"left out as padding or fully masked: {count(coverage.dont_care, 'element')}.")
     if coverage.unmatched:
         names = ", ".join(coverage.unmatched[:6]) + (" ..." if len(coverage.unmatched) > 6 else "")
-        lines += _hang("", f"in no judged region: {names}.")
+        lines += hang("", f"in no judged region: {names}.")
     return "\n".join(lines)
 
 
@@ -224,7 +193,7 @@ def taps_text(taps: Sequence[Tap]) -> str:
     measured = [tap for tap in taps if not tap.derived]
     bad = [tap for tap in measured if tap.nan or tap.inf]
     first = f"; the first with NaN or infinity is {bad[0].name}, {len(bad)} in all" if bad else ", all finite"
-    lines = _hang("", f"{count(len(measured), 'value')} measured, {count(len(taps) - len(measured), 'view')}{first}")
+    lines = hang("", f"{count(len(measured), 'value')} measured, {count(len(taps) - len(measured), 'view')}{first}")
     if not taps:
         return lines[0]
     headers = ["name", "op", "shape", "min", "max", "mean", "rms", "odd"]
@@ -253,7 +222,7 @@ def exact_text(rows: Sequence[ExactRow]) -> str:
     headers = ["operator", *(["nodes"] if counted else []), "rule", "by"]
     cells = [[row.operator, *([str(row.count)] if counted else []), row.rule, row.note] for row in rows]
     used = [rule for rule in EXACT_RULES if any(row.rule == rule for row in rows)]
-    legend = [line for rule in used for line in _hang(f"{rule:14}", EXACT_RULES[rule])]
+    legend = [line for rule in used for line in hang(f"{rule:14}", EXACT_RULES[rule])]
     return "\n".join([table(headers, cells, flexible=(0, len(headers) - 1)), "", *legend])
 
 
@@ -262,20 +231,15 @@ def lint_text(issues: Sequence[Lint]) -> str:
     if not issues:
         return "no defects found"
     rules = ", ".join(f"{n} {rule}" for rule, n in Counter(issue.rule for issue in issues).most_common())
-    lines = _hang("", f"{count(len(issues), 'defect')}: {rules}")
+    lines = hang("", f"{count(len(issues), 'defect')}: {rules}")
     for issue in issues:
         where = ", ".join(word for word in (issue.module_path, issue.source) if word)
         made = f", made by transform {issue.transform}" if issue.transform else ""
         target = f" ({issue.target})" if issue.target else ""
-        lines += ["", *_hang("", f"{issue.rule}: {issue.node}{target}{' at ' + where if where else ''}{made}")]
+        lines += ["", *hang("", f"{issue.rule}: {issue.node}{target}{' at ' + where if where else ''}{made}")]
         lines += wrap(issue.message, "  ")
-        lines += _hang("  mend: ", issue.fix)
+        lines += hang("  mend: ", issue.fix)
     return "\n".join(lines)
-
-
-def clip_line(line: str) -> str:
-    """Shorten a line to the width of a text in its middle."""
-    return clip(flat(line), WIDTH)
 
 
 def _outputs(rows: Sequence[OutputRow]) -> list[str]:
@@ -283,7 +247,7 @@ def _outputs(rows: Sequence[OutputRow]) -> list[str]:
     lines = []
     for row in ranked[:8]:
         how = "bitwise equal" if row.identical else f"relative L2 {error(row.error)}, largest {error(row.max_abs)}"
-        lines += _hang("", f"output {row.path or '(only)'} {dims(row.shape)} {dtype(row.dtype)}: {how}")
+        lines += hang("", f"output {row.path or '(only)'} {dims(row.shape)} {dtype(row.dtype)}: {how}")
         lines += wrap(details_text(row.details), "  ") if row.details and not row.identical else []
     if len(ranked) > 8:
         equal = sum(1 for row in ranked[8:] if row.identical)
@@ -292,18 +256,11 @@ def _outputs(rows: Sequence[OutputRow]) -> list[str]:
 
 
 def _provenance(report: Report) -> list[str]:
-    lines = _hang("reproduce: ", report.command) if report.command else []
+    lines = hang("reproduce: ", report.command) if report.command else []
     if report.environment:
         said = ", ".join(f"{key} {value}" for key, value in report.environment.items())
-        lines += _hang("environment: ", said)
+        lines += hang("environment: ", said)
     return lines
-
-
-def _hang(head: str, body: str) -> list[str]:
-    """Break a text into lines that stand behind its head."""
-    pad = " " * (len(head) or 2)
-    lines = wrap(body, pad)
-    return [head + lines[0].removeprefix(pad), *lines[1:]]
 
 
 def _gravity(kind: str) -> int:

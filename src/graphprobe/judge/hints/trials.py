@@ -17,6 +17,7 @@ from graphprobe.lanes import exact
 
 _MOST_PAIRS = 8
 _LONGEST, _MOST_PATHS = 4, 24  # operations that are bypassed at once, and ways that are tried
+_MOST_WORK, _MOST_TRIALS = 20_000, 4  # operations that are run for one hint; about so many trials an operation
 _CLEARLY = 0.25  # a trial among quantised values must leave no more than this share of the difference
 
 
@@ -166,7 +167,9 @@ def dropped(look: Look) -> str | None:
     for side, other in (("before", look.raw[1]), ("after", look.raw[0])):
         values = look.inside[side == "after"]
         lone = [n for n in look.region.operations(side) if n in look.culprit.lone]
-        for last in reversed(lone):
+        # every trial runs the whole piece: of one of hundreds of operations only the last are tried
+        affordable = _MOST_WORK // (_MOST_TRIALS * len(look.region.operations(side)) or 1) + 1
+        for last in lone[: -affordable - 1 : -1]:
             found = _bypassed(look, side, last, set(lone), values, other)
             if found is not None:
                 doing = [n for n in found[1] if not nodes.is_view(n)]

@@ -1,0 +1,224 @@
+"""What a user reads of a report is true: it names what can be to blame, says what to do, and can always be drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import graphprobe
+from graphprobe import render
+from graphprobe.judge.hints import trials
+from graphprobe.lanes.replay import Replay
+
+VIEWS = ("view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "slice", "select", "new_zeros")
+
+
+class Block(nn.Module):
+    """Group norm and attention over pixels, as diffusion models have it; `way` writes it anew."""
+
+    def __init__(self, way="plain", unbiased=False, stretch=1.0):
+        super().__init__()
+        self.way, self.unbiased, self.stretch = way, unbiased, stretch
+        self.norm, self.qkv, self.out = nn.GroupNorm(4, 16), nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def normed(self, x):
+        if self.way == "plain":
+            return self.norm(x)
+        z = x.reshape(x.shape[0], 4, -1)
+        z = (z - z.mean(-1, keepdim=True)) * (z.var(-1, keepdim=True, unbiased=self.unbiased) + 1e-5).rsqrt()
+        return z.reshape(x.shape) * self.norm.weight[None, :, None, None] + self.norm.bias[None, :, None, None]
+
+    def forward(self, x):  # [batch, 16, height, width]
+        q, k, v = self.qkv(self.normed(x).flatten(2).transpose(1, 2)).chunk(3, -1)
+        if self.way == "plain":
+            mixed = torch.softmax(q @ k.transpose(1, 2) / 4.0, -1) @ v
+        else:
+            heads = (t.unsqueeze(1) for t in (q, k, v))
+            mixed = F.scaled_dot_product_attention(*heads, scale=0.25 * self.stretch)[:, 0]
+        return x + self.out(mixed).transpose(1, 2).reshape(x.shape)
+
+
+class Recurrent(nn.Module):
+    """An LSTM as one kernel, or step by step."""
+
+    def __init__(self, unrolled=False, squash=torch.tanh):
+        super().__init__()
+        self.unrolled, self.squash = unrolled, squash
+        self.rnn, self.out = nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x):  # [batch, steps, 6]
+        if not self.unrolled:
+            return self.out(self.rnn(x)[0])
+        h, c = x.new_zeros(x.shape[0], 5), x.new_zeros(x.shape[0], 5)
+        steps = []
+        for t in range(x.shape[1]):
+            gates = F.linear(x[:, t], self.rnn.weight_ih_l0, self.rnn.bias_ih_l0)
+            i, f, g, o = (gates + F.linear(h, self.rnn.weight_hh_l0, self.rnn.bias_hh_l0)).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * self.squash(g)
+            h = o.sigmoid() * c.tanh()
+            steps.append(h)
+        return self.out(torch.stack(steps, 1))
+
+
+class Folded(nn.Module):
+    """Convolution and batch norm, which a conversion folds into one."""
+
+    def __init__(self, eps=None):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        self.norm.running_var.uniform_(0.5, 1.5)
+        self.eps = eps
+
+    def forward(self, x):
+        if self.eps is None:
+            return self.head(F.relu(self.norm(self.conv(x))))
+        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.eps)
+        shift = (self.conv.bias - self.norm.running_mean) * scale + self.norm.bias
+        return self.head(F.relu(F.conv2d(x, self.conv.weight * scale[:, None, None, None], shift)))
+
+
+def made(kind, *arguments, **options):
+    torch.manual_seed(0)
+    return kind(*arguments, **options).eval()
+
+
+def image(*shape):
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(1)),)
+
+
+SEQUENCE, PIXELS = image(2, 3, 6), image(2, 16, 6, 6)
+PAIRS = {
+    "block": (made(Block), made(Block, "anew"), PIXELS),
+    "block, other variance": (made(Block), made(Block, "anew", unbiased=True), PIXELS),
+    "block, other scale": (made(Block), made(Block, "anew", stretch=1.01), PIXELS),
+    "lstm": (made(Recurrent), made(Recurrent, True), SEQUENCE),
+    "lstm, other function": (made(Recurrent), made(Recurrent, True, F.hardtanh), SEQUENCE),
+    "folded": (made(Folded), made(Folded, eps=1e-5), image(1, 3, 8, 8)),
+    "folded, other epsilon": (made(Folded), made(Folded, eps=1e-2), image(1, 3, 8, 8)),
+}
+
+
+@pytest.fixture(scope="module")
+def reports():
+    return {name: graphprobe.diff(*pair) for name, pair in PAIRS.items()}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_is_named_can_be_to_blame(name, reports):
+    report = reports[name]
+    assert (report.verdict == "semantic") == ("other" in name)
+    for finding in report.findings:
+        if finding.located:
+            assert not any(f".{view}." in finding.op for view in VIEWS), finding.op
+        else:
+            end = f"that ends in {finding.outputs[1]}"
+            assert end in finding.explanation and finding.op not in finding.explanation
+            assert finding is not report.first or end in render.headline(report)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_report_can_be_drawn_and_read_again(name, reports):
+    report = reports[name]
+    again = graphprobe.Report.from_json(report.to_json())
+    assert render.text(again, verbose=True) == render.text(report, verbose=True)
+    assert "<html" in render.page(report)
+    assert not report.findings or "digraph" in render.dot_divergence(report)
+
+
+@pytest.mark.parametrize("verdict", ["pardoned", "identical", "unknown"])
+def test_any_kind_of_region_beside_a_finding_can_be_drawn(verdict, reports):
+    report = reports["folded, other epsilon"]
+    regions = tuple(dataclasses.replace(row, verdict=verdict) for row in report.regions)
+    assert "<html" in render.page(dataclasses.replace(report, regions=regions))
+
+
+def test_too_little_says_what_would_do(reports):
+    before, after, inputs = PAIRS["lstm"]
+    told = " ".join(render.text(reports["lstm"]).split()).replace("- ", "-")
+    share = float(re.search(r"--min-coverage ([\d.]+) accepts", told).group(1))
+    assert reports["lstm"].exit_code == 2 and 0 < share < 0.9
+    assert graphprobe.diff(before, after, inputs, min_coverage=share).ok
+    assert not any("accepts it" in render.text(report) for name, report in reports.items() if "lstm" not in name)
+
+
+class Number(nn.Module):
+    """One operation with a number; the inputs lie between 0.1 and 0.4."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.lin = function, nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.lin(self.function(x))
+
+
+UNSEEN = {
+    "threshold": (lambda x: x * (x > 0.5), lambda x: x * (x > 0.45)),
+    "clamp": (lambda x: x.clamp(min=0.01), lambda x: x.clamp(min=0.02)),
+    "whole clamp": (lambda x: x.clamp(max=1), lambda x: x.clamp(max=2)),
+    "slope": (lambda x: F.leaky_relu(x, 0.1), lambda x: F.leaky_relu(x, 0.2)),
+    "where": (lambda x: torch.where(x < 0.6, x, -x), lambda x: torch.where(x < 0.7, x, -x)),
+    "filled": (lambda x: x.masked_fill(x > 2, 0.5), lambda x: x.masked_fill(x > 2, 0.25)),
+}
+NO_OTHER = {
+    "same": (lambda x: x * (x > 0.5), lambda x: x * (x > 0.5)),
+    "axis": (lambda x: x.softmax(-1), lambda x: x.softmax(1)),
+    "mask": (lambda x: x.masked_fill(x > 2, -1e9), lambda x: x.masked_fill(x > 2, -float("inf"))),
+    "dropout": (lambda x: F.dropout(x, 0.1, False), lambda x: F.dropout(x, 0.2, False)),
+    "slice": (lambda x: x[:, :4] * 2, lambda x: x[:, :9] * 2),
+    "whole": (lambda x: x.clamp(max=1), lambda x: x.clamp(max=1.0)),
+}
+
+
+@pytest.mark.parametrize("name", [*UNSEEN, *NO_OTHER])
+def test_a_number_that_shows_nothing_is_noted(name):
+    inputs = (torch.rand(3, 4, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.1,)
+    report = graphprobe.diff(*(made(Number, one) for one in {**UNSEEN, **NO_OTHER}[name]), inputs)
+    assert report.ok
+    assert any("makes no difference" in note for note in report.notes) == (name in UNSEEN)
+
+
+class Table(nn.Module):
+    """An embedding, a table of sines and a norm: what 16 bits round."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.embed, self.norm, self.out = nn.Embedding(11, 16), nn.LayerNorm(16), nn.Linear(16, 5)
+        self.register_buffer("phases", torch.arange(8.0)[:, None] * 1.7 ** -torch.arange(16.0))
+        self.scale = scale
+
+    def forward(self, tokens):
+        return self.out(self.norm(self.embed(tokens) * self.scale + self.phases.sin()))
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 1.003])
+def test_raised_to_a_wider_dtype_is_no_loss(narrow, scale):
+    inputs = (torch.arange(8)[None],)
+    report = graphprobe.diff(made(Table).to(narrow), made(Table, scale), inputs)
+    assert report.verdict == ("rounding" if scale == 1.0 else "semantic"), render.text(report)
+    assert not any(f.kind == "precision" for f in report.findings)
+
+
+def test_a_hint_costs_no_more_than_some_runs_of_its_region(monkeypatch):
+    ran = []
+    exact = Replay.exact
+
+    def counted(self, side, region, *arguments, **options):
+        ran.append(len(region.operations(side)))
+        return exact(self, side, region, *arguments, **options)
+
+    monkeypatch.setattr(Replay, "exact", counted)
+    before, after, inputs = PAIRS["lstm, other function"]
+    monkeypatch.setattr(trials, "_MOST_WORK", 400)
+    assert graphprobe.diff(before, after, inputs).verdict == "semantic"
+    few = sum(ran)
+    monkeypatch.setattr(trials, "_MOST_WORK", 10**6)
+    ran.clear()
+    graphprobe.diff(before, after, inputs)
+    assert few < sum(ran) / 2
