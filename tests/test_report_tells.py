@@ -222,3 +222,85 @@ def test_a_hint_costs_no_more_than_some_runs_of_its_region(monkeypatch):
     ran.clear()
     graphprobe.diff(before, after, inputs)
     assert few < sum(ran) / 2
+
+
+class Stateful(nn.Module):
+    """Writes what it keeps: a buffer of its own, or a cache that it is given."""
+
+    def __init__(self, write, name="kept"):
+        super().__init__()
+        self.write, self.name = write, name
+        self.register_buffer(name, torch.zeros(4))
+
+    def forward(self, x, cache):
+        y = x + getattr(self, self.name) + cache
+        self.write(getattr(self, self.name), cache, y)
+        return y
+
+
+WRITES = {
+    "nothing": lambda own, cache, y: None,
+    "own": lambda own, cache, y: own.add_(1),
+    "cache": lambda own, cache, y: cache.copy_(y),
+    "both": lambda own, cache, y: (own.mul_(2), cache.add_(y)),
+}
+
+
+@pytest.mark.parametrize("mine", WRITES)
+@pytest.mark.parametrize("theirs", WRITES)
+def test_what_one_side_alone_writes_is_told(mine, theirs):
+    inputs = (torch.ones(4), torch.ones(4))
+    report = graphprobe.diff(Stateful(WRITES[mine]), Stateful(WRITES[theirs]), inputs)
+    alone = [f for f in report.findings if f.rule == "9 state"]
+    written = {"nothing": set(), "own": {"kept"}, "cache": {"cache"}, "both": {"kept", "cache"}}
+    assert len(alone) == len(written[mine] ^ written[theirs])
+    assert report.ok == (mine == theirs)
+    for finding in alone:
+        assert any(f"'{name}'" in finding.explanation for name in written[mine] ^ written[theirs])
+        assert finding.hint in render.text(report)
+
+
+def test_state_of_another_name_is_paired_and_compared():
+    def pair(theirs):
+        return graphprobe.diff(
+            Stateful(WRITES["own"]), Stateful(theirs, "other"), (torch.ones(4), torch.ones(4)), exact="always"
+        )
+
+    assert pair(WRITES["own"]).ok
+    assert pair(lambda own, cache, y: own.add_(1.5)).verdict == "semantic"
+
+
+NOTHING = {
+    "empty": torch.zeros(0, 4),
+    "NaN": torch.full((2, 4), float("nan")),
+    "a number": torch.tensor([[float("nan"), 0.5, 1.0, 2.0]]),
+    "zero": torch.zeros(2, 4),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_where_nothing_is_compared_nothing_passes(name):
+    """x sinh(x) and x sin(x) are one function of zeros, and of nothing at all."""
+    one, other = Number(lambda x: x * x.sinh()), Number(lambda x: x * x.sin())
+    one.lin = other.lin = nn.Identity()
+    told = graphprobe.diff(one, other, (NOTHING[name],))
+    assert told.verdict == {"a number": "semantic", "zero": "identical"}.get(name, "unknown")
+    assert any("nothing was compared of" in note for note in told.notes) == (name in ("empty", "NaN"))
+    assert graphprobe.diff(one, one, (NOTHING[name],)).ok  # the same program on the same weights is the same
+
+
+def test_names_of_the_user_are_no_kind_of_defect():
+    """An output, an operation or a weight may be called a mask, or an order."""
+
+    class Masked(nn.Module):
+        def __init__(self, rows):
+            super().__init__()
+            self.rows = rows
+
+        def forward(self, mask):
+            return {"mask": mask.exp()[: self.rows], "split order": mask.sin()}
+
+    report = graphprobe.diff(Masked(3), Masked(2), (torch.ones(3, 4),))
+    assert report.verdict == "structural" and "mask" in report.findings[0].hint
+    assert "Next: draw both masks" not in report.findings[0].explanation
+    assert "has shape (2, 4)" in render.headline(report)

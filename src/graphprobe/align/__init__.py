@@ -189,10 +189,23 @@ def output_pairs(before: Program, after: Program) -> list[tuple[str, Node, Node]
     if set(before.outputs) & set(after.outputs):
         pairs = [(p, x, after.outputs[p]) for p, x in before.outputs.items() if p in after.outputs]
     else:
-        both = zip(before.outputs.items(), after.outputs.values(), strict=False)
-        pairs = [(p, x, y) for (p, x), y in both]
+        mine, theirs = ([*one.outputs.items()] for one in (before, after))
+        both = zip(*([o for o in side if not o[0].startswith(STATE)] for side in (mine, theirs)), strict=False)
+        pairs = [(p, x, y) for (p, x), (_, y) in both]
+    pairs += _states(before, after)
     same = {(x, after.inputs.get(p)) for p, x in before.inputs.items()}
     return [(p, x, y) for p, x, y in pairs if _may_be_tensor(x) and _may_be_tensor(y) and (x, y) not in same]
+
+
+STATE = "state:"  # what is written in place is an output of that name
+
+
+def _states(before: Program, after: Program) -> list[tuple[str, Node, Node]]:
+    """Pair the buffers and caches that both sides write under other names: in order, where shapes and number agree."""
+    mine = [(p, x) for p, x in before.outputs.items() if p.startswith(STATE) and p not in after.outputs]
+    theirs = [y for p, y in after.outputs.items() if p.startswith(STATE) and p not in before.outputs]
+    alike = [nodes.shape(x) for _, x in mine] == [nodes.shape(y) for y in theirs]
+    return [(p, x, y) for (p, x), y in zip(mine, theirs, strict=True)] if alike else []
 
 
 def _may_be_tensor(node: Node) -> bool:

@@ -31,8 +31,10 @@ def region(f: Finding) -> str:
 
 def _next(f: Finding) -> str:
     """Suggest one step, by what the finding looks like, else by its kind."""
+    looks = [part for part in f.hint.split("; ") if part.startswith("looks like")]
+    kinds = " ".join(part.partition(":")[0] for part in looks)  # behind it the user's own names follow
     for words, step in _STEPS:
-        if words in f.hint:
+        if words in (" ".join(looks) if ":" in words else kinds):
             return step
     if f.kind != "semantic" or f.rule.startswith(("3", "4")):
         return ""

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from graphprobe import align, nodes, provenance
 from graphprobe.align.claims import Claim
 from graphprobe.align.leftovers import unclaimed
-from graphprobe.judge import unseen
+from graphprobe.judge import state, unseen
 from graphprobe.judge.findings import GRAVE, findings_of, names
 from graphprobe.judge.judging import Judged, Judgement
 from graphprobe.judge.plain import plain_outputs
-from graphprobe.judge.unjudged import is_open, question
+from graphprobe.judge.unjudged import emptiness, is_open, question, void
 from graphprobe.lanes.regions import SMALL, Region
 from graphprobe.program import Program
 from graphprobe.records import VERDICTS, Coverage, Finding, OutputRow, RegionRow, Report
@@ -28,12 +28,17 @@ def report(
     outputs = _outputs(judgement, judged) + [p.row() for p in plain if p.before is not None or p.after is not None]
     findings = findings_of(judgement, judged, accept)
     findings += [p.finding() for p in plain if not p.same]
+    findings += state.one_sided(before, after)
     coverage = _coverage(judgement, judged)
     identical = all(o.identical for o in outputs)
     verdict = _verdict(findings, coverage, identical, bool(outputs), min_coverage)
     notes, loud = tuple(judgement.notes), [j for j in judged if is_open(j)]
     if loud and verdict in ("identical", "rounding"):
         verdict, notes = "unknown", (*notes, question(judgement, loud))
+    if nothing := void(judgement, judged):
+        notes = (*notes, emptiness(judgement, nothing))
+        if len(nothing) == len(outputs) and verdict in ("identical", "rounding"):
+            verdict = "unknown"
     if quiet := unseen.note(judgement, judged):
         notes = (*notes, quiet)
     return Report(

@@ -41,6 +41,7 @@ class Measured:
     left_out: int
     isomorphic: bool = False
     details: Comparison | None = None  # free against before
+    silent: bool = False  # before's value holds nothing but zeros, or no number that counts
 
     @property
     def suspect(self) -> bool:
@@ -98,6 +99,7 @@ def read(
         left_out=int(c[Column.LEFT_OUT]),
         isomorphic=isomorphic,
         details=None if detail is None else details.read(detail),
+        silent=ran and c[Column.BEFORE] == 0,
     )
 
 

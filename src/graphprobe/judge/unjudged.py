@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
+from graphprobe import nodes
+from graphprobe.execute import run_program
 from graphprobe.judge.judging import Judged, Judgement
 from graphprobe.judge.rows import unit_roundoff
+from graphprobe.lanes.same import isomorphic
 
 _LOUD = 8.0  # times the unit roundoff: a handful of operations may round so much
 
@@ -28,3 +33,25 @@ def question(judgement: Judgement, regions: Sequence[Judged]) -> str:
         f"{many} by more than rounding and could not be judged: {name} by {worst.measured.introduced:.1e}{why}. No bug "
         "is known, and none is ruled out; graphprobe.exact_rule gives an operator its exact form"
     )
+
+
+def void(judgement: Judgement, judged: Sequence[Judged]) -> list[Judged]:
+    """Return the outputs that hold no number to compare, though another program may make them: empty, or all NaN."""
+    plan, asked = judgement.replay.plan, [j for j in judged if j.region.claim.output and j.measured.silent]
+    asked = [j for j in asked if not isomorphic(j.region, judgement.weights)]
+    if not asked:
+        return []
+    known = run_program(plan.before, judgement.replay.inputs, [j.region.claim.before for j in asked])
+    return [j for j in asked if not _numbers(known.get(j.region.claim.before))]
+
+
+def _numbers(value: object) -> bool:
+    return not isinstance(value, torch.Tensor) or bool(value.isfinite().any())
+
+
+def emptiness(judgement: Judgement, outputs: Sequence[Judged]) -> str:
+    """Say that nothing was compared of some outputs."""
+    names = ", ".join(repr(j.region.claim.output) for j in outputs[:4]) + (" ..." if len(outputs) > 4 else "")
+    sizes = [nodes.shape(j.region.claim.before) or () for j in outputs]
+    why = "empty" if all(0 in size for size in sizes) else "empty, or NaN or infinite in every element,"
+    return f"nothing was compared of {names}: it is {why} on these inputs; give others (--inputs)"

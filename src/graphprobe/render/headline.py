@@ -17,7 +17,7 @@ _SAYS = {
     "precision": "computes the same function too coarsely",
     "semantic": "computes another function",
     "nonfinite": "makes NaN or infinity of finite inputs",
-    "structural": "does not fit: an operation fails or an output is missing",
+    "structural": "does not fit",
 }
 
 
@@ -25,7 +25,7 @@ def headline(report: Report) -> str:
     """Return the one line that says what matters: the verdict, the layer, the module and the operation."""
     first = report.first
     if first is not None:
-        said = [flat(f"{report.verdict}: {where} {_SAYS.get(report.verdict, '')}") for where in places(first)]
+        said = [flat(f"{report.verdict}: {where}{words}") for words in _says(first) for where in places(first)]
         return next((line for line in said if len(line) <= WIDTH), clip_line(said[-1]))
     if report.verdict == "identical":
         return f"identical: all {count(len(report.outputs), 'output')} bitwise equal"
@@ -37,10 +37,18 @@ def headline(report: Report) -> str:
         return f"unknown: nothing was compared, for {count(report.coverage.unknown, 'operation')} could not be judged"
     if report.verdict == "unknown" and not report.coverage.compared:
         return "unknown: nothing was compared, for no output of the graphs needs an operation that makes a tensor"
+    if report.verdict == "unknown" and report.coverage.resolution >= report.min_coverage:
+        return "unknown: what matters could not be compared or judged; the notes below say why"
     if report.verdict == "unknown":
         needed = share(report.min_coverage)
         return f"unknown: too little could be judged (resolution {share(report.coverage.resolution)}, needed {needed})"
     return clip_line(f"{report.verdict}: the outputs differ and no single operation was found to be the cause")
+
+
+def _says(finding: Finding) -> list[str]:
+    """Return what is to be said of the place, in words of its own where it has any."""
+    own = [f": {finding.hint}"] if finding.kind == "structural" and finding.hint else []
+    return [*own, f" {_SAYS.get(finding.kind, '')}"]
 
 
 def next_step(report: Report) -> str:

@@ -88,7 +88,7 @@ def finding_text(finding: Finding, report: Report | None = None) -> str:
     lines += _fields(rows)
     lines += _code(finding, report) if report is not None else []
     lines += _fields(closing)
-    for prose in (finding.explanation, finding.hint):
+    for prose in (finding.explanation, "" if finding.hint in finding.explanation else finding.hint):
         if prose:
             lines.extend(wrap(prose, "  "))
     return "\n".join(lines)
@@ -183,8 +183,8 @@ def coverage_text(coverage: Coverage, min_coverage: float = 0.0) -> str:
     if coverage.dont_care:
         lines += hang("", f"left out as padding or fully masked: {count(coverage.dont_care, 'element')}.")
     if coverage.unmatched:
-        names = ", ".join(coverage.unmatched[:6]) + (" ..." if len(coverage.unmatched) > 6 else "")
-        lines += hang("", f"in no judged region: {names}.")
+        names = ", ".join(coverage.unmatched[:6]) + (" ..." if len(coverage.unmatched) > 6 else ".")
+        lines += hang("", f"in no judged region: {names}")
     return "\n".join(lines)
 
 
@@ -246,7 +246,8 @@ def _outputs(rows: Sequence[OutputRow]) -> list[str]:
     ranked = sorted(rows, key=lambda row: -size(row.error))
     lines = []
     for row in ranked[:8]:
-        how = "bitwise equal" if row.identical else f"relative L2 {error(row.error)}, largest {error(row.max_abs)}"
+        how = f"relative L2 {error(row.error)}, largest {error(row.max_abs)}"
+        how = "bitwise equal" if row.identical else "not compared" if row.error is None else how
         lines += hang("", f"output {row.path or '(only)'} {dims(row.shape)} {dtype(row.dtype)}: {how}")
         lines += wrap(details_text(row.details), "  ") if row.details and not row.identical else []
     if len(ranked) > 8:
