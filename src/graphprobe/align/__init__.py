@@ -201,11 +201,21 @@ STATE = "state:"  # what is written in place is an output of that name
 
 
 def _states(before: Program, after: Program) -> list[tuple[str, Node, Node]]:
-    """Pair the buffers and caches that both sides write under other names: in order, where shapes and number agree."""
-    mine = [(p, x) for p, x in before.outputs.items() if p.startswith(STATE) and p not in after.outputs]
-    theirs = [y for p, y in after.outputs.items() if p.startswith(STATE) and p not in before.outputs]
-    alike = [nodes.shape(x) for _, x in mine] == [nodes.shape(y) for y in theirs]
-    return [(p, x, y) for (p, x), y in zip(mine, theirs, strict=True)] if alike else []
+    """Pair what both sides write under other names: buffers with buffers and inputs with inputs, in order, where shapes
+    and number agree."""
+    pairs = []
+    for given in (False, True):
+        mine, theirs = _written(before, after, given), _written(after, before, given)
+        if [nodes.shape(x) for _, x in mine] == [nodes.shape(y) for _, y in theirs]:
+            pairs += [(p, x, y) for (p, x), (_, y) in zip(mine, theirs, strict=True)]
+    return pairs
+
+
+def _written(one: Program, other: Program, given: bool) -> list[tuple[str, Node]]:
+    """Return the state that is written on one side under a name that the other does not write."""
+    inputs = {STATE + name for path, node in one.inputs.items() for name in (path, node.name)}
+    found = [(p, n) for p, n in one.outputs.items() if p.startswith(STATE) and p not in other.outputs]
+    return [(p, n) for p, n in found if (p in inputs) == given]
 
 
 def _may_be_tensor(node: Node) -> bool:

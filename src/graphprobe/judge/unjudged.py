@@ -36,13 +36,15 @@ def question(judgement: Judgement, regions: Sequence[Judged]) -> str:
 
 
 def void(judgement: Judgement, judged: Sequence[Judged]) -> list[Judged]:
-    """Return the outputs that hold no number to compare, though another program may make them: empty, or all NaN."""
-    plan, asked = judgement.replay.plan, [j for j in judged if j.region.claim.output and j.measured.silent]
-    asked = [j for j in asked if not isomorphic(j.region, judgement.weights)]
-    if not asked:
+    """Return the outputs that hold no number to compare, empty or all NaN, where other programs may have made them."""
+    plan, silent = judgement.replay.plan, [j for j in judged if j.measured.silent]
+    if not any(j.region.claim.output for j in silent):
         return []
-    known = run_program(plan.before, judgement.replay.inputs, [j.region.claim.before for j in asked])
-    return [j for j in asked if not _numbers(known.get(j.region.claim.before))]
+    known = run_program(plan.before, judgement.replay.inputs, [j.region.claim.before for j in silent])
+    none = [j for j in silent if not _numbers(known.get(j.region.claim.before))]
+    if all(isomorphic(j.region, judgement.weights) for j in none):
+        return []
+    return [j for j in none if j.region.claim.output]
 
 
 def _numbers(value: object) -> bool:
