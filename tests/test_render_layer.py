@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -342,3 +343,30 @@ def test_any_text_in_a_graph_makes_valid_dot(graph: GraphView) -> None:
     dot = render.dot_graph(graph)
     Picture(dot)
     assert render.draw(dot, format="svg").lstrip().startswith(b"<?xml")
+
+
+class _Detector(torch.nn.Module):
+    """Most of it is written without modules: boxes, their overlaps, and which of them stay."""
+
+    def __init__(self, kept: int) -> None:
+        super().__init__()
+        self.score, self.box, self.kept = torch.nn.Linear(8, 3), torch.nn.Linear(8, 4), kept
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [anchors, 8]
+        best, which = self.score(x).max(-1)[0].topk(self.kept)
+        box = self.box(x)[which]
+        corner = torch.maximum(box[:, None, :2], box[None, :, :2])
+        over = (torch.minimum(box[:, None, 2:], box[None, :, 2:]) - corner).clamp(min=0).prod(-1)
+        stays = [over[0, 0] >= 0]
+        for i in range(1, self.kept):
+            stays.append(~(over[i, :i] * torch.stack(stays) > 0.5).any())
+        return best * torch.stack(stays)
+
+
+@pytest.mark.parametrize("kept", [6, 12, 40])
+def test_a_model_written_without_modules_is_shown_and_not_folded_away(kept: int) -> None:
+    dot = render.dot_graph(view(capture(_Detector(kept).eval(), (torch.randn(50, 8),)), "detector"))
+    picture = Picture(dot)
+    assert 20 <= len(picture.boxes) <= 130
+    assert kept > 12 or "prod" in dot  # by name, until there are too many
+    assert "MoE" not in dot

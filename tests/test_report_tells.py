@@ -305,3 +305,32 @@ def test_names_of_the_user_are_no_kind_of_defect():
     assert report.verdict == "structural" and "mask" in report.findings[0].hint
     assert "Next: draw both masks" not in report.findings[0].explanation
     assert "has shape (2, 4)" in render.headline(report)
+
+
+class Router(nn.Module):
+    """Writes into a tensor, so that it is run as a functional copy, and casts its weight as routers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(6, 4, bias=False)
+
+    def forward(self, x):
+        scores = F.linear(x.to(torch.float32), self.gate.weight.to(torch.float32))
+        kept = torch.zeros(3, 4)
+        kept.copy_(scores.softmax(-1))
+        return kept
+
+
+def _rows(weight):
+    return weight[[1, 0, 3, 2]]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [(_rows, "permuted"), (lambda w: w * 2, "another scale"), (torch.zeros_like, "never loaded")]
+)
+def test_weights_are_called_what_the_user_calls_them(change, told):
+    before, after = made(Router), made(Router)
+    after.gate.weight.data = change(after.gate.weight.data)
+    finding = graphprobe.diff(before, after, image(3, 6)).first
+    assert told in finding.hint and "gate.weight" in finding.hint, finding.hint
+    assert "_state_" not in finding.hint and "_assert" not in finding.hint

@@ -26,6 +26,7 @@ from graphprobe.errors import CaptureError, InputError
 from graphprobe.streaming import Stream
 
 _LABEL = "graphprobe_label"
+_CONSTANT = "_constant_"  # begins the name of a buffer that was a plain attribute
 _PARTS = "graphprobe_parts"  # of an operator with several results: by index, what the user calls them
 #: Bases of what quantisers of torch.ao and torchao look at values with, by name: neither need be installed.
 _OBSERVERS = {"ObserverBase", "AffineQuantizedObserverBase"}
@@ -264,7 +265,7 @@ def _as_buffer(gm: GraphModule, node: Node) -> None:
     value = fetch(gm, str(node.target))
     known = {**dict(gm.named_parameters(remove_duplicate=False)), **dict(gm.named_buffers(remove_duplicate=False))}
     if isinstance(value, torch.Tensor) and str(node.target) not in known:
-        name = "_constant_" + str(node.target).replace(".", "_")
+        name = _CONSTANT + str(node.target).replace(".", "_")
         gm.register_buffer(name, value, persistent=True)
         node.target = name
     node.meta["custom"] = {k: v for k, v in (node.meta.get("custom") or {}).items() if k != provenance.KEY}
@@ -288,7 +289,7 @@ def _from_exported(exported: torch.export.ExportedProgram, inputs: list[str], re
         gm.register_buffer(attribute, state[name], persistent=False)
         with gm.graph.inserting_before(node):
             read = gm.graph.get_attr(attribute)
-        read.meta = dict(node.meta)
+        read.meta = {**node.meta, provenance.WEIGHT: name.removeprefix(_CONSTANT)}
         node.replace_all_uses_with(read)
         gm.graph.erase_node(node)
     output = next(n for n in gm.graph.nodes if n.op == "output")

@@ -16,6 +16,7 @@ import torch
 from torch.fx import Node
 
 KEY = "graphprobe"
+WEIGHT = "graphprobe_weight"  # in meta: what a functional copy of a graph reads, by the name the user knows
 _SKIP = ("torch/nn/modules/module.py", "torch/_", "torch/fx/", "torch/utils/", "torch/export/")
 
 
@@ -94,6 +95,11 @@ def _innermost_frame(trace: str) -> str:
         if not any(skip in file for skip in _SKIP):
             return f"{file.rsplit('/', 1)[-1]}:{line} in {function}"
     return ""
+
+
+def weight_name(node: Node) -> str:
+    """Return the name under which the user's model holds what a ``get_attr`` node reads."""
+    return str(node.meta.get(WEIGHT) or node.target)
 
 
 def target_name(node: Node) -> str:

@@ -23,7 +23,7 @@ def one_sided(before: Program, after: Program) -> list[Finding]:
 def _finding(sides: tuple[str, str], name: str, one: Program, in_after: bool) -> Finding:
     node = one.outputs[align.STATE + name]
     label, op = one.label(node), provenance.target_name(node)
-    shown = name.removeprefix("_state_").removeprefix("_constant_")
+    shown = name.removeprefix("_constant_")
     said = f"{sides[0]} writes {shown!r} anew ({label}), {sides[1]} leaves it as it was"
     return Finding(
         "structural", () if in_after else (label,), (label,) if in_after else (), provenance.module_path(node), op,

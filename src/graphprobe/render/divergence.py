@@ -105,7 +105,11 @@ def _fill(side: Side, group: Group, inside: bool, here: float | None, row: Regio
 def _words(wiring: Wiring, group: Group, asked: str) -> list[Line]:
     last = wiring.node(group.members[-1])
     if group.kind in ("module", "run"):
-        return [Line(group.path or "root", "title"), Line(f"{len(group.members)} operations", "small", "#555555")]
+        counted = f"{len(group.members)} operations"
+        ends = f"{group.members[0]} to {group.members[-1]}"
+        if group.kind == "run":  # of a module, without its parts: only the ends tell which
+            return [Line(counted, "title"), Line(ends, "small", "#555555")]
+        return [Line(group.path or "root", "title"), Line(counted, "small", "#555555")]
     if group.kind == "views":
         ops = " · ".join(labels.short_op(wiring.node(n)) for n in group.members)
         return [Line(labels.clip(ops), "plain"), Line(labels.shape_line(last), "small")]

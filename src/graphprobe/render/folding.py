@@ -11,6 +11,7 @@ from graphprobe.render.roles import module_role
 from graphprobe.render.wiring import Wiring
 
 _RUN = 64  # operations of one module that are folded together at least
+_FEW = 8  # of one that does little else
 _LOOSE = 6  # so few operations beside a module's parts (residual additions) are worth seeing at once
 
 
@@ -42,14 +43,15 @@ def singles(wiring: Wiring, names: Sequence[str]) -> list[Group]:
     return _chain_views(wiring, [_op(wiring, name) for name in names])
 
 
-def fold(wiring: Wiring, names: Sequence[str], limit: int, depth: int | None = None) -> list[Group]:
+def fold(wiring: Wiring, names: Sequence[str], limit: int, depth: int | None = None, loose: int = 1) -> list[Group]:
     """Group `names` into at most about `limit` boxes by folding modules; modules of `depth` names are never unfolded.
 
     Modules that differ in their numbers only (the layers of a model) are unfolded together or not at all. Norms, and
-    the loose operations between modules, are unfolded only where everything else is: they say little.
+    the loose operations between modules, are unfolded only where everything else is: they say little. A model that is
+    written without modules has nothing to be folded by: up to `loose` times as many boxes are better than none.
     Linear in the number of operations times the depth of the module tree.
     """
-    levels = [_top(wiring, names, limit)]
+    levels = [_top(wiring, names, limit, loose)]
     total = len(levels[0])
     final: list[Group | _Module] = []
     later: list[list[Group | _Module]] = []
@@ -83,7 +85,7 @@ def _says_little(wiring: Wiring, item: Group | _Module) -> bool:
     return item.kind == "run" if isinstance(item, Group) else module_role(wiring, item.path) == "norm"
 
 
-def _top(wiring: Wiring, names: Sequence[str], limit: int) -> list[Group | _Module]:
+def _top(wiring: Wiring, names: Sequence[str], limit: int, loose: int) -> list[Group | _Module]:
     root = _Module("")
     for name in names:
         here = root
@@ -95,7 +97,7 @@ def _top(wiring: Wiring, names: Sequence[str], limit: int) -> list[Group | _Modu
     # a common prefix such as 'model' says nothing: start below it
     while len(root.parts) == 1 and not root.own:
         root = next(iter(root.parts.values()))
-    return _open(wiring, root, limit, whole=len(root.own) <= limit)
+    return _open(wiring, root, limit, whole=len(root.own) <= loose * limit)
 
 
 def _open(wiring: Wiring, item: Group | _Module, limit: int, whole: bool = True) -> list[Group | _Module]:
@@ -108,7 +110,7 @@ def _open(wiring: Wiring, item: Group | _Module, limit: int, whole: bool = True)
     # what a module does itself is shown whole; beside the layers of a stack it is a preparation
     whole = len(own) <= _LOOSE or (whole and len(own) >= inner)
     loose: list[Group | _Module] = [_op(wiring, name) for name in (*ends, *(own if whole else ()))]
-    return [*loose, *(() if whole else _runs(own, item.path, limit)), *parts]
+    return [*loose, *(() if whole else _runs(own, item.path, limit, flat=len(own) >= inner)), *parts]
 
 
 def _skip(module: _Module) -> Group | _Module:
@@ -118,8 +120,9 @@ def _skip(module: _Module) -> Group | _Module:
     return module
 
 
-def _runs(names: Sequence[str], path: str, limit: int) -> list[Group]:
-    size = max(_RUN, math.ceil(len(names) / max(1, limit // 4)))
+def _runs(names: Sequence[str], path: str, limit: int, flat: bool) -> list[Group]:
+    """Fold a module's own operations: where they are most of what it does (`flat`), into half of the boxes."""
+    size = max(_FEW if flat else _RUN, math.ceil(len(names) / max(1, limit // (2 if flat else 4))))
     chunks = [tuple(names[i : i + size]) for i in range(0, len(names), size)]
     return [Group(f"run {chunk[0]}", "run", chunk, path) for chunk in chunks]
 

@@ -62,7 +62,7 @@ def dot_graph(
 ) -> str:
     """Return a whole graph as DOT text in at most about `limit` boxes, modules folded where there are more."""
     wiring = wire(graph)
-    canvas = canvas_of(wiring, wiring.shown, fold(wiring, wiring.shown, limit, depth), overlay)
+    canvas = canvas_of(wiring, wiring.shown, fold(wiring, wiring.shown, limit, depth, loose=2), overlay)
     canvas.boxes.extend(operation_box(canvas, group) for group in canvas.groups)
     _inner_links(canvas)
     _split_shared(canvas)

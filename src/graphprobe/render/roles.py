@@ -61,10 +61,10 @@ RULES = (
     Rule("norm", target=r"rms_?norm|layer_?norm|group_?norm|batch_?norm|instance_norm|l2_?norm"),
     Rule("attention", target=r"scaled_dot_product|attention|sdpa|fmha|flash|flex"),
     Rule("convolution", target=r"conv(olution|[123]d|_transpose)"),
-    Rule("MoE", target=r"moe|expert|grouped_mm|topk"),
+    Rule("MoE", target=r"moe|expert|grouped_mm"),
     Rule("norm", module=r"norm|(^|\.)ln_?\w{0,3}$"),
     Rule("rotary", module=r"rotary|rope"),
-    Rule("MoE", module=r"expert|moe|router"),
+    Rule("MoE", module=r"expert|moe|router|^gate$"),
     Rule("state space", module=r"mamba|\bssm|mixer|linear_attn|delta_?net"),
     Rule("attention", module=r"attn|attention"),
     Rule("MLP", module=r"mlp|ffn|feed_?forward|(^|\.)fc_?\d*$|intermediate|swiglu|(Bert|Roberta|Electra|ViT)Output$"),
@@ -92,7 +92,8 @@ def role_of(wiring: Wiring, name: str) -> str:
         return "cast"
     if _writes_cache(wiring, name):
         return "KV cache"
-    return by_target or module_role(wiring, wiring.place[name]) or "other"
+    role = by_target or module_role(wiring, wiring.place[name]) or "other"
+    return "MoE" if role == "MLP" and "topk" in node.target else role  # elsewhere topk picks boxes, beams or tokens
 
 
 def _changes_codes(wiring: Wiring, name: str) -> bool:

@@ -161,8 +161,13 @@ def _fill(dot: Any, scene: Scene, path: tuple[str, ...], boxes: dict[tuple[str, 
             _fill(cluster, scene, inner, boxes)
 
 
+_THICK = 2.0
+
+
 def _box(dot: Any, box: Box) -> None:
     extra = {"group": box.column} if box.column else {}
+    if box.width > _THICK:  # a thick border takes the room of the first line
+        extra["margin"] = "0.12,0.09"
     dot.node(
         plain(box.id),
         label=_label(box.lines),

@@ -248,12 +248,16 @@ def _outputs(rows: Sequence[OutputRow]) -> list[str]:
     for row in ranked[:8]:
         how = f"relative L2 {error(row.error)}, largest {error(row.max_abs)}"
         how = "bitwise equal" if row.identical else "not compared" if row.error is None else how
-        lines += hang("", f"output {row.path or '(only)'} {dims(row.shape)} {dtype(row.dtype)}: {how}")
+        lines += hang("", f"{_named(row.path)} {dims(row.shape)} {dtype(row.dtype)}: {how}")
         lines += wrap(details_text(row.details), "  ") if row.details and not row.identical else []
     if len(ranked) > 8:
         equal = sum(1 for row in ranked[8:] if row.identical)
         lines.append(f"{count(len(ranked) - 8, 'more output')}, {equal} of them bitwise equal")
     return lines
+
+
+def _named(path: str) -> str:
+    return "output" if path in ("", "output") else f"output {path}"
 
 
 def _provenance(report: Report) -> list[str]:

@@ -11,6 +11,7 @@ from torch.fx import Node
 from graphprobe import nodes
 from graphprobe.judge.hints.look import EQUAL, Look, Tensor, as_float, dimension, relative
 from graphprobe.judge.same import rms
+from graphprobe.provenance import weight_name as called
 
 _FEW = 4  # a ratio of fewer numbers says nothing
 _SAME_NUMBER = 1e-6
@@ -126,7 +127,7 @@ def _values(look: Look) -> Iterator[tuple[str, str, Tensor]]:
             if node in ends or found is None or id(value) in seen or not bool(torch.isfinite(found).all()):
                 continue
             seen.add(id(value))
-            yield side, str(node.target) if node.op == "get_attr" else look.label(node), found
+            yield side, called(node) if node.op == "get_attr" else look.label(node), found
 
 
 def slice_ratios(look: Look) -> str | None:
@@ -204,7 +205,7 @@ def _channels(look: Look, c: Tensor, dim: int) -> str:
                 continue
             said = vector_ratio(ratio, v)
             if said:
-                return f"looks like {said} along {place}: {node.target}"
+                return f"looks like {said} along {place}: {called(node)}"
     return (
         f"looks like another scale of every channel: along {place} each is before's times a number of its own, "
         f"from {shown(float(ratio.amin()))} to {shown(float(ratio.amax()))}"

@@ -14,6 +14,7 @@ from torch.fx import Node
 from graphprobe.judge.hints.look import Look, Tensor
 from graphprobe.judge.hints.ratios import shown, vector_ratio
 from graphprobe.judge.same import rms
+from graphprobe.provenance import weight_name as called
 
 _CLEARLY = 0.25
 _LIKE = 0.1  # relative scatter of a channel's ratio among codes
@@ -29,9 +30,9 @@ def scale(look: Look) -> str | None:
     for node, held in _scales(look):
         if held.numel() > 1 and bool((held == held.flatten()[0]).all()):
             if bool((held == 1).all()):
-                return f"looks like a missing scale: {node.target} is 1 everywhere"
+                return f"looks like a missing scale: {called(node)} is 1 everywhere"
             return (
-                f"looks like one scale used for all: {node.target} holds {shown(float(held.flatten()[0]))} everywhere"
+                f"looks like one scale used for all: {called(node)} holds {shown(float(held.flatten()[0]))} everywhere"
             )
         for words, tried in _trials(held):
             value = look.again({node: tried})
@@ -40,7 +41,7 @@ def scale(look: Look) -> str | None:
                 best = (left, words, node)
     if best is not None:
         left, words, node = best
-        corrected = f"with {node.target} so corrected the difference falls from {shown(plain)} to {shown(left)}"
+        corrected = f"with {called(node)} so corrected the difference falls from {shown(plain)} to {shown(left)}"
         return f"looks like {words}: {corrected}"
     return _by_channel(look)
 
@@ -91,7 +92,7 @@ def _by_channel(look: Look) -> str | None:
         if v.numel() == c.numel():
             said = vector_ratio(c, v, _LIKE)
             if said:
-                return f"looks like {said}: {node.target}, by the ratios of the channels"
+                return f"looks like {said}: {called(node)}, by the ratios of the channels"
     middle = float(c.median())
     if bool(((c / middle - 1).abs() < _LIKE).all()):
         for _, held in _scales(look):

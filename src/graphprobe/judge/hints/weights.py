@@ -17,6 +17,7 @@ from graphprobe.judge.hints.look import EQUAL, Look, Tensor, close, dimension
 from graphprobe.judge.hints.orders import permutation, words
 from graphprobe.judge.hints.ratios import shown
 from graphprobe.judge.same import rms
+from graphprobe.provenance import weight_name as called
 
 _LARGEST_RANK = 16
 _MOST_PAIRS = 8  # each costs an evaluation of the region
@@ -33,12 +34,12 @@ def weight(look: Look) -> str | None:
     open_ = {y: held for y, held in theirs.items() if known.get(y) not in mine and not _is_own(y, known.get(y))}
     for y, held in open_.items():
         if held.is_meta:
-            return f"looks like a weight that was never loaded: {y.target} is on the meta device"
+            return f"looks like a weight that was never loaded: {called(y)} is on the meta device"
         if held.numel() > 1 and not bool((held != 0).any()):
-            return f"looks like a weight that was never loaded: {y.target} is zero everywhere"
+            return f"looks like a weight that was never loaded: {called(y)} is zero everywhere"
         wrong = int((~torch.isfinite(held)).sum())
         if wrong and held.dim() > 1 and (wrong < held.numel() / 4 or bool(held.isnan().any())):  # no mask
-            return f"looks like a damaged weight: {wrong} of {held.numel()} numbers of {y.target} are NaN or infinite"
+            return f"looks like a damaged weight: {wrong} of {held.numel()} numbers of {called(y)} are NaN or infinite"
     swapped = _exchanged(look, open_)
     if swapped:
         return swapped
@@ -82,7 +83,7 @@ def _exchanged(look: Look, theirs: dict[Node, Tensor]) -> str | None:
     for p, q in pairs[:_MOST_PAIRS]:
         if look.agrees(look.again({p: theirs[q], q: theirs[p]})):
             _read(look, p)
-            both = f"{p.target} and {q.target}"
+            both = f"{called(p)} and {called(q)}"
             return f"looks like two weights in each other's places: with {both} exchanged the sides agree"
     return None
 
@@ -99,10 +100,10 @@ def _comes_nearer(look: Look, override: dict[Node, Tensor], plain: float) -> boo
 def _compared(look: Look, x: Node, wanted: Tensor, y: Node, held: Tensor) -> str | None:
     tied = _tied_to(look, x, wanted)
     if tied:
-        return f"looks like a weight that is not tied: in before {x.target} is {tied}, in after it holds other numbers"
+        return f"looks like a weight that is not tied: in before {called(x)} is {tied}, in after it holds other numbers"
     double, other = wanted.double(), held.double()
     if double.dim() == 2 and double.shape[0] == double.shape[1] and close(other, double.t()):
-        return f"looks like a transposed weight: {y.target} holds before's with rows and columns swapped"
+        return f"looks like a transposed weight: {called(y)} holds before's with rows and columns swapped"
     for dim in range(double.dim()):
         order = (
             permutation(double.movedim(dim, 0).flatten(1), other.movedim(dim, 0).flatten(1))
@@ -110,12 +111,12 @@ def _compared(look: Look, x: Node, wanted: Tensor, y: Node, held: Tensor) -> str
             else None
         )
         if order is not None:
-            return f"looks like {words(order)} along {dimension(double, dim)} of the weight {y.target}"
+            return f"looks like {words(order)} along {dimension(double, dim)} of the weight {called(y)}"
     owner = _owner(look, held, x)
     if owner:
-        mine, theirs = (provenance.repeated(name.partition(",")[0])[1] for name in (owner, str(x.target)))
+        mine, theirs = (provenance.repeated(name.partition(",")[0])[1] for name in (owner, called(x)))
         which = "another weight of the layer" if mine == theirs != () else "another layer's weight"
-        return f"looks like {which}: {y.target} holds what before has as {owner}"
+        return f"looks like {which}: {called(y)} holds what before has as {owner}"
     return _numbers(y, double, other)
 
 
@@ -132,9 +133,10 @@ def _tied_to(look: Look, x: Node, wanted: Tensor) -> str:
             and value.data_ptr() == wanted.data_ptr()
             and value.numel() > 1
         ):
-            return str(node.target)
+            return called(node)
     aliases = [str(n.target) for n in before.live if n.op == "get_attr" and str(n.target) == str(x.target)]
     uses = [u for n in before.live if n.op == "get_attr" and str(n.target) == str(x.target) for u in n.users]
+    uses = [u for u in uses if not nodes.returns_nothing(u)]  # an assertion reads nothing
     return f"the weight of {look.label(uses[0])}" if len(aliases) > 0 and len(uses) > 1 else ""
 
 
@@ -147,9 +149,9 @@ def _owner(look: Look, held: Tensor, x: Node) -> str:
         if not isinstance(value, Tensor) or value.shape != held.shape or value.dtype != held.dtype:
             continue
         if torch.equal(value.detach(), held):
-            return str(node.target)
+            return called(node)
         if not ordered and held.dim() > 1 and permutation(_rows(value.detach()), _rows(held)) is not None:
-            ordered = f"{node.target}, its rows in another order"
+            ordered = f"{called(node)}, its rows in another order"
     return ordered
 
 
@@ -162,21 +164,21 @@ def _numbers(y: Node, wanted: Tensor, held: Tensor) -> str | None:
     change = held - wanted
     c = float((held * wanted).sum() / wanted.square().sum().clamp(min=1e-300))
     if rms(held - c * wanted) < 1e-6 * rms(held):
-        return f"looks like another scale of a weight: {y.target} is {shown(c)} times before's"
+        return f"looks like another scale of a weight: {called(y)} is {shown(c)} times before's"
     if wanted.dim() > 1:
         for dim in (0, 1):
             rows = change.movedim(dim, 0).flatten(1).abs().amax(1) > 0
             count = int(rows.sum())
             if 0 < count <= max(1, rows.numel() // 4):
                 first = int(rows.nonzero()[0])
-                place = f"{dimension(wanted, dim)} of {y.target}"
+                place = f"{dimension(wanted, dim)} of {called(y)}"
                 return f"looks like wrong rows of a weight: {count} along {place}, first {first}"
     rank = _low_rank(change)
     if rank:
         return _merged(y, rank)
     cosine = float((held * wanted).sum() / (rms(held) * rms(wanted) * wanted.numel() or 1.0))
     if abs(cosine) < 0.5 and wanted.numel() >= 16:
-        shares = f"{y.target} has nothing in common with before's (cosine {cosine:.2f})"
+        shares = f"{called(y)} has nothing in common with before's (cosine {cosine:.2f})"
         return f"looks like a weight that was never loaded: {shares}"
     return None
 
@@ -191,4 +193,4 @@ def _low_rank(change: Tensor) -> int:
 
 
 def _merged(y: Node, rank: int) -> str:
-    return f"looks like an adapter merged otherwise: {y.target} differs from before's by a matrix of rank {rank}"
+    return f"looks like an adapter merged otherwise: {called(y)} differs from before's by a matrix of rank {rank}"
