@@ -334,3 +334,29 @@ def test_weights_are_called_what_the_user_calls_them(change, told):
     finding = graphprobe.diff(before, after, image(3, 6)).first
     assert told in finding.hint and "gate.weight" in finding.hint, finding.hint
     assert "_state_" not in finding.hint and "_assert" not in finding.hint
+
+
+class Rewired(nn.Module):
+    """Attention as one operator, and a gate that a relu closes."""
+
+    def __init__(self, values="v", gated=True):
+        super().__init__()
+        self.values, self.gated = values, gated
+        self.q, self.k, self.v, self.gate = (nn.Linear(8, 8) for _ in range(4))
+        self.gate.bias.data -= 10.0
+
+    def forward(self, x):  # [batch, tokens, 8]
+        taken = {name: getattr(self, name)(x).unflatten(-1, (2, 4)).transpose(1, 2) for name in "qkv"}
+        mixed = F.scaled_dot_product_attention(taken["q"], taken["k"], taken[self.values], is_causal=True)
+        shut = self.gate(x)
+        return mixed.transpose(1, 2).flatten(2) + (F.relu(shut) if self.gated else shut)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"values": "k"}, "wrong operand"), ({"values": "q"}, "wrong operand"), ({"gated": False}, "")],
+)
+def test_an_operand_that_is_not_read_is_no_mask_and_what_is_closed_no_scale(options, told):
+    finding = graphprobe.diff(made(Rewired), made(Rewired, **options), image(2, 5, 8)).first
+    assert told in finding.hint, finding.hint
+    assert not any(words in finding.hint for words in ("mask", "scale (0)")), finding.hint

@@ -36,8 +36,8 @@ SIGNS: tuple[Callable[[Look], str | None], ...] = (
     scales.scale,
     trials.dropped,
     ratios.slice_ratios,
-    masks.reach,
     trials.wired,
+    masks.reach,
 )
 
 

@@ -102,8 +102,10 @@ def reach(look: Look) -> str | None:
         mine, theirs = (_seen(look, side, p, value) for side in ("before", "after"))
         if mine is None or theirs is None:
             return None
+        if not (bool(mine.any()) and bool(theirs.any())):  # one side does not read it at all: that is no mask's doing
+            continue
         count = int(mine.sum() + theirs.sum())  # values show more than queries and keys do
-        if not torch.equal(mine, theirs) and bool(mine.any()) and (best is None or count > best[0]):
+        if not torch.equal(mine, theirs) and (best is None or count > best[0]):
             best = (count, ~mine, ~theirs)
     return _compared(best[1], best[2], "pairs of tokens") if best is not None else None
 

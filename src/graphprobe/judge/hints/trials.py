@@ -183,7 +183,7 @@ def _kind_of(side: str, source: Node, passed: list[Node], values: dict[Node, Any
     """Name what was dropped or is too much by what it does to a value: a factor, a sum, a sign."""
     x, y = values[source].double(), values[passed[-1]].double()
     c = float((x * y).sum() / x.square().sum().clamp(min=1e-300))
-    if rms(y - c * x) <= EQUAL * rms(y):
+    if c and rms(y - c * x) <= EQUAL * rms(y):
         if abs(c + 1) < EQUAL:
             return "a flipped sign"
         if side == "after" and c >= 2 and abs(c - round(c)) < 1e-6:
@@ -236,11 +236,10 @@ def wired(look: Look) -> str | None:
         return None
     partner = {q: p for p, q in look.region.frontier}
     for x in look.region.operations("before"):
-        if x.target is not y.target or len(x.all_input_nodes) != len(y.all_input_nodes) or differing(x, y):
+        mine, theirs = _operands(x), _operands(y)
+        if x.target is not y.target or len(mine) != len(theirs) or differing(x, y):
             continue
-        other = [
-            (p, q) for p, q in zip(x.all_input_nodes, y.all_input_nodes, strict=True) if not _stands_for(p, q, partner)
-        ]
+        other = [(p, q) for p, q in zip(mine, theirs, strict=True) if not _stands_for(p, q, partner)]
         if len(other) == 1 and all(n.op != "get_attr" for n in other[0]):
             p, q = other[0]
             return (
@@ -249,5 +248,17 @@ def wired(look: Look) -> str | None:
     return None
 
 
+def _operands(node: Node) -> list[Node]:
+    """Return what a node takes, in order, and twice what it takes twice."""
+    found: list[Node] = []
+    torch.fx.map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
 def _stands_for(p: Node, q: Node, partner: dict[Node, Node]) -> bool:
-    return partner.get(q) is p or (p.op == q.op == "get_attr" and str(p.target) == str(q.target))
+    """Whether two operands are a claimed pair, one weight, or the same made of such: a head that is split off."""
+    if q in partner or p.op == "get_attr" or p.op != q.op or p.op != "call_function":
+        return partner.get(q) is p or (p.op == q.op == "get_attr" and str(p.target) == str(q.target))
+    mine, theirs = p.all_input_nodes, q.all_input_nodes
+    alike = p.target is q.target and len(mine) == len(theirs) and not differing(p, q)
+    return alike and all(_stands_for(x, y, partner) for x, y in zip(mine, theirs, strict=True))
