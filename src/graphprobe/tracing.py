@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from graphprobe import placing
 from graphprobe.capturing import quiet
 from graphprobe.errors import InputError
 from graphprobe.render.trace import PREFIX
@@ -69,7 +69,9 @@ def record_trace(
             ranged(*args, **kwargs)
             torch.cuda.synchronize()
     target = Path(path)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        written = Path(folder) / "trace.json"
+    written = placing.beside(target)  # its suffix is the target's: .gz is compressed
+    try:
         profiler.export_chrome_trace(str(written))
-        os.replace(written, target)
+        placing.put(written, target)
+    finally:
+        written.unlink(missing_ok=True)

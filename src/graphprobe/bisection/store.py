@@ -20,6 +20,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch.fx import GraphModule
 
+from graphprobe import placing
 from graphprobe.bisection.oracle import Answer
 from graphprobe.errors import InputError
 from graphprobe.provenance import target_name
@@ -77,10 +78,10 @@ class Store:
             }
             for trial, answer in self.answers.items()
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial = placing.beside(path)
         try:
             partial.write_text(json.dumps({"version": _VERSION, "key": self.key, "trials": rows}), encoding="utf-8")
-            os.replace(partial, path)
+            placing.put(partial, path)
         except OSError as error:
             raise InputError(f"cannot write the state file {path}: {error.strerror or error}") from error
         finally:

@@ -7,6 +7,7 @@ A subcommand module holds ``SUMMARY`` (one line), ``DESCRIPTION`` and ``EXAMPLES
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             _import(options.modules)
             status: int = command.run(options)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by the caller
+                sys.stdout.flush()
         except GraphprobeError as error:
             print(f"graphprobe: {error}", file=sys.stderr)
             return TROUBLE
@@ -66,6 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             _let_stdout_go()
             return BROKEN_PIPE
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+                traceback.print_exc()
+                return TROUBLE
+            _let_stdout_go()
+            print(f"graphprobe: cannot write its output: {error.strerror}", file=sys.stderr)
+            return TROUBLE
         except (
             Exception
         ):  # a defect here or in the user's own code: its traceback is what helps, and 1 means "different"

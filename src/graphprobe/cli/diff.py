@@ -95,20 +95,26 @@ def run(options: argparse.Namespace) -> int:
         return _explain(options)
     _check_targets(options)
     report = dataclasses.replace(_compare(options), command=_command(options))
-    if options.output:
-        output.write_text(options.output, report.to_json(indent=2) + "\n")
-    if options.json:
-        print(report.to_json(indent=2))
-    else:
-        from graphprobe import render
-
-        print(render.text(report, verbose=options.verbose))
+    try:
+        if options.output:
+            output.write_text(options.output, report.to_json(indent=2) + "\n")
+    finally:  # what was found is told in any case
+        _print(report, options)
     # pictures come last: where one cannot be drawn, the answer has been printed
     if options.html:
         report.to_html(options.html)
     if options.png:
         report.render(options.png)
     return report.exit_code
+
+
+def _print(report: Report, options: argparse.Namespace) -> None:
+    if options.json:
+        print(report.to_json(indent=2))
+    else:
+        from graphprobe import render
+
+        print(render.text(report, verbose=options.verbose))
 
 
 def _command(options: argparse.Namespace) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from graphprobe import placing
 from graphprobe.errors import InputError
 from graphprobe.records import to_data
 
@@ -24,11 +25,10 @@ def whole_file(path: str | Path) -> Iterator[str]:
     """
     target = Path(path)
     check_target(path)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
+    partial = placing.beside(target)
     try:
         yield str(partial)
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, target)
+        placing.put(partial, target)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:  # also on Ctrl-C
@@ -43,18 +43,14 @@ def check_target(path: str | Path | None, *suffixes: str) -> None:
     target = Path(path)
     if not target.name or str(path).endswith(("/", os.sep)) or target.is_dir():
         raise InputError(f"cannot write {str(path)!r}: it is a directory; give a file name in it")
+    if placing.is_stream(target):
+        return
     if not target.parent.is_dir():
         raise InputError(f"cannot write {target}: there is no directory {target.parent}; make it first")
     if not os.access(target.parent, os.W_OK):
         raise InputError(f"cannot write {target}: the directory {target.parent} cannot be written to")
     if suffixes and target.suffix.lower() not in suffixes:
         raise InputError(f"cannot tell what to write to {target}: name it {', '.join(suffixes)}")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -11,13 +11,13 @@ import ctypes
 import json
 import os
 import struct
-import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, BinaryIO
 
 import torch
 
+from graphprobe import placing
 from graphprobe.errors import FxFileError
 
 FORMAT = 1  # raised when older readers cannot read what newer writers write
@@ -50,11 +50,11 @@ class Damage(Exception):
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path` that takes its place at the end, or vanishes when anything goes wrong."""
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.part"
+    temporary = placing.beside(path)
     try:
         with open(temporary, "xb") as file:
             yield file
-        os.replace(temporary, path)
+        placing.put(temporary, path)
     except OSError as error:
         raise FxFileError(f"cannot write {path}: {error.strerror or error}") from error
     finally:  # also on Ctrl-C

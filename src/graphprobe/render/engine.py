@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from graphprobe import placing
 from graphprobe.errors import RenderError
 
 FORMATS = ("png", "svg")
@@ -98,26 +99,16 @@ def _keep(dot: str, path: str | os.PathLike[str] | None) -> str:
 def write(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file in one step, so that an interrupted run leaves no half-written one. Raises RenderError."""
     target = Path(path)
+    partial = placing.beside(target)
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        partial.write_bytes(data)
+        placing.put(partial, target)
     except OSError as error:
-        raise RenderError(f"cannot write {target}: {error.strerror}; does the folder exist?") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise RenderError(f"cannot write {target}: {error.strerror}") from error
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        folder = "; does the folder exist?" if isinstance(error, FileNotFoundError) else ""
+        raise RenderError(f"cannot write {target}: {error.strerror}{folder}") from error
+    finally:  # also on Ctrl-C
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_picture(
