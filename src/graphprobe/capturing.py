@@ -151,6 +151,9 @@ def _advice(text: str) -> str:
         (("pytree", "unknown type", "not a known type", "unrecognized type"),
          "an input or output is a class torch does not know; register it with torch.utils._pytree.register_pytree_node "
          "or call the model with use_cache=False"),
+        (("must have the same dtype", "type (float) and bias", "type (float) and weight", "same dtype"),
+         "the model holds another dtype than its arguments; capture each version with arguments of its own dtype, "
+         "graphprobe.capture(model, args), and compare the graphs: inputs are cast to what each takes"),
         (("No module named", "not found"), "an import inside forward fails; install what it needs"),
     )  # fmt: skip
     for words, advice in table:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 
 from graphprobe import nodes
@@ -64,6 +65,8 @@ def check(program: Program, bound: Inputs, side: str, device: torch.device | Non
 
 
 def _check_tensor(path: str, value: torch.Tensor, wanted: torch.Tensor, side: str, device: torch.device | None) -> None:
+    if isinstance(value, FakeTensor):
+        raise InputError(f"the input {path!r} is a FakeTensor, which holds no values: give a real tensor of its shape")
     fits = len(value.shape) == len(wanted.shape) and all(
         not isinstance(want, int) or want == have for want, have in zip(wanted.shape, value.shape, strict=True)
     )
@@ -71,7 +74,7 @@ def _check_tensor(path: str, value: torch.Tensor, wanted: torch.Tensor, side: st
         raise InputError(
             f"the input {path!r} has shape {tuple(value.shape)}, but {side} was captured with "
             f"{tuple(str(d) if not isinstance(d, int) else d for d in wanted.shape)}. Capture it again with inputs of "
-            "this shape, or with dynamic_shapes"
+            "this shape, or with dynamic_shapes (--dynamic NAME:DIM)"
         )
     both_float = value.dtype.is_floating_point and wanted.dtype.is_floating_point
     if value.dtype != wanted.dtype and not both_float:

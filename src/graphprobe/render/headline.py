@@ -47,7 +47,7 @@ def headline(report: Report) -> str:
 
 def _says(finding: Finding) -> list[str]:
     """Return what is to be said of the place, in words of its own where it has any."""
-    own = [f": {finding.hint}"] if finding.kind == "structural" and finding.hint else []
+    own = [f": {finding.hint}"] if finding.hint and finding.introduced is None else []
     return [*own, f" {_SAYS.get(finding.kind, '')}"]
 
 
