@@ -123,7 +123,7 @@ def _shown(matching: Matching, pairs: list[tuple[Node, Node, str]]) -> Iterator[
     taken: set[Node] = set()
     for x, y, evidence in pairs:
         (x_root, x_steps), (y_root, y_steps) = left.root(x), right.root(y)
-        if x_steps != y_steps:
+        if x_steps != y_steps or matching.apart(x, y):
             continue
         ends = (x, x_root, y, y_root)
         if any(n.op != "call_function" or n in taken or of_before.get(n) or of_after.get(n) for n in ends):

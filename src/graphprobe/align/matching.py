@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from graphprobe import nodes
+from graphprobe import nodes, provenance
 from graphprobe.align.claims import Claim
+from graphprobe.align.moved import Moved, moved
 from graphprobe.align.numbering import Numbering
 from graphprobe.align.sketches import Observe, observed, sketches
 from graphprobe.align.terms import Terms
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from graphprobe.align.siblings import Siblings
 
 CODES = {torch.int8, torch.uint8, torch.int16, torch.quint8, torch.qint8}
+GUESSED = ("module", "sibling", "weight", "operand", "occurrence", "slot")  # a likely partner, seen in no value
 PLACES = ("module", "operand", "occurrence", "slot")  # evidence that looks at where a value stands, not at what it is
 
 
@@ -48,6 +50,7 @@ class Matching(Numbering):
         self._shapes: dict[str, list[tuple[int | str, ...] | None]] = {}
         self._coarse: bool | None = None
         self._sketches: dict[str, dict[Node, torch.Tensor]] = {}
+        self._moved: Moved | None = None
         self._forced: Mapping[Node, torch.Tensor] = {}
         self.siblings: Siblings | None = None  # what repeated modules say, once it was asked
 
@@ -55,6 +58,8 @@ class Matching(Numbering):
         """Claim one pair, unless it is guessed from its place and could never be equal."""
         if evidence in PLACES and (x in self.counted or y in self.counted):
             return  # of other tokens: another number by right
+        if evidence in GUESSED and self.apart(x, y):
+            return
         if evidence not in PLACES or (_could_be_equal(x, y) and not self._siblings_against(x, y)):
             self.alignment.add(Claim(x, y, evidence, certain))
 
@@ -126,6 +131,16 @@ class Matching(Numbering):
         """Whether a slice of a value may be claimed beside those of it that are."""
         known = self.sliced.get(node)
         return known is None or not any(cut.meets(other) for other in known.cuts)
+
+    def apart(self, x: Node, y: Node) -> bool:
+        """Whether either node lies in a repeated module that the other side has not in this place."""
+        return self.moved().apart(provenance.module_path(x), provenance.module_path(y))
+
+    def moved(self) -> Moved:
+        """Return which repeated modules of after stand under other numbers than in before."""
+        if self._moved is None:
+            self._moved = moved(self.leaves("before"), self.leaves("after"))
+        return self._moved
 
     def is_coarse(self) -> bool:
         """Whether either side computes anything in 16 bits or less: equal values then differ by some percent."""

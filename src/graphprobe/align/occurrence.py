@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from graphprobe import nodes, provenance
 from graphprobe.align.matching import Matching
+from graphprobe.align.moved import Moved
 from graphprobe.program import Program
 
 Key = tuple[str, str, tuple[int | str, ...] | None]
@@ -24,8 +25,8 @@ def claim(matching: Matching) -> None:
 
 
 def _claim(matching: Matching, most: int | None) -> None:
-    left = _groups(matching.unclaimed_before())
-    right = _groups(matching.unclaimed_after())
+    left = _groups(matching.unclaimed_before(), Moved())
+    right = _groups(matching.unclaimed_after(), matching.moved())
     for key, ys in right.items():
         xs = left.get(key, [])
         if len(xs) == len(ys) and (most is None or len(ys) <= most):
@@ -33,10 +34,10 @@ def _claim(matching: Matching, most: int | None) -> None:
                 matching.add(x, y, "occurrence")
 
 
-def _groups(unclaimed: list[Node]) -> dict[Key, list[Node]]:
+def _groups(unclaimed: list[Node], moved: Moved) -> dict[Key, list[Node]]:
     found: dict[Key, list[Node]] = defaultdict(list)
     for node in unclaimed:
-        path = provenance.module_path(node)
+        path = moved.path(provenance.module_path(node))
         if path:  # at the root, or where nothing is known of modules, "the k-th" says too little
             found[path, provenance.target_name(node), nodes.shape(node)].append(node)
     return found
@@ -45,8 +46,10 @@ def _groups(unclaimed: list[Node]) -> dict[Key, list[Node]]:
 def claim_handed_on(matching: Matching) -> None:
     """Claim the only value of its shape that a module hands on to what is outside of it."""
     left, right = _handed_on(matching.before), _handed_on(matching.after)
-    for key, ys in right.items():
-        xs = left.get(key, [])
+    moved = matching.moved()
+    for (path, shape), ys in right.items():
+        place = moved.path(path)
+        xs = left.get((place, shape), []) if place is not None else []
         if len(xs) == len(ys) == 1:
             x, y = xs[0], ys[0]
             if not matching.alignment.of_before.get(x) and not matching.alignment.of_after.get(y):

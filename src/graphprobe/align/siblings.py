@@ -19,6 +19,7 @@ from graphprobe import nodes, provenance
 from graphprobe.align import layouts
 from graphprobe.align.layouts import View
 from graphprobe.align.matching import Matching
+from graphprobe.align.moved import Moved
 from graphprobe.align.periods import repeats, same_row
 from graphprobe.program import Program
 
@@ -88,7 +89,7 @@ def of(matching: Matching) -> Siblings:
 
 
 def _read(matching: Matching) -> Siblings:
-    before, after = _by_path(matching.before), _by_path(matching.after)
+    before, after = _by_path(matching.before, Moved()), _by_path(matching.after, matching.moved())
     found = _told(matching, before, after)
     if found.after_of:
         return found
@@ -112,9 +113,10 @@ def _told(matching: Matching, before: Places, after: Places) -> Siblings:
     return Siblings(before | after, places, dict(after_of), dict(before_of), dict(shown))
 
 
-def _by_path(program: Program) -> Places:
+def _by_path(program: Program, moved: Moved) -> Places:
     """Tell of each node in a repeated module what it is there, and which of the modules it is in."""
-    return _places({n: p for n in program.live if provenance.repeated(p := provenance.module_path(n))[1]})
+    paths = {n: moved.path(provenance.module_path(n)) for n in program.live}
+    return _places({n: path for n, path in paths.items() if path is not None and provenance.repeated(path)[1]})
 
 
 def _by_period(matching: Matching) -> tuple[Places, Places]:

@@ -20,6 +20,7 @@ from graphprobe.records import SMALL_REGION
 
 Origin = frozenset[tuple[Node, Node]]  # frontier pairs, as (node of before, its own or its partner's node)
 SMALL = SMALL_REGION
+_FAR = 128  # nodes of a region beyond which a nearer frontier is looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,12 @@ def _above(node: Node) -> set[Node]:
     return found
 
 
+def _hiding(lone: list[Node], cuts: dict[Node, list[Claim]], cone: _Cone, side: str) -> list[Node]:
+    """Return what the other side's cone starts from right below the partners of what it does not start from."""
+    partners = {getattr(claim, side) for node in lone for claim in cuts.get(node, ())}
+    return [n for n in cone.inputs if n.op != "placeholder" and not partners.isdisjoint(_above(n))]
+
+
 class Regions:
     """Finds regions under one alignment."""
 
@@ -116,6 +123,8 @@ class Regions:
         """Return the region that the claim closes."""
         left, right = _Cone(claim.before, self.before), _Cone(claim.after, self.after)
         self._meet(left, right)
+        if len(left.piece) + len(right.piece) > _FAR:
+            left, right = self._closer(claim, left, right)
         if self._behind(left, right) or self._behind(right, left):
             # an input of the graph that one side reads, and the other only above a cut: no common frontier yet
             wider = _Cone(claim.before, self.before), _Cone(claim.after, self.after)
@@ -123,9 +132,23 @@ class Regions:
                 left, right = wider
         return self._region(claim, left, right)
 
-    def _meet(self, left: _Cone, right: _Cone) -> None:
-        """Grow both cones until what they start from is claimed to be equal."""
-        while True:
+    def _closer(self, claim: Claim, left: _Cone, right: _Cone) -> tuple[_Cone, _Cone]:
+        """Grow once more where one piece has grown far: past what the other side holds right above what it starts from.
+
+        One layer more reads the residual stream and its norm, where after reads the norm alone.
+        """
+        far = len(left.piece) + len(right.piece)
+        near = _Cone(claim.before, self.before), _Cone(claim.after, self.after)
+        self._meet(*near, most=far)
+        return near if sum(len(cone.piece) for cone in near) < far else (left, right)
+
+    def _meet(self, left: _Cone, right: _Cone, most: int | None = None) -> None:
+        """Grow both cones until what they start from is claimed to be equal.
+
+        With `most`, a cone that starts right below what the other one starts from is grown first, and both only to so
+        many nodes.
+        """
+        while most is None or len(left.piece) + len(right.piece) < most:
             self._expand_unclaimed(left, self._cuts_before)
             self._expand_unclaimed(right, self._cuts_after)
             lone_before = [p for p in left.inputs if not self._matched_before(p, right)]
@@ -138,12 +161,17 @@ class Regions:
                 break
             # the latest first: what it stands on may turn out to be an input of the other side too
             top = max([self.before.order[p] for p in lone_before] + [self._rank_after(q) for q in lone_after])
-            for p in lone_before:
-                if self.before.order[p] == top:
-                    left.expand(p)
-            for q in lone_after:
-                if self._rank_after(q) == top:
-                    right.expand(q)
+            first = [p for p in lone_before if self.before.order[p] == top]
+            first_after = [q for q in lone_after if self._rank_after(q) == top]
+            if most is not None:
+                hiding = _hiding(first, self._cuts_before, right, "after")
+                hiding_after = _hiding(first_after, self._cuts_after, left, "before")
+                if hiding or hiding_after:
+                    first, first_after = hiding_after, hiding
+            for p in first:
+                left.expand(p)
+            for q in first_after:
+                right.expand(q)
 
     def _grow_to_inputs(self, left: _Cone, right: _Cone) -> bool:
         """Grow both cones until they read the same inputs of the graph, too; whether they stayed small."""

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from torch.fx import Node
 
 from graphprobe.judge.culprit import Culprit
-from graphprobe.judge.hints import masks, numbers, orders, overflow, ratios, scales, trials, weights
+from graphprobe.judge.hints import layers, masks, numbers, orders, overflow, ratios, scales, trials, weights
 from graphprobe.judge.hints.look import Look
 from graphprobe.lanes.regions import Region
 from graphprobe.lanes.replay import Replay
 
 #: Asked in this order; the first that recognises its sign has the word.
 SIGNS: tuple[Callable[[Look], str | None], ...] = (
+    layers.layer,
     numbers.training,
     trials.other_argument,
     numbers.other_number,
