@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -12,9 +13,9 @@ from graphprobe import nodes, provenance
 from graphprobe.judge.hints.look import EQUAL, Look, relative
 from graphprobe.judge.hints.ratios import shown
 from graphprobe.judge.same import difference, rms
-from graphprobe.lanes.regions import SMALL
 
 _MOST_LAYERS = 6  # in one region
+_FEWEST = 4  # operations of a layer in a region: fewer are named one by one
 _STEPS = 2  # of the coarsest dtype at the frontier
 _CLEARLY = 0.1
 Layer = tuple[str, int]  # the path of what holds it, and its number there
@@ -24,8 +25,6 @@ def layer(look: Look) -> str | None:
     """One side has layers that the other lacks, and with what goes in handed on the sides agree."""
     plain = look.distance(look.raw[1])
     for side, other in (("before", look.raw[1]), ("after", look.raw[0])):
-        if look.region.size(side) <= SMALL:
-            continue
         for found in _runs(look, side):
             last = _handed_on(look, side, found)
             taken = _taken(look, side, found, last) if last is not None else []
@@ -51,8 +50,8 @@ def _layer(node: Node) -> Layer | None:
 
 def _runs(look: Look, side: str) -> Iterator[list[Layer]]:
     """Yield layers of one piece that follow one another, single ones first."""
-    met = {place for n in look.region.operations(side) if nodes.makes_values(n) and (place := _layer(n))}
-    layers = sorted(met)
+    met = Counter(_layer(n) for n in look.region.operations(side) if nodes.makes_values(n))
+    layers = sorted(place for place, count in met.items() if place is not None and count >= _FEWEST)
     if len(layers) > _MOST_LAYERS:
         return
     for count in range(1, len(layers) + 1):
