@@ -2,8 +2,10 @@
 
     python benchmarks/diff_cost.py [--model DIR] [--tokens 128] [--dtype bfloat16]
 
-Without --model a random SmolLM2-135M-shaped model is used. Peak memory is the growth of the process's resident set
-during the diff, sampled every 5 ms, over what the loaded models and graphs hold already.
+Without --model a random SmolLM2-135M-shaped model is used. The floor is what the lanes alone must run: before and after
+as they are, and, where everything is judged exactly, after on before's values and both in float64. Peak memory is the
+growth of the process's resident set during the diff, sampled every 5 ms, over what the loaded models and graphs hold
+already.
 """
 
 from __future__ import annotations
@@ -100,10 +102,19 @@ def main() -> int:
         full = model.float()
         full.set_attn_implementation("sdpa")
         fp32, fp32_cpu = best(lambda: full(**kwargs))
+        full.double()
+        float64, float64_cpu = best(lambda: full(**kwargs))
         model.to(getattr(torch, options.dtype))
     cores = torch.get_num_threads()
     print(f"torch {torch.__version__}, {cores} threads, {options.tokens} tokens, {options.dtype}")
-    print(f"one forward: fp32 eager {fp32 * 1e3:.0f} ms, captured graph in {options.dtype} {native * 1e3:.0f} ms")
+    print(
+        f"one forward: fp32 eager {fp32 * 1e3:.0f} ms, captured graph in {options.dtype} {native * 1e3:.0f} ms, "
+        f"float64 {float64 * 1e3:.0f} ms"
+    )
+    floors = {
+        "auto": (2 * native, 2 * native_cpu),
+        "always": (3 * native + 2 * float64, 3 * native_cpu + 2 * float64_cpu),
+    }
     weights = megabytes(model.parameters())
     lifted = max(megabytes([p]) for p in model.parameters()) * 8 / next(model.parameters()).element_size()
     print(f"weights {weights:.0f} MB; the float64 copy of the largest one {lifted:.0f} MB")
@@ -114,10 +125,13 @@ def main() -> int:
                 wall, busy = time.perf_counter(), time.process_time()
                 report = graphprobe.diff(before, after, (), kwargs, exact=exact)
                 took, cpu = time.perf_counter() - wall, time.process_time() - busy
+            beside = ""
+            if exact in floors:
+                beside = f", {took / floors[exact][0]:.1f} times the floor ({cpu / floors[exact][1]:.1f})"
             print(
                 f"diff, {name}, exact={exact}: {report.verdict}, {took:.2f} s = {took / fp32:.1f} fp32 forwards "
                 f"({cpu / fp32_cpu:.1f} in processor time), {took / native:.1f} captured forwards "
-                f"({cpu / native_cpu:.1f}); peak + {peak.megabytes:.0f} MB"
+                f"({cpu / native_cpu:.1f}){beside}; peak + {peak.megabytes:.0f} MB"
             )
     return 0
 
