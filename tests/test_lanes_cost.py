@@ -10,6 +10,7 @@ import random
 import pytest
 import torch
 from torch.fx import Node
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import graphprobe
 from corpus import mutations
@@ -224,3 +225,35 @@ def test_an_operation_that_differs_from_itself_is_seen_without_the_forced_lane(m
     report = graphprobe.diff(before, after, args)
     assert report.verdict == "rounding"
     assert any("nondeterministic" in note for note in report.notes), report.notes
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products that are run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("exact", "changed", "forwards"),
+    [("never", False, 2), ("auto", False, 2), ("always", False, 5), ("auto", True, 2), ("always", True, 5)],
+)
+def test_nothing_is_run_beside_the_lanes(exact: str, changed: bool, forwards: int) -> None:
+    """Before and free alone where both sides are one program; a wrong number adds its own region, and what cures it."""
+    model, args, kwargs = tiny("llama", torch.bfloat16)
+    before = graphprobe.capture(model, args, kwargs)
+    for layer in model.model.layers[-1:] if changed else ():
+        layer.self_attn.scaling *= 1.1
+    after = graphprobe.capture(model, args, kwargs)
+    with Products() as one, torch.no_grad():
+        before(*args, **kwargs)
+    with Products() as all_of_them:
+        report = graphprobe.diff(before, after, args, kwargs, exact=exact)
+    assert report.verdict == ("semantic" if changed else "identical")
+    most = 2 if changed else 0
+    assert forwards * one.count <= all_of_them.count <= (forwards + most) * one.count

@@ -38,7 +38,9 @@ def question(judgement: Judgement, regions: Sequence[Judged]) -> str:
 def void(judgement: Judgement, judged: Sequence[Judged]) -> list[Judged]:
     """Return the outputs that hold no number to compare, empty or all NaN, where other programs may have made them."""
     plan, silent = judgement.replay.plan, [j for j in judged if j.measured.silent]
-    if not any(j.region.claim.output for j in silent):
+    replay, outputs = judgement.replay, [j.region.claim.before for j in silent if j.region.claim.output]
+    replay.fetch(outputs)  # left behind by the lanes: hardly ever must anything be run for these alone
+    if all(_numbers(replay.values.get(node)) for node in outputs):
         return []
     known = run_program(plan.before, judgement.replay.inputs, [j.region.claim.before for j in silent])
     none = [j for j in silent if not _numbers(known.get(j.region.claim.before))]
@@ -48,7 +50,10 @@ def void(judgement: Judgement, judged: Sequence[Judged]) -> list[Judged]:
 
 
 def _numbers(value: object) -> bool:
-    return not isinstance(value, torch.Tensor) or bool(value.isfinite().any())
+    if not isinstance(value, torch.Tensor):
+        return True
+    narrow = value.dtype.itemsize == 1 and value.is_floating_point()  # 8-bit floats know no such questions
+    return bool((value.float() if narrow else value).isfinite().any())
 
 
 def emptiness(judgement: Judgement, outputs: Sequence[Judged]) -> str:

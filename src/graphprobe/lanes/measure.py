@@ -45,6 +45,7 @@ class Column(IntEnum):
 
 
 WIDTH = len(Column)
+Found = dict[Column, Any]  # numbers, or tensors that hold one, on their way into a row
 #: So many rows are made complete at once; on the CPU they always are.
 JOINED = 64
 
@@ -111,9 +112,7 @@ def native(
     if _is_fused(partials) and _kernels().compare_native(partials, row, b, f, r, moved, bounds):
         return
     f, r, moved = _beside(b, f), _beside(b, r), _beside(b, moved)
-    out = slots[row]
-    out[Column.NATIVE_DONE] = 1
-    out[Column.COUNT] = b.numel()
+    out: Found = {Column.NATIVE_DONE: 1, Column.COUNT: b.numel()}
     if moved is not None:
         out[Column.LEFT_OUT] = moved.sum()
     same = (False, False) if b.is_cuda else bitwise(b, f, r)
@@ -121,9 +120,21 @@ def native(
     equal_f = _pair(out, partials, b, f, moved, bounds, free, Column.FREE_MAX, same[0])
     forced = Column.FORCED, Column.FORCED_CLASS, Column.FORCED_EQUAL
     equal_r = _pair(out, partials, b, r, moved, bounds, forced, None, same[1])
-    if not (equal_f and equal_r) and r is not None and (b.is_cuda or out[Column.FORCED_CLASS] > 0):
+    if not (equal_f and equal_r) and r is not None and (b.is_cuda or out.get(Column.FORCED_CLASS, 0) > 0):
         out[Column.BEFORE_NONFINITE] = _nonfinite(b, moved)
         out[Column.FORCED_NONFINITE] = _nonfinite(r, moved)
+    _write(slots, row, out)
+
+
+def _write(slots: Tensor, row: int, found: Found) -> None:
+    """Write what was found into a row; on the CPU all at once, for every access to a tensor costs as much."""
+    if slots.is_cuda:
+        out = slots[row]
+        for column, value in found.items():
+            out[column] = value
+    else:
+        values = torch.tensor([float(value) for value in found.values()], dtype=slots.dtype)
+        slots[row].index_copy_(0, torch.tensor([int(column) for column in found]), values)
 
 
 def native_several(
@@ -153,14 +164,14 @@ def _beside(x: Tensor, other: Tensor | None) -> Tensor | None:
 
 
 def _pair(
-    out: Tensor,
+    out: Found,
     partials: Tensor,
     b: Tensor,
     y: Tensor | None,
     moved: Tensor | None,
     bounds: Bounds,
-    columns: tuple[int, ...],
-    top: int | None,
+    columns: tuple[Column, ...],
+    top: Column | None,
     same: bool,
 ) -> bool:
     """Measure one lane against before; whether it holds before's bits (on the CPU that is known: `same`)."""
@@ -206,10 +217,10 @@ def exact(
     if _is_fused(partials) and _kernels().compare_exact(partials, row, b, r, xb, xa, moved, bounds):
         return
     r, xb, xa, moved = _beside(b, r), _beside(b, xb), _beside(b, xa), _beside(b, moved)
-    out = slots[row]
-    out[Column.EXACT_DONE] = 1
+    out: Found = {Column.EXACT_DONE: 1}
     if xa.shape != xb.shape:
         out[Column.EXACT_CLASS] = max(xb.numel(), 1)
+        _write(slots, row, out)
         return
     mine = bounds[0], bounds[0]
     truth, other = keep(moved, real(xb).double(), real(xa).double())
@@ -229,6 +240,7 @@ def exact(
         out[Column.FORCED_ERROR] = (
             out[Column.BEFORE_ERROR] if equal else _error(partials, truth, r, moved, bounds, size)
         )
+    _write(slots, row, out)
 
 
 def _error(
