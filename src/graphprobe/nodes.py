@@ -233,7 +233,7 @@ def is_random(node: Node) -> bool:
 def shape(node: Node) -> tuple[int | str, ...] | None:
     """Return the node's shape, symbolic dimensions as strings; None where it is no tensor."""
     value = tensor_val(node)
-    return None if value is None else tuple(d if isinstance(d, int) else str(d) for d in value.shape)
+    return None if value is None else tuple([d if isinstance(d, int) else str(d) for d in value.shape])
 
 
 def elements(node: Node) -> int | str | None:

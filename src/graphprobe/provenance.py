@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import re
 import uuid
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -46,9 +47,13 @@ def module_stack(node: Node) -> list[tuple[str, str]]:
     stack = node.meta.get("nn_module_stack") or {}
     out = []
     for path, kind in stack.values():
-        kind = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
-        out.append((_clean_path(path), kind.rsplit(".", 1)[-1]))
+        out.append((_clean_path(path), _class_name(kind)))
     return out
+
+
+def _class_name(kind: Any) -> str:
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+    return name.rsplit(".", 1)[-1]
 
 
 def module_calls(node: Node) -> list[tuple[str, str]]:
@@ -79,8 +84,8 @@ def repeated(path: str) -> tuple[str, tuple[str, ...]]:
 
 def module_type(node: Node) -> str:
     """Return the class name of the innermost module, '' where unknown."""
-    stack = module_stack(node)
-    return stack[-1][1] if stack else ""
+    stack = node.meta.get("nn_module_stack")
+    return _class_name(next(reversed(stack.values()))[1]) if stack else ""
 
 
 def source(node: Node) -> str:
