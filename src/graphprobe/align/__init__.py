@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align import (
+    addends,
     alike,
     anchors,
     codes,
@@ -64,6 +65,7 @@ GUESSES: tuple[Evidence, ...] = (
     occurrence.claim_handed_on,
     anchors.claim_weighted_anyhow,
     counterparts.claim,
+    addends.claim,
     sliced.claim,
     structure.claim_undecided,
     slots.claim,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch.fx import Node
 
@@ -72,6 +72,14 @@ class Alignment:
             self.of_before[claim.before].remove(claim)
             self.of_after[claim.after].remove(claim)
         del self.claims[known:]
+
+    def move(self, claim: Claim, before: Node, after: Node) -> None:
+        """Let a claim have other ends, in its place."""
+        other = replace(claim, before=before, after=after)
+        self.claims[self.claims.index(claim)] = other
+        for mine, old, new in ((self.of_before, claim.before, other.before), (self.of_after, claim.after, other.after)):
+            mine[old].remove(claim)
+            mine[new].append(other)
 
     def without(self, withdrawn: set[Claim]) -> Alignment:
         """Return the alignment that is left when some claims are withdrawn."""

@@ -54,11 +54,8 @@ class Slice:
     def meets(self, other: Slice) -> bool:
         """Whether the two have elements in common, or cannot be put into one value after each other."""
         mine, theirs = dict(self.dims), dict(other.dims)
-        if mine.keys() != theirs.keys() or any(
-            f.part or f.left is not None for f in (*mine.values(), *theirs.values())
-        ):
-            return True
-        return all(set(f.index) & set(theirs[d].index) for d, f in mine.items())
+        kinds = [[(d, f.part, f.left is None) for d, f in dims.items()] for dims in (mine, theirs)]
+        return kinds[0] != kinds[1] or all(set(f.index) & set(theirs[d].index) for d, f in mine.items())
 
     def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of the slice of a value of that shape."""
@@ -93,6 +90,7 @@ def of_tokens(matching: Matching) -> list[Form]:
     found = by_inputs(matching)
     found += _joined_dimensions(found, [(tuple(x.shape), tuple(y.shape)) for x, y in _inputs_apart(matching)])
     found += _of_parts(matching, "after") + _of_parts(matching, "before")
+    found += _of_cuts(matching)
     return list(dict.fromkeys(found))
 
 
@@ -189,6 +187,37 @@ def _of_parts(matching: Matching, side: str) -> list[Form]:
     return out
 
 
+def _of_cuts(matching: Matching) -> list[Form]:
+    """What one side cuts out of a value and goes on with, where the other goes on with all of it."""
+    cut = {side: _cuts(matching, side) for side in ("before", "after")}
+    return [
+        Form(other, size, tuple(range(start, stop)), part)
+        for side, other in (("after", "before"), ("before", "after"))
+        for (size, start, stop), part in cut[side].items()
+        if (size, start, stop) not in cut[other]
+    ]
+
+
+def _cuts(matching: Matching, side: str) -> dict[tuple[int, int, int], bool]:
+    """Map (size, start, stop) of what is cut out of computed values to whether such parts make up all of a value."""
+    terms = matching.terms(side)
+    found: dict[tuple[Node, int], list[tuple[int, int, int]]] = defaultdict(list)
+    for node, term in terms.of.items():
+        if not term.step or term.step[0] != "part" or terms.root(node)[0].op != "call_function":
+            continue
+        _, shape, dim, start, stop, stride = term.step
+        if stride == 1 and isinstance(shape[dim], int) and 0 <= start < stop <= shape[dim]:
+            found[term.operands[0], dim].append((int(shape[dim]), start, stop))
+    out: dict[tuple[int, int, int], bool] = {}
+    for places in found.values():
+        ends = sorted({(start, stop) for _, start, stop in places})
+        tiled = [start for start, _ in ends[1:]] == [stop for _, stop in ends[:-1]]
+        all_of_it = tiled and ends[0][0] == 0 and ends[-1][1] == places[0][0]
+        for place in places:
+            out[place] = out.get(place, False) or all_of_it
+    return out
+
+
 def _of_joined(matching: Matching, side: str) -> list[Form]:
     """What is computed with weights that were put together falls into the parts that belong to each."""
     out: list[Form] = []
@@ -240,7 +269,11 @@ def windows(known: Sequence[Form], bigs: Iterable[Sequence[int]], smalls: Iterab
 
 
 def _is_run(f: Form) -> bool:
-    return not f.part and f.left is None and f.index == tuple(range(f.index[0], f.index[0] + len(f.index)))
+    return not f.part and f.left is None and _is_straight(f)
+
+
+def _is_straight(f: Form) -> bool:
+    return f.index == tuple(range(f.index[0], f.index[0] + len(f.index)))
 
 
 def slices_of(shape: Sequence[int], known: Sequence[Form], shapes: Iterable[Any]) -> list[Slice]:
@@ -265,7 +298,19 @@ def _fitting(known: Sequence[Form], big: int, small: int) -> list[Form]:
     """Return the forms of one dimension: the dimension may be one that is known, joined with another."""
     own = [f for f in known if f.left is None]
     found = [f for f in own if f.big == big] or [j for f in own for j in _joined(f, big)]
+    found += [s for f in own if (s := _scaled(f, big)) is not None]
     return list(dict.fromkeys(f for f in found if len(f.index) == small))
+
+
+def _scaled(f: Form, size: int) -> Form | None:
+    """Return the same part of a dimension of another size: the heads that a part of all channels makes up."""
+    if not f.part or f.big == size or not _is_straight(f):
+        return None
+    ends = [divmod(at * size, f.big) for at in (f.index[0], f.index[-1] + 1)]
+    if any(rest for _, rest in ends):
+        return None
+    (start, _), (stop, _) = ends
+    return Form(f.side, size, tuple(range(start, stop)), True) if start < stop else None
 
 
 def _belong_together(forms: Sequence[Form]) -> bool:

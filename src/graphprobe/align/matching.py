@@ -52,6 +52,7 @@ class Matching(Numbering):
         self._sketches: dict[str, dict[Node, torch.Tensor]] = {}
         self._moved: Moved | None = None
         self._forced: Mapping[Node, torch.Tensor] = {}
+        self.asked: set[Node] = set()  # sums whose addends were looked at
         self.siblings: Siblings | None = None  # what repeated modules say, once it was asked
 
     def add(self, x: Node, y: Node, evidence: str, certain: bool = False) -> None:

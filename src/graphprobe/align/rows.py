@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from graphprobe import nodes
 from graphprobe.align import slices
 from graphprobe.align.forms import Form, Slice
 from graphprobe.align.matching import Matching
+from graphprobe.align.sketches import directions
 from graphprobe.align.values import AGREE, AGREE_FINE
 
-_NUMBERS = 4  # that stand for a row
 _WIDE = 4  # elements of a row that tell it from others
+_CLEAR = 4e-3  # of the size of a row: so far apart are two that are rounded
 _PAIRS = 1 << 12  # of values that are compared
 _LARGEST = 1 << 22  # pairs of rows that are compared at once
 
@@ -46,25 +47,49 @@ def _gathers(node: Node) -> bool:
 
 def _pairs(matching: Matching, side: str, other: str) -> dict[Node, list[tuple[Node, Slice]]]:
     """Pair values with those that hold some of their rows; each small one with one big one."""
-    bigs = {n: s for n in _open(matching, side) if matching.may_be_cut(side, n) and (s := _shape(n))}
+    found: dict[Node, list[tuple[Node, Slice]]] = defaultdict(list)
+    taken: set[Node] = set()
+    for stacked in (False, True):
+        for small, big, cut in _found(matching, side, other, stacked):
+            mine = [c for _, c in found[big]]
+            if small not in taken and matching.is_open(big, cut) and not any(cut.meets(c) for c in mine):
+                taken.add(small)
+                found[big].append((small, cut))
+    return {big: parts for big, parts in found.items() if parts}
+
+
+def _found(matching: Matching, side: str, other: str, stacked: bool) -> Iterator[tuple[Node, Node, Slice]]:
+    """Yield what may be rows of something, that, and which of them; those that are `stacked` are of one of many."""
+    cut = [n for n in _open(matching, side) if matching.may_be_cut(side, n) and slices.is_fixed(n)]
+    leading = 1 + stacked
+    bigs = {n: s for n in cut if (s := _shape(n)) and len(s) > leading}
     smalls = {n: s for n in _open(matching, other) if (s := _shape(n))}
     groups: dict[Shape, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
-    for column, found in enumerate((smalls, bigs)):
-        for node, shape in found.items():
-            groups[shape[1:]][column].append(node)
+    for node, shape in smalls.items():
+        groups[shape[1:]][0].append(node)
+    for node, shape in bigs.items():
+        groups[shape[leading:]][1].append(node)
     groups = {k: g for k, g in groups.items() if all(g) and len(g[0]) * len(g[1]) <= _PAIRS}
-    here = matching.observed(side, [b for _, group in groups.values() for b in group], _read)
+    read = functools.partial(_read, leading=leading)
+    here = matching.observed(side, [b for _, group in groups.values() for b in group], read)
     there = matching.observed(other, [s for group, _ in groups.values() for s in group], _read)
     agree = AGREE if matching.is_coarse() else AGREE_FINE
     known: dict[Form, None] = {}
-    found_: dict[Node, list[tuple[Node, Slice]]] = defaultdict(list)
     # what rows tell apart first: it says how those are ordered that hold a token twice
     for shape in sorted(groups, key=lambda k: -min(math.prod(k), _WIDE)):
         for small, big, form in _group(*groups[shape], there, here, side, shape, agree, known):
-            cut = Slice(((0, form),))
-            if matching.is_open(big, cut) and not any(cut.meets(c) for _, c in found_[big]):
-                found_[big].append((small, cut))
-    return {big: parts for big, parts in found_.items() if parts}
+            found = _of_one(form, bigs[big], shape) if stacked else Slice(((0, form),))
+            if found is not None:
+                yield small, big, found
+
+
+def _of_one(form: Form, whole: Shape, row: Shape) -> Slice | None:
+    """Return the rows of one of those that are stacked, None where they are of several."""
+    places = [divmod(i, whole[1]) for i in form.index]
+    if len({which for which, _ in places}) != 1:
+        return None
+    rows = Form(form.side, whole[1], tuple(at for _, at in places))
+    return Slice(((1, rows), (0, Form(form.side, whole[0], places[0][:1], left=(len(places), *row)))))
 
 
 def _open(matching: Matching, side: str) -> list[Node]:
@@ -74,9 +99,12 @@ def _open(matching: Matching, side: str) -> list[Node]:
 
 def _shape(node: Node) -> Shape | None:
     value = nodes.tensor_val(node)
-    if value is None or not value.dtype.is_floating_point or not slices.is_fixed(node) or not value.dim():
+    if value is None or not value.dtype.is_floating_point or not value.dim():
         return None
-    return tuple(int(d) for d in value.shape)
+    if not all(isinstance(d, int) for d in value.shape[1:]):
+        return None
+    rows = value.shape[0] if isinstance(value.shape[0], int) else -1  # how many, the values decide
+    return (rows, *(int(d) for d in value.shape[1:]))
 
 
 def _group(
@@ -126,16 +154,18 @@ def _single(fits: dict[Node, list[tuple[Node, Form]]]) -> Iterable[tuple[Node, l
 
 def _order(mine: torch.Tensor, theirs: torch.Tensor, agree: float) -> tuple[int, ...] | None:
     """Return which row of `theirs` each row of `mine` is; () where several could be, None where some is not there."""
-    if not len(mine) or len(mine) * len(theirs) > _LARGEST:
+    if not len(mine) or len(mine) * len(theirs) > _LARGEST or not bool(theirs.any()):
         return None
-    near = agree * torch.linalg.vector_norm(theirs, dim=1).median()
+    sizes = torch.linalg.vector_norm(theirs, dim=1)
+    near = agree * sizes[sizes > 0].median()  # what is left out of a sum is zero
     if not float(torch.cdist(mine[:1], theirs).min()) <= near:
         return None
     apart = torch.cdist(mine, theirs)
     best, index = apart.min(1)
     if not bool((best <= near).all()):
         return None
-    if bool(((apart <= 4 * near).sum(1) > 1).any()) or len(set(index.tolist())) < len(mine):
+    close = torch.minimum(4 * best + _CLEAR * near / agree, 4 * near)  # what is about as near might be meant, too
+    if bool(((apart <= close[:, None]).sum(1) > 1).any()) or len(set(index.tolist())) < len(mine):
         return ()
     return tuple(index.tolist())
 
@@ -149,17 +179,10 @@ def _fits(form: Form, mine: torch.Tensor, theirs: torch.Tensor, agree: float) ->
     return bool((shown - mine).norm() <= agree * mine.norm())
 
 
-def _read(_: Node, value: Any) -> torch.Tensor | None:
-    """Return a few numbers for each row: [rows, 4] float64."""
+def _read(_: Node, value: Any, leading: int = 1) -> torch.Tensor | None:
+    """Return a few numbers for each row, counted over the leading dimensions: [rows, 4] float64."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.dim() or not value.numel():
         return None
-    rows = torch.nan_to_num(value.detach().reshape(len(value), -1).double())
-    found: torch.Tensor = rows @ _directions(rows.shape[1]).to(rows.device)
-    return found
-
-
-@functools.lru_cache(maxsize=64)
-def _directions(width: int) -> torch.Tensor:
-    drawn = torch.Generator().manual_seed(width)
-    found: torch.Tensor = torch.randn(width, _NUMBERS, generator=drawn, dtype=torch.float64) * width**-0.5
+    rows = torch.nan_to_num(value.detach().reshape(math.prod(value.shape[:leading]), -1).double())
+    found: torch.Tensor = rows @ directions(rows.shape[1]).to(rows.device)
     return found

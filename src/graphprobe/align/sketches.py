@@ -18,6 +18,7 @@ from graphprobe.execute import call, run_program
 from graphprobe.program import Program
 
 SAMPLES = 256
+ROW = 4  # numbers that stand for a row
 _LARGE = 1e30
 _GOLDEN = 0.6180339887498949
 
@@ -144,3 +145,11 @@ def _telling(known: Mapping[Node, torch.Tensor]) -> set[Node]:
         small = torch.linalg.vector_norm(ordered.double(), dim=1) < _LARGE / 10
         out |= {n for n, tells in zip(members, ((different > 4) & small).tolist(), strict=True) if tells}
     return out
+
+
+@functools.lru_cache(maxsize=64)
+def directions(width: int) -> torch.Tensor:
+    """Return the directions along which a row of that width is measured: [width, 4] float64."""
+    drawn = torch.Generator().manual_seed(width)
+    found: torch.Tensor = torch.randn(width, ROW, generator=drawn, dtype=torch.float64) * width**-0.5
+    return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from graphprobe.align.claims import Claim
 from graphprobe.align.forms import Form, Slice, by_inputs, forms, slices_of, windows
 from graphprobe.align.matching import Matching, Sliced, is_part
 from graphprobe.align.neighbours import nearest
+from graphprobe.align.rest import Rest
 from graphprobe.align.sketches import SAMPLES, sample
 from graphprobe.align.values import AGREE, AGREE_FINE, is_chain
 from graphprobe.align.wholes import are_parts, insert_whole
@@ -60,9 +62,15 @@ def _claim_side(matching: Matching, side: str, known: list[Form]) -> None:
         if smalls and bigs:
             for node, big, cut in _pairs(matching, other, smalls, bigs, small, items):
                 pairs[big].append((node, cut))
-    # one part of many tells nothing of the others
-    lone = {big for big, found in pairs.items() if len(found) == 1 and are_parts([cut for _, cut in found])}
-    insert(matching, side, {big: found for big, found in pairs.items() if big not in lone})
+    rest = Rest(matching, side, pairs)
+    # one part of many tells nothing of the others, unless it is made of one part of what the whole is made of
+    lone = {big for big, found in rest.pairs.items() if _is_lone(matching, big, found) and not rest.follows(big, found)}
+    chosen = {big: found for big, found in rest.pairs.items() if big not in lone}
+    insert(matching, side, chosen, guessed=rest.guessed)
+
+
+def _is_lone(matching: Matching, big: Node, found: list[tuple[Node, Slice]]) -> bool:
+    return len(found) == 1 and big not in matching.sliced and are_parts([cut for _, cut in found])
 
 
 def fixed(node: Node) -> tuple[int, ...]:
@@ -137,6 +145,8 @@ def _pairs(
         ordered = sorted(same, key=order.__getitem__)
         if len(same) > len(cuts) and is_chain(ordered):  # handed on unchanged: the last of the chain
             ordered = ordered[-len(cuts) :]
+        elif len(cuts) == 1 and are_parts([cuts[0][1]]):  # several shards hold the same part
+            out += [(n, *cuts[0]) for n in ordered[1:]]
         elif len(same) > 1 and len({numbers[n] for n in same}) > 1 and len(same) != len(cuts):
             continue
         out += [(n, big, cut) for n, (big, cut) in zip(ordered, cuts, strict=False)]
@@ -146,8 +156,14 @@ def _pairs(
 # --- making claims plain ------------------------------------------------------------------------------------------
 
 
-def insert(matching: Matching, side: str, pairs: dict[Node, list[tuple[Node, Slice]]], evidence: str = "slice") -> None:
-    """Insert the slices of every big node and claim them.
+def insert(
+    matching: Matching,
+    side: str,
+    pairs: dict[Node, list[tuple[Node, Slice]]],
+    evidence: str = "slice",
+    guessed: Collection[Node] = (),
+) -> None:
+    """Insert the slices of every big node and claim them; what is `guessed` stands where it should.
 
     Of the rest the other side knows nothing if it was given less: then it is what the big side held there. Where the
     other side takes all in turns, the rest is computed there, too, and the big side goes on with its own.
@@ -159,13 +175,16 @@ def insert(matching: Matching, side: str, pairs: dict[Node, list[tuple[Node, Sli
     for big, parts in chosen.items():
         before = matching.sliced.get(big)
         old: tuple[tuple[Slice, Node], ...] = tuple(zip(before.cuts, before.made, strict=True)) if before else ()
-        cuts = [cut for _, cut in parts]
+        cuts = list(dict.fromkeys(cut for _, cut in parts))
         made, whole = insert_whole(program, big, cuts, held[big], before.whole if before else big, old, in_turns)
         matching.sliced[big] = Sliced((*(c for c, _ in old), *cuts), (*(n for _, n in old), *made), whole)
         matching.wholes[whole] = made[0] if len(made) == 1 and side == "after" and not old else big
-        for (small, cut), node in zip(parts, made, strict=True):
-            x, y = (small, node) if side == "after" else (node, small)
-            claim = Claim(x, y, evidence, certain=False, view=str(cut))
+        of_cut = dict(zip(cuts, made, strict=True))
+        for small, cut in parts:
+            x, y = (small, of_cut[cut]) if side == "after" else (of_cut[cut], small)
+            if not is_fixed(small):
+                of_cut[cut].meta.pop("val", None)  # of a size that no graph knows
+            claim = Claim(x, y, "slot" if small in guessed else evidence, certain=False, view=str(cut))
             matching.alignment.add(claim)
             # the whole is taken, too
             matching.alignment.of(side)[big].append(claim)
@@ -181,11 +200,9 @@ def _disjoint(found: list[tuple[Node, Slice]]) -> list[tuple[Node, Slice]]:
     best: list[tuple[Node, Slice]] = []
     for members in by_dims.values():
         kept: list[tuple[Node, Slice]] = []
-        covered: set[int] = set()
         for small, cut in sorted(members, key=lambda m: (len(m[1].dims[0][1].index), m[1].dims[0][1].index)):
-            index = set(cut.dims[0][1].index)
-            if not index & covered:
-                covered |= index
+            same = cut.dims[0][1].part and any(cut == other for _, other in kept)  # held by several
+            if same or not any(cut.meets(other) for _, other in kept):
                 kept.append((small, cut))
         best = max(best, kept, key=len)
     return best

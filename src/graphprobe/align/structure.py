@@ -37,14 +37,21 @@ def claim(matching: Matching) -> None:
         pairs = _in_order(open_xs, open_ys) if len(open_xs) == len(open_ys) else _by_use(matching, open_xs, open_ys)
         for x, y in pairs:
             matching.add(x, y, "structure")
-        _claim_rest(matching, xs, ys, lambda n, terms: terms.of[n].step is not None)
+        _claim_rest(matching, xs, ys, _is_only_moved)
     _claim_views(matching, left, right)
 
 
 def claim_undecided(matching: Matching) -> None:
-    """Claim what has equal terms and equal shape where nothing has told which of several is meant: in order."""
+    """Claim what has equal terms and equal shape where nothing has told which of several is meant.
+
+    What is used by two that are claimed is meant, also where that makes one the partner of several; else in order.
+    """
     left, right = _both_places(matching)
-    for place, ys in right.items():
+    known = len(matching.alignment.claims)
+    for place, ys in reversed(right.items()):  # what is used by what is claimed now may tell of what it is made of
+        for x, y in _by_users(matching, left.get(place, []), ys):
+            matching.add(x, y, "structure")
+    for place, ys in right.items() if len(matching.alignment.claims) == known else ():
         for x, y in _in_order(*_open(matching, left.get(place, []), ys)):
             matching.add(x, y, "structure")
 
@@ -62,17 +69,25 @@ def claim_again(matching: Matching) -> None:
     left, right = _both_places(matching)
     for place, ys in right.items():
         if place in left:
-            _claim_rest(matching, left[place], ys, lambda n, terms: True)
+            _claim_rest(matching, left[place], ys, lambda n, others, terms: True)
 
 
-def _claim_rest(matching: Matching, xs: list[Node], ys: list[Node], which: Callable[[Node, Terms], bool]) -> None:
+Which = Callable[[Node, list[Node], Terms], bool]
+
+
+def _claim_rest(matching: Matching, xs: list[Node], ys: list[Node], which: Which) -> None:
     of_before, of_after = matching.alignment.of_before, matching.alignment.of_after
     for y in ys:
-        if not of_after.get(y) and which(y, matching.terms("after")):
+        if not of_after.get(y) and which(y, xs, matching.terms("after")):
             matching.add(_like(y, xs), y, "structure")
     for x in xs:
-        if not of_before.get(x) and which(x, matching.terms("before")):
+        if not of_before.get(x) and which(x, ys, matching.terms("before")):
             matching.add(x, _like(x, ys), "structure")
+
+
+def _is_only_moved(node: Node, others: list[Node], terms: Terms) -> bool:
+    """Whether a node makes no values of its own, and is like at most one of the others: else it is seen by its use."""
+    return terms.of[node].step is not None and sum(_kind(n) == _kind(node) for n in others) < 2
 
 
 def _both_places(matching: Matching) -> tuple[dict[Place, list[Node]], dict[Place, list[Node]]]:
@@ -120,6 +135,36 @@ def _by_use(matching: Matching, xs: list[Node], ys: list[Node]) -> list[tuple[No
             taken |= {x, y}
             pairs.append((x, y))
     return pairs
+
+
+def _by_users(matching: Matching, xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
+    """Pair equal values where what uses the one is claimed with what uses the other: the table of that very layer."""
+    open_xs, open_ys = (set(group) for group in _open(matching, xs, ys))
+    if len(xs) == len(ys) or not xs or not (open_xs or open_ys) or len(xs) * len(ys) > _MOST_ALIKE:
+        return []
+    before: dict[Node, list[Node]] = defaultdict(list)  # the users of xs, and what they use
+    for x in xs:
+        for user in _claimable_users(x):
+            before[user].append(x)
+    pairs = []
+    for y in ys:
+        partners = [nodes.shown(c.before) for user in _claimable_users(y) for c in matching.alignment.of_after[user]]
+        used = list(dict.fromkeys(x for p in partners for x in before.get(p, ())))
+        alike = [x for x in used if _kind(x) == _kind(y)] or used
+        pairs += [(x, y) for x in alike if y in open_ys or x in open_xs]
+    return pairs
+
+
+def _claimable_users(node: Node) -> list[Node]:
+    """Return the operations that use a value, or a view or a cast of it."""
+    found, stack = list[Node](), list(node.users)
+    while stack and len(found) < _MOST_USES:
+        user = stack.pop()
+        if nodes.is_view(user) or is_cast(user):
+            stack.extend(user.users)
+        else:
+            found.append(user)
+    return found
 
 
 def _uses(node: Node, numbers: dict[Node, int]) -> set[Place]:

@@ -8,7 +8,7 @@ never claimed on values alone.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ AGREE = 0.05  # relative distance of two sketches that counts as equal, where so
 AGREE_FINE = 1e-3  # where nothing is
 TIGHT = 6e-3  # the same, where there must be no doubt: what rounds once or twice
 TIGHT_FINE = 2e-6
+_NEARLY = 0.25  # so far apart may be, by a defect, what plays the same part
 
 
 def claim(matching: Matching) -> None:
@@ -46,7 +47,8 @@ def _claim(matching: Matching, agree: float) -> None:
     for xs, ys in groups.values():
         if xs and ys:
             a, b = (evened(torch.stack([known[n] for n in group])) for known, group in ((left, xs), (right, ys)))
-            for x, y in _uncrossed(matching, _pairs(matching, xs, ys, nearest(a, b, agree))):
+            rows = {**dict(zip(xs, a, strict=True)), **dict(zip(ys, b, strict=True))}
+            for x, y in _uncrossed(matching, _pairs(matching, xs, ys, nearest(a, b, agree)), rows):
                 if not (is_part(x) and is_part(y)):
                     _add(matching, x, y)
 
@@ -86,16 +88,27 @@ def _pairs(matching: Matching, xs: list[Node], ys: list[Node], near: Near) -> li
     return pairs
 
 
-def _uncrossed(matching: Matching, pairs: list[tuple[Node, Node]]) -> list[tuple[Node, Node]]:
+def _uncrossed(
+    matching: Matching, pairs: list[tuple[Node, Node]], rows: Mapping[Node, torch.Tensor]
+) -> list[tuple[Node, Node]]:
     """Pair straight what runs across: a value here, and there what the value is computed from.
 
     A variance and the same with its epsilon added differ by next to nothing, and behind a defect either may be nearer.
+    A sum and one of its addends differ by much: where the one is nearer, that is what is meant.
     """
     straight: list[tuple[Node, Node]] = []
     for x, y in pairs:
-        across = next(_across(matching, x, y), None)
+        across = next((found for found in _across(matching, x, y) if all(_may_be(rows, *p) for p in found)), None)
         straight += [(x, y)] if across is None else across
     return list(dict.fromkeys(straight))
+
+
+def _may_be(rows: Mapping[Node, torch.Tensor], x: Node, y: Node) -> bool:
+    """Whether two nodes hold nearly the same; what was not sketched is not known to differ."""
+    mine, theirs = rows.get(x), rows.get(y)
+    if mine is None or theirs is None:
+        return True
+    return float(torch.linalg.vector_norm(mine - theirs)) <= _NEARLY * float(torch.linalg.vector_norm(mine))
 
 
 def _across(matching: Matching, x: Node, y: Node) -> Iterator[list[tuple[Node, Node]]]:

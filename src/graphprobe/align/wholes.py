@@ -64,11 +64,13 @@ def insert_whole(
     indices = [[at.constant(torch.tensor(f.index, device=held.device)) for _, f in cut.dims] for cut in every]
     made = [_taken(at, shape, cut, index) for cut, index in zip(cuts, indices[len(old) :], strict=True)]
     for node in made:
-        node.meta[nodes.PART] = len(cuts) > 1
+        node.meta[nodes.PART] = len(every) > 1
+    for _, node in old:
+        node.meta[nodes.PART] = True
     if are_parts(every):
-        whole = _joined(at, shape, cuts, made)
+        whole = _joined(at, shape, every, [*(n for _, n in old), *made])
     else:
-        whole = big if in_turns and _lacks(every, shape) else at.constant(held.detach().clone())
+        whole = big if in_turns and _lacks(every, shape) else _rest(at, held.detach(), every)
         for cut, index, part in zip(every, indices, [*(n for _, n in old), *made], strict=True):
             whole = _put(at, whole, shape, cut, index, part)
     for user in users:
@@ -94,6 +96,31 @@ def _lacks(cuts: list[Slice], shape: Sequence[int]) -> bool:
     """Whether slices along one dimension leave out some of it. Where rows see columns, the rest is masked."""
     covered = {i for cut in cuts for _, form in cut.dims for i in form.index}
     return all(len(cut.dims) == 1 for cut in cuts) and len(covered) < shape[cuts[0].dims[0][0]]
+
+
+def _rest(at: Behind, held: torch.Tensor, cuts: list[Slice]) -> Node:
+    """Insert what the value held. Of what is stacked, one of which nothing is claimed stays what is computed."""
+    stacked = {(dim, form.index[0]) for cut in cuts for dim, form in cut.dims[1:] if form.left is not None}
+    dims, shape = {dim for dim, _ in stacked}, tuple(held.shape)
+    if len(dims) != 1:
+        return at.constant(held.clone())
+    (dim,), aten = dims, torch.ops.aten
+    sizes = (*shape[:dim], 1, *shape[dim + 1 :])
+
+    def constant(value: torch.Tensor) -> Node:
+        made = at.constant(value.clone())
+        made.meta[nodes.INSERTED] = True  # all that is computed of it is claimed: it brings no rounding in
+        return made
+
+    if len(stacked) == shape[dim]:
+        return constant(held)
+    pieces = [
+        constant(held.narrow(dim, i, 1))
+        if (dim, i) in stacked
+        else at.call(aten.slice.Tensor, at.big, dim, i, i + 1, shape=sizes)
+        for i in range(shape[dim])
+    ]
+    return at.call(aten.cat.default, pieces, dim, shape=shape)
 
 
 def are_parts(cuts: list[Slice]) -> bool:
@@ -130,4 +157,6 @@ def _put(at: Behind, whole: Node, shape: tuple[int, ...], cut: Slice, index: lis
         sizes[dim] = len(form.index)
         rest = at.call(aten.index_select.default, whole, dim, index[0], shape=tuple(sizes))
         part = _put(at, rest, tuple(sizes), Slice(tuple(inner)), index[1:], part)
+    elif form.left is not None:
+        part = at.call(aten.unsqueeze.default, part, dim, shape=(*form.left[:dim], 1, *form.left[dim:]))
     return at.call(aten.index_copy.default, whole, dim, index[0], part, shape=shape)

@@ -16,6 +16,7 @@ from collections.abc import Collection
 import torch
 from torch.fx import Node
 
+from graphprobe import nodes
 from graphprobe.judge.same import PLAIN, Compared, Sameness, Variant, ask, compare, slices, whole_ratio, worst_ratio
 from graphprobe.lanes import exact
 from graphprobe.lanes.regions import Region
@@ -25,6 +26,7 @@ RULE = "1 constants computed ahead"
 WHOLE, SLICE = 4.0, 8.0
 _DRAWS = 4
 _HOPELESS = 100.0
+_SMALLEST = 8  # elements of a weight that tell it from others
 _SPREAD = 0.05  # a slice that shows less than this share of the constant's rounding shows none
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
@@ -60,38 +62,45 @@ def _lone(replay: Replay, region: Region, side: str) -> list[Node]:
     for node in getattr(region, side):
         if node.op == "get_attr" and node not in partnered:
             value = program.attribute(node)
-            if (
-                isinstance(value, torch.Tensor)
-                and value.dtype in _FLOATS
-                and not _is_joined(replay, region, side, value)
-            ):
+            computed = isinstance(value, torch.Tensor) and value.dtype in _FLOATS and nodes.INSERTED not in node.meta
+            if computed and not _is_joined(replay, region, side, value):
                 found.append(node)
     return found
 
 
 def _is_joined(replay: Replay, region: Region, side: str, value: torch.Tensor) -> bool:
-    """Whether a weight is bitwise a block of rows of one of the other side, or the other way round (fused q, k, v)."""
+    """Whether a weight is bitwise a block of one of the other side, or the other way round: fused q, k and v, the
+    shards of a product, the experts of a stack."""
     other = "after" if side == "before" else "before"
     program = replay.plan.after if side == "before" else replay.plan.before
     for node in getattr(region, other):
         theirs = program.attribute(node) if node.op == "get_attr" else None
-        if (
-            not isinstance(theirs, torch.Tensor)
-            or theirs.dtype != value.dtype
-            or theirs.dim() != value.dim()
-            or value.dim() < 2
-        ):
-            continue
-        if _holds_rows(theirs.detach(), value.detach()) or _holds_rows(value.detach(), theirs.detach()):
-            return True
+        if isinstance(theirs, torch.Tensor) and theirs.dtype == value.dtype:
+            mine, whole = value.detach(), theirs.detach()
+            if _is_block(mine, whole) or _is_block(whole, mine):
+                return True
     return False
 
 
-def _holds_rows(whole: torch.Tensor, part: torch.Tensor) -> bool:
-    if whole.shape[1:] != part.shape[1:] or whole.shape[0] < part.shape[0] or part.numel() == 0:
+def _is_block(part: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Whether a weight lies, as it is or transposed, in a whole that is larger along one dimension."""
+    if part.numel() < _SMALLEST or not part.numel() < whole.numel():
         return False
-    first = (whole == part[0]).flatten(1).all(1).nonzero().flatten().tolist()
-    return any(torch.equal(whole[i : i + part.shape[0]], part) for i in first)
+    turned = (part, part.mT) if part.dim() > 1 else (part,)
+    return any(_lies_along(one, whole, dim) for one in turned for dim in range(whole.dim()))
+
+
+def _lies_along(part: torch.Tensor, whole: torch.Tensor, dim: int) -> bool:
+    if whole.dim() == part.dim() + 1:
+        part = part.unsqueeze(dim)
+    if part.dim() != whole.dim() or part.shape[dim] > whole.shape[dim]:
+        return False
+    if any(p != w for d, (p, w) in enumerate(zip(part.shape, whole.shape, strict=True)) if d != dim):
+        return False
+    first, size = part[(0,) * part.dim()], part.shape[dim]
+    corner = whole[tuple(slice(None) if d == dim else 0 for d in range(whole.dim()))]
+    starts = (corner[: len(corner) - size + 1] == first).nonzero().flatten().tolist()
+    return any(torch.equal(whole.narrow(dim, start, size), part) for start in starts)
 
 
 def _same_as_computed(

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from graphprobe import provenance
+from graphprobe import nodes, provenance
 from graphprobe.judge import exchange
 from graphprobe.judge.culprit import Culprit, culprit, renumbered, share_a_split
 from graphprobe.judge.explain import explain
+from graphprobe.judge.hints import orders
 from graphprobe.judge.hints.look import Look
 from graphprobe.judge.judging import Judged, Judgement
 from graphprobe.lanes.regions import Region
@@ -35,6 +36,7 @@ class Cause:
     circle: exchange.Circle | None
     numbers: tuple[tuple[object, object], ...] | None  # what before has, what after has in its place
     claimed: frozenset[tuple[Node, Node]]
+    places: tuple[float, float] | None = None  # of a part: where it should begin, and where it does, 0..1
 
     @property
     def home(self) -> str:
@@ -67,18 +69,29 @@ def _causes(judgement: Judgement, found: Found) -> dict[int, Cause]:
     regions = [tight(judgement, j.region) for _, j, _ in asked]
     culprits = [culprit(region, judgement.weights) for region in regions]
     taken = [exchange.substitutions(region, judgement.weights) for region in regions]
+    places: list[tuple[float, float] | None] = [None] * len(regions)
     if len(regions) > 1:  # what is written otherwise cannot be read: it is tried
         judgement.replay.fetch_frontiers([j.region for _, j, _ in asked])
         looks = [Look(judgement.replay, j.region, guilty) for (_, j, _), guilty in zip(asked, culprits, strict=True)]
         every = zip(taken, looks, regions, strict=True)
         taken = [found or exchange.tried(look, region) for found, look, region in every]
+        places = [_places(look) for look in looks]
     circles = exchange.circles(taken)
     claimed = frozenset((c.before, c.after) for c in judgement.alignment.claims)
     out = {}
     for i, (place, judged, kind) in enumerate(asked):
         instead, numbers = frozenset(taken[i]), renumbered(regions[i], culprits[i])
-        out[place] = Cause(judged, kind, regions[i], culprits[i], instead, circles[i], numbers, claimed)
+        out[place] = Cause(judged, kind, regions[i], culprits[i], instead, circles[i], numbers, claimed, places[i])
     return out
+
+
+def _places(look: Look) -> tuple[float, float] | None:
+    """Return where a part that is claimed should begin, and where it does."""
+    claim = look.region.claim
+    if not any(n.meta.get(nodes.PART) for n in (claim.before, claim.after)):
+        return None
+    found = orders.elsewhere(look)
+    return None if found is None else found.places
 
 
 # --- the ways in which two findings are one -----------------------------------------------------------------------
@@ -125,6 +138,12 @@ def _same_number(one: Cause, other: Cause) -> bool:
     return one.numbers is not None and one.numbers == other.numbers and bool(one.home) and one.home == other.home
 
 
+def _same_shard(one: Cause, other: Cause) -> bool:
+    """What a shard computes from one value is another shard's: its keys, and its values, too."""
+    sources = {p for p, _ in one.region.frontier} & {p for p, _ in other.region.frontier}
+    return one.places is not None and one.places == other.places and bool(sources)
+
+
 _SHOWS = "the same operation also shows in"
 #: Whether two findings are one, and how the report says so.
 WAYS: tuple[tuple[Callable[[Cause, Cause], bool], str], ...] = (
@@ -134,6 +153,7 @@ WAYS: tuple[tuple[Callable[[Cause, Cause], bool], str], ...] = (
     (_exchanged, "operands take each other's places, also in"),
     (_same_instead, "the same operand is also taken in"),
     (_same_number, "the same number also differs in"),
+    (_same_shard, "another shard's part is also taken in"),
 )
 
 

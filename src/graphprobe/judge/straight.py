@@ -39,6 +39,8 @@ def straight(
 ) -> Straight | None:
     """Return what stands crosswise above a claim, if its two pieces are one program but for at most `other` operations
     that do something else, or that one side has too much; None where nothing does. `kept` claims are no guesses."""
+    if nodes.INSERTED in claim.before.meta and nodes.INSERTED in claim.after.meta:
+        return None  # some rows of either: all of the one is not all of the other
     claimed = {(c.before, c.after) for c in alignment.claims if c.cut}
     pairs, differing = _one_program(claim, claimed, weights)
     if len(differing) > other:

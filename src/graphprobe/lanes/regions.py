@@ -157,6 +157,8 @@ class Regions:
             lone_after = [q for q in lone_after if q.op != "placeholder"]
             if not lone_after:
                 lone_before = [p for p in lone_before if not self._stands_apart(p, right)]
+            elif not lone_before:
+                lone_after = [q for q in lone_after if not self._stands_apart(q, left)]
             if not lone_before and not lone_after:
                 break
             # the latest first: what it stands on may turn out to be an input of the other side too
@@ -205,6 +207,8 @@ class Regions:
         frontier = []
         for q in right.inputs:
             pair = self._pair_of_after(q, left)
+            if pair is None and q.meta.get(nodes.PART):  # it stands apart
+                pair = next((c.before for c in self._cuts_after.get(q, ())), None)
             if pair is not None:
                 frontier.append((pair, q))
         # one before node may meet several after nodes; each before input must be named at least once
@@ -233,17 +237,22 @@ class Regions:
             for node in bare:
                 cone.expand(node)
 
-    def _stands_apart(self, p: Node, right: _Cone) -> bool:
-        """Whether p is one of several slices of a value, and not computed from what the other side starts from.
+    def _stands_apart(self, part: Node, other: _Cone) -> bool:
+        """Whether a node is one of several slices of a value, and not computed from what the other side starts from.
 
-        A prompt taken in chunks: where before works on all tokens at once, after's piece for one chunk does not consume
-        the others. They may stay what they are in before; nothing of after's piece stands above them.
+        A prompt taken in chunks, a product split into shards: where one side works on all at once, the other's piece
+        for one chunk does not consume the others. They may stay what they are in before; nothing of the other's piece
+        stands above them.
         """
-        if not p.meta.get(nodes.PART):
+        if not part.meta.get(nodes.PART):
             return False
-        starts = {c.before for q in right.inputs for c in self._cuts_after.get(q, ())}
-        starts |= {self._input_of_after[q] for q in right.inputs if q in self._input_of_after}
-        stack, seen = [p], {p}
+        if other.program is self.after:
+            starts = {c.before for q in other.inputs for c in self._cuts_after.get(q, ())}
+            starts |= {self._input_of_after[q] for q in other.inputs if q in self._input_of_after}
+        else:
+            starts = {c.after for p in other.inputs for c in self._cuts_before.get(p, ())}
+            starts |= {self._same_input[p] for p in other.inputs if p in self._same_input}
+        stack, seen = [part], {part}
         while stack:
             for operand in stack.pop().all_input_nodes:
                 if operand in starts:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from torch.fx import Node
 
 from graphprobe.judge.hints.look import EQUAL, Look, Tensor, as_float, close, dimension
 from graphprobe.judge.same import rms
@@ -92,6 +95,36 @@ def rearranged(look: Look) -> str | None:
 
 def halves(look: Look) -> str | None:
     """Both results are slices of one value, taken at different places."""
+    found = elsewhere(look)
+    if found is None:
+        return None
+    size = look.raw[0].shape[found.dim]
+    what = "an off-by-one slice" if abs(found.mine - found.theirs) == 1 else "a wrong split order"
+    return (
+        f"looks like {what}: of {look.label(found.node)}, {dimension(found.whole, found.dim)}, after takes "
+        f"{found.theirs}:{found.theirs + size} where before takes {found.mine}:{found.mine + size}"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Elsewhere:
+    """A value of which before takes the slice that begins at `mine`, and after the one that begins at `theirs`."""
+
+    node: Node
+    whole: Tensor
+    dim: int
+    mine: int
+    theirs: int
+
+    @property
+    def places(self) -> tuple[float, float]:
+        """Where the two slices begin, 0..1: what shards have in common, whatever they are a part of."""
+        size = self.whole.shape[self.dim]
+        return self.mine / size, self.theirs / size
+
+
+def elsewhere(look: Look) -> Elsewhere | None:
+    """Find the value that both results are slices of, at different places."""
     truth, other = look.raw
     if not truth.is_floating_point() or truth.shape != other.shape or truth.dim() == 0:
         return None
@@ -104,14 +137,8 @@ def halves(look: Look) -> str | None:
             if len(dims) != 1:
                 continue
             mine, theirs = _start(whole, truth, dims[0]), _start(whole, other, dims[0])
-            if mine is None or theirs is None or mine == theirs:
-                continue
-            size = truth.shape[dims[0]]
-            what = "an off-by-one slice" if abs(mine - theirs) == 1 else "a wrong split order"
-            return (
-                f"looks like {what}: of {look.label(node)}, {dimension(whole, dims[0])}, after takes "
-                f"{theirs}:{theirs + size} where before takes {mine}:{mine + size}"
-            )
+            if mine is not None and theirs is not None and mine != theirs:
+                return Elsewhere(node, whole, dims[0], mine, theirs)
     return None
 
 
