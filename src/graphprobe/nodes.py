@@ -40,6 +40,7 @@ UNDEFINED = {
 #: Marks the nodes that alignment put into a copy of a graph: they show a value in the other side's layout or slice.
 INSERTED = "graphprobe_view"
 PART = "graphprobe_part"  # marks one of several slices of a node
+ORDER = "graphprobe_order"  # of an inserted index_select: the dimension, and in which order it is shown
 _COPY_SUFFIX = ("_copy",)  # view_copy, permute_copy, ...: views written out
 _CHECKS = (
     "_assert",

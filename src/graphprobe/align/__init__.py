@@ -18,6 +18,7 @@ from graphprobe.align import (
     identity,
     layouts,
     occurrence,
+    orders,
     rows,
     siblings,
     sliced,
@@ -53,7 +54,7 @@ Evidence = Callable[[Matching], None]
 #: These grow from what is claimed, so they are asked in turn until none adds anything; the strongest first.
 SURE: tuple[Evidence, ...] = (structure.claim,)
 #: Asked once each, only where the graphs may be run.
-VALUES: tuple[Evidence, ...] = (values.claim, codes.claim, layouts.claim, slices.claim, rows.claim)
+VALUES: tuple[Evidence, ...] = (orders.claim, values.claim, codes.claim, layouts.claim, slices.claim, rows.claim)
 TIGHT_VALUES: tuple[Evidence, ...] = (values.claim_tightly,)
 #: What only guesses comes after the values have been asked: a wrong guess misleads all that grows from it.
 GUESSES: tuple[Evidence, ...] = (
@@ -102,6 +103,7 @@ def _ask_values(matching: Matching) -> None:
     what lies behind it is nearly what lies before it. So only what agrees to the last digits is believed until `after`
     has gone on from before's values.
     """
+    _ask(matching, (orders.claim,))
     known = len(matching.alignment.claims)
     _ask(matching, (values.claim,))
     if matching.unclaimed_before() and matching.unclaimed_after() and counterparts.counterparts(matching):

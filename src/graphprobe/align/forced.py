@@ -29,7 +29,9 @@ def claim(matching: Matching, ask: Callable[[], None]) -> None:
             return
         pairs = [(x, y) for x, y, _ in counterparts(matching)]
         cut = sliced.parts(matching)
-        if not (pairs or cut) or matching.bound is None:
+        # products with weights in another order were claimed at once, and are counterparts no more
+        ordered = any(matching.leaves(side).orders for side in ("before", "after"))
+        if not (pairs or cut or ordered) or matching.bound is None:
             return
         known = len(matching.alignment.claims)
         chosen = _affordable([*pairs, *_frontier(matching)])
@@ -48,14 +50,21 @@ def _frontier(matching: Matching) -> list[tuple[Node, Node]]:
     """List the claimed pairs that feed what is unclaimed in after."""
     terms, claims = matching.terms("after"), matching.alignment.of_after
     found: dict[Node, Node] = {}
-    for node in matching.unclaimed_after():
-        for operand in node.all_input_nodes:
-            at = operand
-            while not claims.get(at) and (term := terms.of.get(at)) is not None and term.step is not None:
-                at = term.operands[0]
-            for claim in claims.get(at, ())[:1]:
-                if claim.after is at and at.op == "call_function" and nodes.shape(claim.before) == nodes.shape(at):
-                    found[at] = claim.before
+    stack, seen = [n for node in matching.unclaimed_after() for n in node.all_input_nodes], set[Node]()
+    while stack:
+        at = stack.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        term = terms.of.get(at)
+        if claims.get(at):
+            claim = claims[at][0]
+            if claim.after is at and at.op == "call_function" and nodes.shape(claim.before) == nodes.shape(at):
+                found[at] = claim.before
+        elif nodes.INSERTED in at.meta:  # what slices of a value were put together into
+            stack.extend(at.all_input_nodes)
+        elif term is not None and term.step is not None:
+            stack.append(term.operands[0])
     return [(x, y) for y, x in found.items()]
 
 

@@ -29,6 +29,10 @@ class Form:
     part: bool = False  # one of the parts that make up the value: the other side computes the others, too
     left: tuple[int, ...] | None = None  # the dimension goes, and only a value of this shape is meant
 
+    def is_run(self) -> bool:
+        """Whether the places follow each other."""
+        return self.index == tuple(range(self.index[0], self.index[0] + len(self.index)))
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -269,11 +273,7 @@ def windows(known: Sequence[Form], bigs: Iterable[Sequence[int]], smalls: Iterab
 
 
 def _is_run(f: Form) -> bool:
-    return not f.part and f.left is None and _is_straight(f)
-
-
-def _is_straight(f: Form) -> bool:
-    return f.index == tuple(range(f.index[0], f.index[0] + len(f.index)))
+    return not f.part and f.left is None and f.is_run()
 
 
 def slices_of(shape: Sequence[int], known: Sequence[Form], shapes: Iterable[Any]) -> list[Slice]:
@@ -304,7 +304,7 @@ def _fitting(known: Sequence[Form], big: int, small: int) -> list[Form]:
 
 def _scaled(f: Form, size: int) -> Form | None:
     """Return the same part of a dimension of another size: the heads that a part of all channels makes up."""
-    if not f.part or f.big == size or not _is_straight(f):
+    if not f.part or f.big == size or not f.is_run():
         return None
     ends = [divmod(at * size, f.big) for at in (f.index[0], f.index[-1] + 1)]
     if any(rest for _, rest in ends):

@@ -7,53 +7,23 @@ changes, so lanes and judge need to know nothing of layouts.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from graphprobe import nodes
+from graphprobe import nodes, provenance
 from graphprobe.align.claims import Claim
 from graphprobe.align.matching import Matching, is_part
-from graphprobe.align.sketches import moments, positions, rooted
-from graphprobe.align.values import AGREE
+from graphprobe.align.ordered import Index, within
+from graphprobe.align.sketches import moments, positions, rooted, unmasked
+from graphprobe.align.values import AGREE, is_chain
+from graphprobe.align.views import Call, Orders, Shape, View, inverse, views
+from graphprobe.align.wholes import Behind
 
 _ROWS = 256  # moments are compared for so many values at once
-_DIMENSIONS = 5  # more of them have too many orders
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class View:
-    """``y.reshape(split).permute(order).reshape(joined)``."""
-
-    split: Shape
-    order: tuple[int, ...]
-    joined: Shape
-
-    def positions(self, where: torch.Tensor) -> torch.Tensor:
-        """Return where in y, in flat order, lies what stands at these places of y in before's layout."""
-        strides = [math.prod(self.split[d + 1 :]) for d in range(len(self.split))]
-        out, rest = torch.zeros_like(where), where
-        for d in reversed(self.order):
-            out, rest = out + rest % self.split[d] * strides[d], rest // self.split[d]
-        return out
-
-    def back(self, shape: Shape) -> View:
-        """Return the view that undoes this one, for a value of that shape."""
-        return View(
-            tuple(self.split[d] for d in self.order), tuple(self.order.index(i) for i in range(len(self.order))), shape
-        )
-
-    def __str__(self) -> str:
-        if self.order == tuple(range(len(self.order))):
-            return f"reshape {list(self.joined)}"
-        return f"reshape {list(self.split)}, permute {list(self.order)}, reshape {list(self.joined)}"
 
 
 def claim(matching: Matching) -> None:
@@ -69,6 +39,19 @@ def claim(matching: Matching) -> None:
         matching.changed()
 
 
+def orders_known(matching: Matching) -> Orders:
+    """List the orders that dimensions may be in, by size, and the layers that have them: those of weights that are the
+    other side's in another order."""
+    found: dict[int, dict[Index, set[object]]] = defaultdict(lambda: defaultdict(set))
+    for side in ("after", "before"):
+        for key, order in matching.leaves(side).orders.items():
+            for index in {p.index for p in order.pieces if p.index}:
+                for size, parts in within(index).items():
+                    for part in parts:
+                        found[size][part if side == "after" else inverse(part)].add(provenance.repeated(key)[1])
+    return found
+
+
 def _reshaped_pairs(matching: Matching) -> list[tuple[Node, Node, View]]:
     out = []
     for x, y in matching.reshaped:
@@ -82,14 +65,17 @@ def _reshaped_pairs(matching: Matching) -> list[tuple[Node, Node, View]]:
 
 def _arranged_pairs(matching: Matching) -> list[tuple[Node, Node, View]]:
     """Try all views of every candidate in one run of `after`: some elements of each, where before's samples lie."""
-    tried = {y: (x, views(_sizes(x), _sizes(y))) for x, y in _candidates(matching)}
+    orders = orders_known(matching)
+    left, right = _once(matching, "before"), _once(matching, "after")
+    pairs = _candidates(matching, list(left), list(right))
+    tried = {y: (x, views(_sizes(x), _sizes(y), orders)) for x, y in pairs}
     tried = {y: (x, found) for y, (x, found) in tried.items() if found}
 
     def observe(node: Node, value: Any) -> torch.Tensor | None:
         if not isinstance(value, torch.Tensor) or tuple(value.shape) != _sizes(node):
             return None
         flat, where = value.detach().reshape(-1), positions(value.numel(), value.device)
-        return torch.stack([flat[view.positions(where)] for view in tried[node][1]]).double()
+        return unmasked(torch.stack([flat[view.positions(where)] for view in tried[node][1]])).double()
 
     held = matching.observed("after", list(tried), observe) if tried else {}
     out = []
@@ -99,10 +85,16 @@ def _arranged_pairs(matching: Matching) -> list[tuple[Node, Node, View]]:
         if shown is None:
             continue
         apart = torch.linalg.vector_norm(shown - seen, dim=1) / torch.linalg.vector_norm(seen)
-        near = [view for view, distance in zip(found, apart.tolist(), strict=True) if distance <= AGREE]
-        if len(near) == 1:
-            out.append((x, y, near[0]))
+        near = [i for i, distance in enumerate(apart.tolist()) if distance <= AGREE]
+        if near and _are_one([found[i] for i in near], math.prod(_sizes(y))):
+            out += [(p, q, found[near[0]]) for p, q in _in_order(left[x], right[y])]
     return out
+
+
+def _are_one(found: list[View], count: int) -> bool:
+    """Whether views show the same, only written otherwise."""
+    where = torch.arange(count) if len(found) > 1 else None
+    return where is None or all(torch.equal(v.positions(where), found[0].positions(where)) for v in found[1:])
 
 
 def _sizes(node: Node) -> Shape:
@@ -113,11 +105,36 @@ def _fixed(shape: tuple[int | str, ...]) -> bool:
     return all(isinstance(d, int) for d in shape)
 
 
-def _candidates(matching: Matching) -> list[tuple[Node, Node]]:
-    """Pair unclaimed values of the same size and moments, where nothing else on either side has them."""
-    of_before, of_after = matching.alignment.of_before, matching.alignment.of_after
-    left = [n for n in matching.sketches("before") if not of_before.get(n) and _arranged(n)]
-    right = [n for n in matching.sketches("after") if not of_after.get(n) and _arranged(n)]
+def _once(matching: Matching, side: str) -> dict[Node, list[Node]]:
+    """List the unclaimed values that may be arranged otherwise; with the first is what is computed again, cast, or
+    handed on unchanged."""
+    claimed, numbers = matching.alignment.of(side), matching.numbers(side)
+    found: dict[Any, list[Node]] = defaultdict(list)
+    for node, sketch in matching.sketches(side).items():
+        if not claimed.get(node) and _arranged(node):
+            found[nodes.shape(node), bytes(sketch.numpy().data)].append(node)
+    out: dict[Node, list[Node]] = {}
+    for members in found.values():
+        if is_chain(members) or len({numbers[n] for n in members}) == 1:
+            out[members[0]] = members
+        else:
+            out |= {n: [n] for n in members}
+    return out
+
+
+def _in_order(xs: list[Node], ys: list[Node]) -> list[tuple[Node, Node]]:
+    """Pair what holds one value on both sides: by dtype, if they have any in common."""
+    kinds = {getattr(nodes.tensor_val(n), "dtype", None): n for n in ys}
+    pairs = [
+        pair
+        for dtype in kinds
+        for pair in zip(*([n for n in side if nodes.same_dtype(n, kinds[dtype])] for side in (xs, ys)), strict=False)
+    ]
+    return pairs or list(zip(xs, ys, strict=False))
+
+
+def _candidates(matching: Matching, left: list[Node], right: list[Node]) -> list[tuple[Node, Node]]:
+    """Pair values of the same size and moments, where nothing else on either side has them."""
     sizes: dict[Any, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
     for column, found in enumerate((left, right)):
         for node in found:
@@ -161,35 +178,6 @@ def _arranged(node: Node) -> bool:
     return _fixed(shape) and sum(d != 1 for d in shape) >= 2
 
 
-def views(x: Shape, y: Shape) -> list[View]:
-    """List the ways to show shape y as shape x that move something: dimensions of one side split the other's."""
-    fine_x, fine_y = tuple(d for d in x if d != 1), tuple(d for d in y if d != 1)
-    found: dict[tuple[Any, ...], View] = {}
-    if len(fine_x) <= _DIMENSIONS:
-        for order in itertools.permutations(range(len(fine_x))):
-            split = tuple(fine_x[d] for d in order)
-            if _tiles(split, fine_y):
-                back = tuple(order.index(d) for d in range(len(order)))
-                found.setdefault((split, back), View(split, back, x))
-    if len(fine_y) <= _DIMENSIONS:
-        for order in itertools.permutations(range(len(fine_y))):
-            if _tiles(tuple(fine_y[d] for d in order), fine_x):
-                found.setdefault((fine_y, order), View(fine_y, order, x))
-    return [view for view in found.values() if view.order != tuple(range(len(view.order)))]
-
-
-def _tiles(fine: Shape, coarse: Shape) -> bool:
-    """Whether neighbours of the one multiply to the other."""
-    rest = list(fine)
-    for size in coarse:
-        product = 1
-        while rest and product < size:
-            product *= rest.pop(0)
-        if product != size:
-            return False
-    return not rest
-
-
 def claim_shown(matching: Matching, x: Node, y: Node, view: View, evidence: str) -> None:
     """Claim a value as it is shown in before's layout; the graph must then be read anew."""
     shown = _insert(matching, y, view)
@@ -203,8 +191,9 @@ def _insert(matching: Matching, y: Node, view: View) -> Node:
     """Insert y's view in before's layout and the view back; all users of y read the latter. Returns the former."""
     after, users = matching.after, list(y.users)
     shape = tuple(int(d) for d in nodes.shape(y) or ())
-    shown = _shown(matching, y, y, view)
-    again = _shown(matching, y, shown, view.back(shape))
+    at = Behind(after, y, y)
+    shown = _called(at, y, view.calls(shape) or [(torch.ops.aten.alias.default, (), shape)])
+    again = _called(at, shown, view.calls_back(shape) or [(torch.ops.aten.alias.default, (), shape)])
     for user in users:
         user.replace_input_with(y, again)
     for path, node in after.outputs.items():
@@ -213,24 +202,14 @@ def _insert(matching: Matching, y: Node, view: View) -> Node:
     return shown
 
 
-def _shown(matching: Matching, y: Node, source: Node, view: View) -> Node:
-    """Insert the operators of one view behind `source`; they go by the name of y."""
-    aten, at = torch.ops.aten, source
-    steps: list[tuple[Any, list[int]]] = []
-    if view.split != nodes.shape(source):
-        steps.append((aten.reshape.default, list(view.split)))
-    if view.order != tuple(range(len(view.order))):
-        steps.append((aten.permute.default, list(view.order)))
-    if tuple(view.split[d] for d in view.order) != view.joined:
-        steps.append((aten.reshape.default, list(view.joined)))
-    for target, argument in steps or [(aten.alias.default, None)]:  # type: ignore[list-item]
-        value = nodes.tensor_val(at)
-        args = (at,) if argument is None else (at, argument)
-        with matching.after.gm.graph.inserting_after(at):
-            node = matching.after.gm.graph.call_function(target, args)
-        node.meta = {k: v for k, v in y.meta.items() if k != "custom"} | {nodes.INSERTED: True}
-        if value is not None:
-            node.meta["val"] = target(value, *args[1:])
-        matching.after.labels[node] = matching.after.label(y)
-        at = node
-    return at
+def _called(at: Behind, node: Node, calls: list[Call]) -> Node:
+    """Insert the operators of one view behind a node."""
+    for target, arguments, shape in calls:
+        if target is torch.ops.aten.index_select.default:
+            dim, index = arguments
+            given = at.constant(torch.tensor(index, device=at.device()))
+            node = at.call(target, node, dim, given, shape=shape)
+            node.meta[nodes.ORDER] = (dim, index)
+        else:
+            node = at.call(target, node, *arguments, shape=shape)
+    return node

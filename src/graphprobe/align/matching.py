@@ -19,8 +19,8 @@ from graphprobe.align.terms import Terms
 from graphprobe.program import Program
 
 if TYPE_CHECKING:
-    from graphprobe.align.layouts import View
     from graphprobe.align.siblings import Siblings
+    from graphprobe.align.views import View
 
 CODES = {torch.int8, torch.uint8, torch.int16, torch.quint8, torch.qint8}
 GUESSED = ("module", "sibling", "weight", "operand", "occurrence", "slot")  # a likely partner, seen in no value

@@ -131,7 +131,7 @@ class Numbering:
     def leaves(self, side: str) -> Leaves:
         """Return the names of one side's weights."""
         if self._leaves is None:
-            self._leaves = leaves(self.before, self.after)
+            self._leaves = leaves(self.before, self.after, reordered=self.bound is not None)
         return self._leaves[side == "after"]
 
     def _leaf(self, side: str, target: str) -> int:

@@ -17,10 +17,10 @@ from torch.fx import Node
 
 from graphprobe import nodes, provenance
 from graphprobe.align import layouts
-from graphprobe.align.layouts import View
 from graphprobe.align.matching import Matching
 from graphprobe.align.moved import Moved
 from graphprobe.align.periods import repeats, same_row
+from graphprobe.align.views import View
 from graphprobe.program import Program
 
 Role = tuple[Any, ...]  # what a node is in its module: path with open indices, operator, shape, how many, which of them
@@ -65,13 +65,15 @@ class Siblings:
 
 def claim(matching: Matching) -> None:
     """Claim what stands where the siblings of a node have their partners."""
-    siblings = of(matching)
-    inserted = False
+    siblings, inserted = of(matching), False
+    orders = layouts.orders_known(matching)
     for x in matching.unclaimed_before() if siblings.after_of else ():
         y, view = siblings.partner(x) or (None, None)
         if y is None or matching.alignment.of_after.get(y):
             continue
         if view is not None:
+            if not all(len(orders[view.joined[dim]][index]) > 1 for dim, index in view.moves):
+                continue  # every layer has an order of its own
             layouts.claim_shown(matching, x, y, view, "sibling")
             inserted = True
         elif nodes.shape(x) == nodes.shape(y):

@@ -86,7 +86,13 @@ def sample(value: Any) -> torch.Tensor | None:
         flat = torch.view_as_real(flat).reshape(-1)
     count = flat.numel()
     picked = flat[positions(count, flat.device)] if count > SAMPLES else flat
-    return torch.nan_to_num(picked.float(), nan=-_LARGE, posinf=_LARGE, neginf=-_LARGE).clamp_(-_LARGE, _LARGE)
+    return unmasked(picked)
+
+
+def unmasked(values: torch.Tensor) -> torch.Tensor:
+    """Let what a mask has put there (an infinity, the lowest number) be zero, float32: it would speak for all else."""
+    wide = values.float()
+    return torch.where(wide.abs() < _LARGE, wide, 0.0)
 
 
 def evened(rows: torch.Tensor) -> torch.Tensor:
@@ -105,7 +111,7 @@ def moments(_: Node, value: Any) -> torch.Tensor | None:
     """Return what no permutation changes: [6] float32, the means of x, |x|, x^2 and x^3, the extremes."""
     if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point or not value.numel():
         return None
-    x = value.detach().float()
+    x = unmasked(value.detach())
     low, high = torch.aminmax(x)
     means = [x.mean()]
     work = x.abs()  # written over again: fresh memory for every step costs more than the arithmetic
@@ -120,8 +126,7 @@ def rooted(moments: torch.Tensor) -> torch.Tensor:
     wide = moments.double()
     square, cube = wide[:, 2], wide[:, 3]
     roots = torch.stack([square.sqrt(), cube.sign() * cube.abs().pow(1 / 3)], dim=1)
-    numbers = torch.cat([wide[:, :2], roots, wide[:, 4:]], dim=1)
-    return torch.nan_to_num(numbers, nan=_LARGE, posinf=_LARGE, neginf=-_LARGE).clamp(-_LARGE, _LARGE)
+    return torch.cat([wide[:, :2], roots, wide[:, 4:]], dim=1)
 
 
 @functools.lru_cache(maxsize=512)
@@ -142,8 +147,7 @@ def _telling(known: Mapping[Node, torch.Tensor]) -> set[Node]:
     for members in groups.values():
         ordered = torch.stack([known[n] for n in members]).sort(dim=1).values
         different = (ordered.diff(dim=1) != 0).sum(dim=1) + 1
-        small = torch.linalg.vector_norm(ordered.double(), dim=1) < _LARGE / 10
-        out |= {n for n, tells in zip(members, ((different > 4) & small).tolist(), strict=True) if tells}
+        out |= {n for n, tells in zip(members, (different > 4).tolist(), strict=True) if tells}
     return out
 
 

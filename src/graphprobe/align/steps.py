@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from graphprobe import nodes
 
-Step = tuple[Any, ...]  # () keeps the flat order; else ("perm" | "part" | "expand", shape before, ...)
+Step = tuple[Any, ...]  # () keeps the flat order; else ("perm" | "part" | "expand" | "order", shape before, ...)
 
 FLAT: Step = ()
 CASTS = {
@@ -40,6 +40,9 @@ def joined(steps: tuple[Step, ...], step: Step) -> tuple[Step, ...]:
         if tuple(shape[d] for d in first) == now:
             both = tuple(first[d] for d in second)
             return steps[:-1] if keeps_order(shape, both) else (*steps[:-1], ("perm", shape, both))
+    if steps and step[0] == steps[-1][0] == "order" and step[1:3] == steps[-1][1:3]:
+        moved = tuple(steps[-1][3][i] for i in step[3])
+        return steps[:-1] if moved == tuple(range(len(moved))) else (*steps[:-1], (*step[:3], moved))
     return (*steps, step)
 
 
@@ -73,6 +76,9 @@ def step_of(node: Node) -> Step | None:
         return FLAT if nodes.tensor_val(node) is not None else None
     if not nodes.is_view(node) or nodes.tensor_val(node) is None:
         return None
+    if nodes.ORDER in node.meta:
+        shape = nodes.shape(node) or ()
+        return ("order", shape, node.meta[nodes.ORDER][0] - len(shape), node.meta[nodes.ORDER][1])
     mine, theirs = nodes.shape(node), nodes.shape(node.args[0])
     if theirs is None or mine is None:
         return None

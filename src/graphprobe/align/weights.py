@@ -20,6 +20,7 @@ import torch
 from torch.fx import Node
 
 from graphprobe import nodes
+from graphprobe.align.ordered import Ordered, reorder
 from graphprobe.align.steps import step_of
 from graphprobe.execute import call
 from graphprobe.program import Program, fetch
@@ -43,6 +44,7 @@ class Leaves:
     blocks: dict[str, list[Block]] = field(default_factory=dict)
     parts: dict[Node, str] = field(default_factory=dict)  # what is cut out of a stack and is known by name or blocks
     cut: set[str] = field(default_factory=set)  # the keys of all that is cut out of a stack
+    orders: dict[str, Ordered] = field(default_factory=dict)  # what holds the other side's weights in another order
 
     def key(self, node: Node) -> str | None:
         """Return the name under which a node's weight is listed, None where it is no weight."""
@@ -52,8 +54,11 @@ class Leaves:
 Held = dict[str, torch.Tensor]  # the weights of one program, by key
 
 
-def leaves(before: Program, after: Program) -> tuple[Leaves, Leaves]:
-    """Name the weights of both programs so that equal ones have equal names."""
+def leaves(before: Program, after: Program, reordered: bool = False) -> tuple[Leaves, Leaves]:
+    """Name the weights of both programs so that equal ones have equal names; find those that are `reordered`, if asked.
+
+    What is computed with the latter is told only where the graphs may be run.
+    """
     left, right = Leaves(), Leaves()
     held = (_held(before), _held(after))
     contents = [{key: _content(value) for key, value in mine.items()} for mine in held]
@@ -75,9 +80,12 @@ def leaves(before: Program, after: Program) -> tuple[Leaves, Leaves]:
     _name_unknown(before, after, left, right, contents)
     _join(held[0], left, held[1], lone[0])
     _join(held[1], right, held[0], lone[1])
+    if reordered:
+        reorder(held, (left, right), lone)
     for named, parts in zip((left, right), cut, strict=True):
         named.cut = set(parts.values())
-        named.parts = {n: k for n, k in parts.items() if named.names[k][0][0] == "content" or k in named.blocks}
+        met_there = {k for k, (name, _) in named.names.items() if name[0] in ("content", "ordered")}
+        named.parts = {n: k for n, k in parts.items() if k in met_there or k in named.blocks}
     return left, right
 
 

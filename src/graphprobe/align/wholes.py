@@ -40,6 +40,11 @@ class Behind:
         made.meta["val"] = value.to("meta")
         return self._stands(made)
 
+    def device(self) -> torch.device | None:
+        """Return the device of `big`, if it is known."""
+        value = nodes.tensor_val(self.big)
+        return None if value is None else value.device
+
     def _stands(self, made: Node) -> Node:
         self.program.labels[made] = self.program.label(self.big)
         self._at = made
@@ -131,6 +136,11 @@ def are_parts(cuts: list[Slice]) -> bool:
 def _joined(at: Behind, shape: tuple[int, ...], cuts: list[Slice], parts: list[Node]) -> Node:
     """Put a whole together from its parts; what is between them is taken from the whole itself."""
     aten, dim = torch.ops.aten, cuts[0].dims[0][0]
+    index = [i for cut in cuts for i in cut.dims[0][1].index]
+    if any(not form.is_run() for cut in cuts for _, form in cut.dims) and len(index) == shape[dim]:
+        order = at.constant(torch.tensor(index, device=at.device()).argsort())
+        both = at.call(aten.cat.default, parts, dim, shape=shape)
+        return at.call(aten.index_select.default, both, dim, order, shape=shape)
     pieces, start = [], 0
 
     def own(stop: int) -> None:

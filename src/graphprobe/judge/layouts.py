@@ -25,6 +25,8 @@ def denied(replay: Replay, region: Region, claims: Iterable[Claim]) -> list[Clai
     """Return the layouts a failing region starts from, if it agrees with before without turning them back."""
     frontier = set(region.frontier)
     layouts = [c for c in claims if c.evidence == EVIDENCE and (c.before, c.after) in frontier]
+    if not layouts:
+        return []
     as_they_stand: dict[Node, torch.Tensor] = {}
     replay.fetch_frontiers([region])
     for claim in layouts:

@@ -76,7 +76,7 @@ def _row(judgement: Judgement, j: Judged) -> RegionRow:
     return RegionRow(
         before.label(region.claim.before),
         after.label(y),
-        provenance.target_name(y),
+        provenance.target_name(nodes.shown(y)),
         provenance.module_path(y) or provenance.module_path(region.claim.before),
         j.kind,
         m.introduced,

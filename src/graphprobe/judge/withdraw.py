@@ -67,6 +67,8 @@ class Withdrawal(Trial):
         return True
 
     def _decide(self, claim: Claim) -> None:
+        if claim.output and self._nobody_meant_a_layout(claim):
+            return
         if claim.output and not claim.cut:
             self.settled.guilty[claim] = ""
             return
@@ -189,15 +191,20 @@ class Withdrawal(Trial):
             return
         if any(self._straight_above(c, other=1) for c in group):
             return
-        layouts = denied(self.replay, self.regions[group[0]], self.active.claims) if len(group) == 1 else []
-        if layouts:
-            self.withdraw(layouts, "wrong claim: nobody meant the other layout")
+        if len(group) == 1 and self._nobody_meant_a_layout(group[0]):
             return
         wrong = self._wrong_guess(group) if len(group) > 1 else None
         if wrong is not None:
             self.withdraw([wrong], "wrong claim: what it feeds is judged instead")
         else:
             self.settled.guilty.update(dict.fromkeys(group, ""))
+
+    def _nobody_meant_a_layout(self, claim: Claim) -> bool:
+        """Withdraw the layouts that a failing region starts from, if it agrees without them."""
+        layouts = denied(self.replay, self.regions[claim], self.active.claims)
+        if layouts:
+            self.withdraw(layouts, "wrong claim: nobody meant the other layout")
+        return bool(layouts)
 
     def _wrong_guess(self, group: list[Claim]) -> Claim | None:
         """Return the first guess of the group that nothing speaks for: what it feeds does not begin to fail without it.
