@@ -37,7 +37,7 @@ def question(judgement: Judgement, regions: Sequence[Judged]) -> str:
 
 def void(judgement: Judgement, judged: Sequence[Judged]) -> list[Judged]:
     """Return the outputs that hold no number to compare, empty or all NaN, where other programs may have made them."""
-    plan, silent = judgement.replay.plan, [j for j in judged if j.measured.silent]
+    plan, silent = judgement.replay.plan, [j for j in judged if j.measured.silent and j.kind == "identical"]
     replay, outputs = judgement.replay, [j.region.claim.before for j in silent if j.region.claim.output]
     replay.fetch(outputs)  # left behind by the lanes: hardly ever must anything be run for these alone
     if all(_numbers(replay.values.get(node)) for node in outputs):
