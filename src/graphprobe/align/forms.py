@@ -82,20 +82,30 @@ def _shown(index: tuple[int, ...]) -> str:
 
 
 def forms(matching: Matching) -> list[Form]:
-    """List the slices that the inputs speak of: inputs of another shape, and parts that one side cuts out of them."""
-    found = of_tokens(matching)
-    found += _of_joined(matching, "after") + _of_joined(matching, "before")
-    found += _of_stacks(matching, "after") + _of_stacks(matching, "before")
-    return list(dict.fromkeys(found))
+    """List the slices that the inputs speak of: inputs of another shape, and parts that one side cuts out of them; then
+    what else one side cuts out, or holds together."""
+    return list(dict.fromkeys([*of_tokens(matching), *_told_by_weights(matching)]))
+
+
+def of_outputs(matching: Matching) -> list[Form]:
+    """List those slices that an output may be of: what else a graph cuts off would change what its user gets."""
+    return list(dict.fromkeys([*_told_by_inputs(matching), *_told_by_weights(matching)]))
 
 
 def of_tokens(matching: Matching) -> list[Form]:
     """List those slices that are of tokens: they hold for all that is computed of these."""
+    return list(dict.fromkeys([*_told_by_inputs(matching), *_of_cuts(matching)]))
+
+
+def _told_by_inputs(matching: Matching) -> list[Form]:
     found = by_inputs(matching)
     found += _joined_dimensions(found, [(tuple(x.shape), tuple(y.shape)) for x, y in _inputs_apart(matching)])
-    found += _of_parts(matching, "after") + _of_parts(matching, "before")
-    found += _of_cuts(matching)
-    return list(dict.fromkeys(found))
+    return found + _of_parts(matching, "after") + _of_parts(matching, "before")
+
+
+def _told_by_weights(matching: Matching) -> list[Form]:
+    found = _of_joined(matching, "after") + _of_joined(matching, "before")
+    return found + _of_stacks(matching, "after") + _of_stacks(matching, "before")
 
 
 def by_inputs(matching: Matching) -> list[Form]:

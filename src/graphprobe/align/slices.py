@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from graphprobe import nodes
 from graphprobe.align.claims import Claim
-from graphprobe.align.forms import Form, Slice, by_inputs, forms, slices_of, windows
+from graphprobe.align.forms import Form, Slice, by_inputs, forms, of_outputs, slices_of, windows
 from graphprobe.align.matching import Matching, Sliced, is_part
 from graphprobe.align.neighbours import nearest
 from graphprobe.align.rest import Rest
@@ -210,12 +210,15 @@ def _disjoint(found: list[tuple[Node, Slice]]) -> list[tuple[Node, Slice]]:
 
 def output(matching: Matching, x: Node, y: Node) -> tuple[Node, Node] | None:
     """Return the pair that stands for two outputs of different shape: what is claimed of them, or the only slice."""
+    told = of_outputs(matching)
+    if not told:
+        return None
     for one, claims in ((y, matching.alignment.of_after), (x, matching.alignment.of_before)):
         for claim in claims.get(nodes.shown(one), ()):
             if _carries_slice(claim) and claim.before in (x, claim.before) and _ends(claim, x, y):
                 return claim.before, claim.after
     for side, big, small in (("after", y, x), ("before", x, y)):
-        known = [f for f in forms(matching) if f.side == side]
+        known = [f for f in told if f.side == side]
         shape = nodes.shape(big)
         if not known or shape is None or not all(isinstance(d, int) for d in shape):
             continue
