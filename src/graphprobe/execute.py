@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch.fx import Node
 
 from graphprobe import nodes
@@ -21,10 +23,23 @@ _LOOSE = {
 
 
 def target_of(node: Node) -> Callable[..., Any]:
-    """Return what a lane calls for a node: its target, or the form of it that takes any strides."""
+    """Return what a lane calls for a node: its target, the form of it that takes any strides, or one that waits."""
     assert callable(node.target)
+    if nodes.is_in_flight(node):
+        return _awaited(node.target)
     found: Callable[..., Any] = _LOOSE.get(node.target, node.target)  # type: ignore[call-overload]
     return found
+
+
+@functools.cache
+def _awaited(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a collective that is over when it returns: a lane may read what it returns, or free what it is given."""
+
+    def awaited(*args: Any, **kwargs: Any) -> Any:
+        wait = torch.ops._c10d_functional.wait_tensor.default
+        return pytree.tree_map_only(torch.Tensor, wait, collective(*args, **kwargs))
+
+    return awaited
 
 
 def run_program(

@@ -101,6 +101,7 @@ class _Facts(NamedTuple):
     is_view: bool
     casts: bool  # a view where the dtype stays
     undefined: bool
+    in_flight: bool
 
 
 #: By id, for an operator's own hash is a Python function; the operator is kept, so that its id stays its own.
@@ -124,7 +125,13 @@ def _read_facts(target: torch._ops.OpOverload) -> _Facts:
         not schema.is_mutable and (schema.name in _COPIES or written_out or aliases),
         not schema.is_mutable and schema.name in _CASTS,
         schema.name in UNDEFINED,
+        schema.name.startswith("_c10d_functional::") and not schema.name.endswith("::wait_tensor"),
     )
+
+
+def is_in_flight(node: Node) -> bool:
+    """Whether the node starts a collective: what it returns holds nothing yet, until ``wait_tensor`` returns it."""
+    return isinstance(node.target, torch._ops.OpOverload) and _facts(node.target).in_flight
 
 
 def _name(target: Any) -> str:
@@ -183,12 +190,14 @@ def makes_values(node: Node) -> bool:
     if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):  # nearly all, asked often
         facts = _facts(node.target)
         view = _same_dtype_as_input(node) if facts.casts else facts.is_view or INSERTED in node.meta
-        return not (facts.returns_nothing or facts.undefined or view) and _may_be_tensor(node)
+        none = facts.returns_nothing or facts.undefined or facts.in_flight
+        return not (none or view) and _may_be_tensor(node)
     if node.op not in ("call_function", "call_method", "call_module") or returns_nothing(node):
         return False
     if node.target is operator.getitem:
         source = node.args[0]
-        return isinstance(source, Node) and not is_view(source) and _may_be_tensor(node)
+        of_values = isinstance(source, Node) and not is_view(source) and not is_in_flight(source)
+        return of_values and _may_be_tensor(node)
     if is_view(node):
         return False
     return _may_be_tensor(node)

@@ -172,11 +172,26 @@ def dropped(look: Look) -> str | None:
         for last in lone[: -affordable - 1 : -1]:
             found = _bypassed(look, side, last, set(lone), values, other)
             if found is not None:
+                found = _tightened(*found, values)
                 doing = [n for n in found[1] if not nodes.is_view(n)]
                 look.proved.extend(doing[-1:])
                 names = ", ".join(f"{look.label(n)} ({provenance.target_name(n)})" for n in found[1])
                 return f"looks like {_kind_of(side, *found, values)}: without {names} of {side} the sides agree"
     return None
+
+
+def _tightened(source: Node, passed: list[Node], values: dict[Node, Any]) -> tuple[Node, list[Node]]:
+    """Leave out what hands its operand on as it is, at either end: a copy, a collective of one rank."""
+
+    def same(x: Node, y: Node) -> bool:
+        mine, theirs = values.get(x), values.get(y)
+        return isinstance(mine, Tensor) and isinstance(theirs, Tensor) and torch.equal(mine, theirs)
+
+    while len(passed) > 1 and same(passed[-1], passed[-2]):
+        passed = passed[:-1]
+    while len(passed) > 1 and same(source, passed[0]):
+        source, passed = passed[0], passed[1:]
+    return source, passed
 
 
 def _kind_of(side: str, source: Node, passed: list[Node], values: dict[Node, Any]) -> str:
