@@ -109,7 +109,7 @@ def test_a_bug_between_two_implementations_is_one_finding_in_its_layer(
     assert [layer in f.module_path for f in report.findings] == [True], report.findings
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "mixtral", "conv"])
+@pytest.mark.parametrize("name", ["llama", "bert", pytest.param("mixtral", marks=pytest.mark.slow), "conv"])
 def test_decompositions_align_by_ids(name: str) -> None:
     model, args, kwargs = tiny(name)
     with torch.no_grad():

@@ -44,7 +44,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "deberta_v2": ("DebertaV2Model", _BASE | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
 }
 DECODERS = [name for name, (kind, _) in MODELS.items() if kind.endswith("ForCausalLM")]
-QUICK = {("mixtral", "left"), ("bloom", "row"), ("opt", "left"), ("gpt_neox", "place")}
+QUICK = {("bloom", "row"), ("opt", "left")}
 
 
 def cases(*pairs: tuple[str, str]) -> list[Any]:

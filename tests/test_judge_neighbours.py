@@ -130,7 +130,7 @@ class TestCoverage:
         with pytest.raises(errors.InputError, match="min_coverage"):
             graphprobe.diff(before, before, (randn(4, 8),), min_coverage=1.5)
 
-    @pytest.mark.parametrize("name", ["conv", "mlp", "gpt2", "mixtral"])
+    @pytest.mark.parametrize("name", ["conv", "mlp", "gpt2", pytest.param("mixtral", marks=pytest.mark.slow)])
     def test_every_operation_that_reaches_an_output_lies_in_a_judged_region(self, name: str) -> None:
         model, args, kwargs = tiny(name)
         after = copy.deepcopy(model)

@@ -363,7 +363,7 @@ class _Detector(torch.nn.Module):
         return best * torch.stack(stays)
 
 
-@pytest.mark.parametrize("kept", [6, 12, 40])
+@pytest.mark.parametrize("kept", [6, 12, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_model_written_without_modules_is_shown_and_not_folded_away(kept: int) -> None:
     dot = render.dot_graph(view(capture(_Detector(kept).eval(), (torch.randn(50, 8),)), "detector"))
     picture = Picture(dot)

@@ -49,9 +49,17 @@ def programs(
     if stream is not None:
         left, right = _streamed(left, stream), _streamed(right, stream)
         bound = {path: v.to(stream.device) if isinstance(v, torch.Tensor) else v for path, v in bound.items()}
-    for one in (left, right):
+    for one, gm in ((left, gm_before), (right, gm_after)):
         concretise(one, bound)
+        one.device = _device(gm, bound) if stream is None else stream.device
     return left, right, bound
+
+
+def _device(gm: torch.fx.GraphModule, bound: inputs.Inputs) -> torch.device | None:
+    """Return where a graph runs, None where that is more than one device."""
+    tensors = [*gm.parameters(), *gm.buffers(), *(v for v in bound.values() if isinstance(v, torch.Tensor))]
+    devices = {tensor.device for tensor in tensors if not tensor.is_meta}
+    return devices.pop() if len(devices) == 1 else None
 
 
 def _check_inputs(

@@ -49,6 +49,7 @@ class Program:
     )  # random operations: the k-th of its kind and shape draws alike
     constants: dict[str, Any] = field(default_factory=dict)  # path -> what is returned and is no node: a number, None
     stream: Stream | None = None  # what brings the weights to the device where the program runs
+    device: torch.device | None = None  # where it runs, if that is one device
 
     def __post_init__(self) -> None:
         self.refresh()
@@ -74,6 +75,12 @@ class Program:
     def label(self, node: Node) -> str:
         """Return the user's name for a node."""
         return self.labels.get(node, node.name)
+
+    def device_of(self, node: Node) -> torch.device:
+        """Return where a node's value lies: the graph's own note may be of where it was captured."""
+        value = nodes.tensor_val(node)
+        noted = None if value is None or value.device.type == "meta" else value.device
+        return self.device or noted or torch.device("cpu")
 
     def is_leaf(self, node: Node) -> bool:
         """Whether the node is a weight or constant of the module: part of a region, never an input of it."""
@@ -148,6 +155,7 @@ def copied(one: Program) -> Program:
         {made[n]: one.label(n) for n in made},
         constants=one.constants,
         stream=one.stream,
+        device=one.device,
     )
 
 

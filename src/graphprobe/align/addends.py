@@ -195,7 +195,7 @@ class _Rows:
 
     def take(self, rows: tuple[int, ...]) -> Node:
         """Insert what takes these rows."""
-        index = self.at.constant(torch.tensor(rows, device=self._device()))
+        index = self.at.constant(torch.tensor(rows, device=self.program.device_of(self.big)))
         taken = self.at.call(aten.index_select.default, self.flat, 0, index, shape=(len(rows), self.shape[-1]))
         taken.meta[nodes.PART] = True
         return taken
@@ -210,7 +210,7 @@ class _Rows:
         all_ = [*(n for _, n in pieces), *beside]
         size = sum(int((nodes.shape(n) or (0,))[0]) for n in all_)
         joined = self.at.call(aten.cat.default, all_, 0, shape=(size, self.shape[-1]))
-        index = self.at.constant(rows.argsort().to(self._device()))
+        index = self.at.constant(rows.argsort().to(self.program.device_of(self.big)))
         sorted_ = self.at.call(aten.index_select.default, joined, 0, index, shape=self._sizes(self.shape[:-1]))
         whole = self.at.call(aten.reshape.default, sorted_, list(self.shape), shape=self.shape)
         for user in self.users:
@@ -219,7 +219,3 @@ class _Rows:
             if node is self.big:
                 self.program.outputs[path] = whole
         return whole
-
-    def _device(self) -> torch.device:
-        value = nodes.tensor_val(self.big)
-        return torch.device("cpu") if value is None else value.device

@@ -207,7 +207,7 @@ def _called(at: Behind, node: Node, calls: list[Call]) -> Node:
     for target, arguments, shape in calls:
         if target is torch.ops.aten.index_select.default:
             dim, index = arguments
-            given = at.constant(torch.tensor(index, device=at.device()))
+            given = at.constant(torch.tensor(index, device=at.program.device_of(at.big)))
             node = at.call(target, node, dim, given, shape=shape)
             node.meta[nodes.ORDER] = (dim, index)
         else:

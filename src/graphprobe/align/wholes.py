@@ -40,11 +40,6 @@ class Behind:
         made.meta["val"] = value.to("meta")
         return self._stands(made)
 
-    def device(self) -> torch.device | None:
-        """Return the device of `big`, if it is known."""
-        value = nodes.tensor_val(self.big)
-        return None if value is None else value.device
-
     def _stands(self, made: Node) -> Node:
         self.program.labels[made] = self.program.label(self.big)
         self._at = made
@@ -73,7 +68,7 @@ def insert_whole(
     for _, node in old:
         node.meta[nodes.PART] = True
     if are_parts(every):
-        whole = _joined(at, shape, every, [*(n for _, n in old), *made])
+        whole = _joined(at, held, every, [*(n for _, n in old), *made])
     else:
         whole = big if in_turns and _lacks(every, shape) else _rest(at, held.detach(), every)
         for cut, index, part in zip(every, indices, [*(n for _, n in old), *made], strict=True):
@@ -133,12 +128,12 @@ def are_parts(cuts: list[Slice]) -> bool:
     return all(len(cut.dims) == 1 and cut.dims[0][1].part for cut in cuts)
 
 
-def _joined(at: Behind, shape: tuple[int, ...], cuts: list[Slice], parts: list[Node]) -> Node:
+def _joined(at: Behind, held: torch.Tensor, cuts: list[Slice], parts: list[Node]) -> Node:
     """Put a whole together from its parts; what is between them is taken from the whole itself."""
-    aten, dim = torch.ops.aten, cuts[0].dims[0][0]
+    aten, dim, shape = torch.ops.aten, cuts[0].dims[0][0], tuple(held.shape)
     index = [i for cut in cuts for i in cut.dims[0][1].index]
     if any(not form.is_run() for cut in cuts for _, form in cut.dims) and len(index) == shape[dim]:
-        order = at.constant(torch.tensor(index, device=at.device()).argsort())
+        order = at.constant(torch.tensor(index, device=held.device).argsort())
         both = at.call(aten.cat.default, parts, dim, shape=shape)
         return at.call(aten.index_select.default, both, dim, order, shape=shape)
     pieces, start = [], 0
