@@ -20,7 +20,7 @@ from graphprobe.records import SMALL_REGION
 
 Origin = frozenset[tuple[Node, Node]]  # frontier pairs, as (node of before, its own or its partner's node)
 SMALL = SMALL_REGION
-_FAR = 128  # nodes of a region beyond which a nearer frontier is looked for
+_FAR, _NEAR = 128, 2 * SMALL  # nodes of a region beyond which a nearer frontier is looked for, and that it must leave
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,12 +135,13 @@ class Regions:
     def _closer(self, claim: Claim, left: _Cone, right: _Cone) -> tuple[_Cone, _Cone]:
         """Grow once more where one piece has grown far: past what the other side holds right above what it starts from.
 
-        One layer more reads the residual stream and its norm, where after reads the norm alone.
+        One layer more reads the residual stream and its norm, where after reads the norm alone. A frontier so near that
+        only few operations are left may be a wrong claim's, which the wider region shows for what it is.
         """
         far = len(left.piece) + len(right.piece)
         near = _Cone(claim.before, self.before), _Cone(claim.after, self.after)
         self._meet(*near, most=far)
-        return near if sum(len(cone.piece) for cone in near) < far else (left, right)
+        return near if _NEAR <= sum(len(cone.piece) for cone in near) < far else (left, right)
 
     def _meet(self, left: _Cone, right: _Cone, most: int | None = None) -> None:
         """Grow both cones until what they start from is claimed to be equal.
