@@ -174,12 +174,23 @@ def agreed(found: dict[str, Ordered], equal: Mapping[str, str]) -> dict[str, Ord
     """Let most of the weights that play one part in repeated modules speak for all of them.
 
     `equal` are those that hold a weight of the other side as it is. One that most of them are not like gets their
-    order, or none.
+    order, or none. The part is told by its name, and by that of what it stands for on the other side.
     """
+
+    def partner(target: str) -> str:
+        pieces = found[target].pieces if target in found else ()
+        return pieces[0].target if len(pieces) == 1 else equal.get(target, target)
+
+    out = _agreed(dict(found), found, equal, {t: t for t in (*found, *equal)})
+    return _agreed(out, found, equal, {t: partner(t) for t in (*found, *equal)})
+
+
+def _agreed(
+    out: dict[str, Ordered], found: dict[str, Ordered], equal: Mapping[str, str], names: Mapping[str, str]
+) -> dict[str, Ordered]:
     roles: dict[str, list[str]] = defaultdict(list)
-    for target in (*found, *equal):
-        roles[provenance.repeated(target)[0]].append(target)
-    out = dict(found)
+    for target, name in names.items():
+        roles[provenance.repeated(name)[0]].append(target)
     for members in roles.values():
         told = Counter(_signature(found.get(target)) for target in members)
         (most, count), *_ = told.most_common(1)
