@@ -263,6 +263,28 @@ def test_what_one_side_alone_writes_is_told(mine, theirs):
     assert len(report.findings) > len(alone) or not alone or alone[0].hint in " ".join(render.text(report).split())
 
 
+class Cached(nn.Module):
+    """Keeps what it has seen, for a next call; the plain model has no such thing."""
+
+    def __init__(self, keeps):
+        super().__init__()
+        if keeps:
+            self.register_buffer("seen", torch.zeros(2, 4))
+
+    def forward(self, x):
+        if hasattr(self, "seen"):
+            self.seen.copy_(x)
+        return x.cos()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_cache_that_one_side_brings_along_is_noted(turned):
+    sides = [Cached(False), Cached(True)]
+    report = graphprobe.diff(*(sides[::-1] if turned else sides), (torch.ones(2, 4),))
+    assert report.ok and not report.findings, render.text(report)
+    assert sum("'seen'" in note for note in report.notes) == 1
+
+
 def test_a_model_in_training_mode_is_named_before_what_it_writes():
     before, after = made(Folded), made(Folded).train()
     report = graphprobe.diff(before, after, image(2, 3, 8, 8))

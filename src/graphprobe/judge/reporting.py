@@ -28,11 +28,12 @@ def report(
     outputs = _outputs(judgement, judged) + [p.row() for p in plain if p.before is not None or p.after is not None]
     findings = findings_of(judgement, judged, accept)
     findings += [p.finding() for p in plain if not p.same]
-    findings += state.one_sided(before, after)
+    written, brought = state.one_sided(before, after)
+    findings += written
     coverage = _coverage(judgement, judged)
     identical = all(o.identical for o in outputs)
     verdict = _verdict(findings, coverage, identical, bool(outputs), min_coverage)
-    notes, loud = tuple(judgement.notes), [j for j in judged if is_open(j)]
+    notes, loud = (*judgement.notes, *brought), [j for j in judged if is_open(j)]
     if loud and verdict in ("identical", "rounding"):
         verdict, notes = "unknown", (*notes, question(judgement, loud))
     if nothing := void(judgement, judged):

@@ -10,23 +10,44 @@ RULE = "9 state"
 _NAMED = 3  # so many names are listed
 
 
-def one_sided(before: Program, after: Program) -> list[Finding]:
-    """Return a finding for each side that writes what the other leaves as it was."""
+def one_sided(before: Program, after: Program) -> tuple[list[Finding], list[str]]:
+    """Return a finding for each side that writes what the other has and leaves as it was, a note for what it has alone.
+
+    A transform may bring a cache along: that these outputs do not read it again is no fault.
+    """
     paired = {n for _, x, y in align.output_pairs(before, after) for n in (x, y)}
-    found = []
-    for one, sides in ((before, ("before", "after")), (after, ("after", "before"))):
+    found, notes = [], []
+    for one, other, sides in ((before, after, ("before", "after")), (after, before, ("after", "before"))):
         written = [p for p, n in one.outputs.items() if p.startswith(align.STATE) and n not in paired]
-        if written:
+        if any(_has(other, path) for path in written):
             found.append(_finding(sides, written, one))
-    return found
+        elif written:
+            notes.append(
+                f"{sides[0]} writes {_names(written)}, which {sides[1]} does not have: only a next call reads it"
+            )
+    return found, notes
+
+
+def _has(one: Program, path: str) -> bool:
+    """Whether a program is given the state that another one writes, or holds it."""
+    given = {key for key, node in one.inputs.items() for key in (key, node.name)}
+    held = {provenance.weight_name(n) for n in one.gm.graph.nodes if n.op == "get_attr"}
+    return path.removeprefix(align.STATE) in given or _name(path) in held
+
+
+def _name(path: str) -> str:
+    return path.removeprefix(align.STATE).removeprefix("_constant_")
+
+
+def _names(written: list[str]) -> str:
+    shown = [repr(_name(path)) for path in written]
+    return ", ".join(shown[:_NAMED]) + (f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else "")
 
 
 def _finding(sides: tuple[str, str], written: list[str], one: Program) -> Finding:
     node = one.outputs[written[0]]
     label, in_after = one.label(node), sides[0] == "after"
-    shown = [repr(path.removeprefix(align.STATE).removeprefix("_constant_")) for path in written]
-    names = ", ".join(shown[:_NAMED]) + (f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else "")
-    said = f"{sides[0]} writes {names}, which {sides[1]} leaves as it was"
+    said = f"{sides[0]} writes {_names(written)}, which {sides[1]} leaves as it was"
     labels = tuple(dict.fromkeys(one.label(one.outputs[path]) for path in written))
     return Finding(
         "semantic", () if in_after else labels, labels if in_after else (), provenance.module_path(node),
