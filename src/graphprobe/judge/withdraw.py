@@ -67,7 +67,7 @@ class Withdrawal(Trial):
         return True
 
     def _decide(self, claim: Claim) -> None:
-        if claim.output and self._nobody_meant_a_layout(claim):
+        if claim.output and self._nobody_meant_a_layout(claim, [claim]):
             return
         if claim.output and not claim.cut:
             self.settled.guilty[claim] = ""
@@ -191,7 +191,7 @@ class Withdrawal(Trial):
             return
         if any(self._straight_above(c, other=1) for c in group):
             return
-        if len(group) == 1 and self._nobody_meant_a_layout(group[0]):
+        if any(self._nobody_meant_a_layout(claim, group) for claim in group):
             return
         wrong = self._wrong_guess(group) if len(group) > 1 else None
         if wrong is not None:
@@ -199,12 +199,14 @@ class Withdrawal(Trial):
         else:
             self.settled.guilty.update(dict.fromkeys(group, ""))
 
-    def _nobody_meant_a_layout(self, claim: Claim) -> bool:
-        """Withdraw the layouts that a failing region starts from, if it agrees without them."""
+    def _nobody_meant_a_layout(self, claim: Claim, group: list[Claim]) -> bool:
+        """Withdraw the layouts that a failing region starts from, if it agrees without them and, where several claims
+        fail together, these do."""
         layouts = denied(self.replay, self.regions[claim], self.active.claims)
-        if layouts:
+        if layouts and (len(group) == 1 or all(c in group for c in layouts)):
             self.withdraw(layouts, "wrong claim: nobody meant the other layout")
-        return bool(layouts)
+            return True
+        return False
 
     def _wrong_guess(self, group: list[Claim]) -> Claim | None:
         """Return the first guess of the group that nothing speaks for: what it feeds does not begin to fail without it.
