@@ -73,6 +73,13 @@ def test_what_is_joined_or_cut_otherwise_is_rounding(name: str, dtype: torch.dty
     _rightly(FAMILIES["grouped"], *JOINED[name], dtype)
 
 
+def test_a_graph_that_was_moved_may_note_another_device() -> None:
+    """What is inserted lies where the graph runs, not where it was captured."""
+    sides = pair(FAMILIES["grouped"], *JOINED["all at once"], torch.float32)
+    report = graphprobe.diff(*sides, (ids(),), device="cpu")
+    assert report.verdict == "rounding" and report.coverage.resolution >= 0.9, report.findings
+
+
 def _wrongly(family: Family, before: Layout, after: Layout, dtype: torch.dtype, wrong: str) -> Finding:
     report = graphprobe.diff(*pair(family, before, after, dtype, wrong), (ids(),))
     found = grave(report)
