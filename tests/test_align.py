@@ -56,7 +56,7 @@ def two_llamas(dtype: torch.dtype, bug: str = "") -> tuple[torch.nn.Module, torc
     return Wrapped(model), PlainLlama(model, bug), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "mixtral" else ()) for n in NAMES])
 def test_every_value_claims_itself_at_every_level_of_evidence(name: str) -> None:
     model, args, kwargs = tiny(name)
     before = graphprobe.capture(model, args, kwargs)

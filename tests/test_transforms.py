@@ -9,7 +9,7 @@ from transform_cases import CASES, Case
 
 RUNS = [pytest.param(case, name, id=f"{case.transform}-{name}") for case in CASES for name in case.models]
 COUNTED = [run for run, (case, _) in ((run, run.values) for run in RUNS) if case.matches is not None]
-SLOW = {"mixtral"}  # which has the attention and the norms of the others, and experts that no transform touches
+SLOW = {"mistral", "mixtral"}  # which have the attention and the norms of llama
 IN_DTYPES = [
     pytest.param(
         case,
