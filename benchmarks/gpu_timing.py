@@ -85,8 +85,8 @@ def attempt_in_turns(row: Row, runs: dict[str, Callable[[], object]]) -> None:
     """Note figures that are set against each other, or why there are none."""
     found: Row = {}
     attempt(found, ", ".join(runs), lambda: in_turns(runs))
+    figures = next(iter(found.values()))
     for name in runs:
-        figures = next(iter(found.values()))
         row[name] = figures[name] if isinstance(figures, dict) else figures
 
 

@@ -246,6 +246,16 @@ def shape(node: Node) -> tuple[int | str, ...] | None:
     return None if value is None else tuple([d if isinstance(d, int) else str(d) for d in value.shape])
 
 
+def fixed(node: Node) -> tuple[int, ...]:
+    """Return the shape of a node whose shape is known in numbers; () where it is no tensor."""
+    return tuple(int(d) for d in shape(node) or ())
+
+
+def is_fixed(node: Node) -> bool:
+    """Whether the node's shape is known, in numbers, and has any."""
+    return all(isinstance(d, int) for d in shape(node) or ("?",))
+
+
 def elements(node: Node) -> int | str | None:
     """Return how many elements the node has, as a string where that is symbolic; None where it is no tensor."""
     value = tensor_val(node)

@@ -10,7 +10,7 @@ import copy
 import operator
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,12 @@ class Program:
                 kind = (nodes.schema_name(node), nodes.shape(node))
                 self.seeds[node] = zlib.crc32(repr((kind, met[kind])).encode())
                 met[kind] += 1
+
+    def take_over(self, old: Node, new: Node, users: Iterable[Node]) -> None:
+        """Let these users, and the outputs, read `new` where they read `old`; `refresh` when all is done."""
+        for user in users:
+            user.replace_input_with(old, new)
+        self.outputs.update({path: new for path, node in self.outputs.items() if node is old})
 
     def label(self, node: Node) -> str:
         """Return the user's name for a node."""

@@ -19,7 +19,6 @@ from graphprobe import nodes
 from graphprobe.align.claims import Claim
 from graphprobe.align.matching import Matching
 from graphprobe.align.sketches import directions
-from graphprobe.align.slices import fixed, is_fixed
 from graphprobe.align.values import AGREE, AGREE_FINE
 from graphprobe.align.wholes import Behind
 from graphprobe.program import Program
@@ -68,7 +67,7 @@ def _sums(matching: Matching, side: str) -> dict[Node, _Sum]:
     for node in matching.unclaimed(other):
         open_[nodes.shape(node)].append(node)
     for total in reversed(matching.makers(side)):
-        if total in matching.asked or not is_fixed(total) or len(fixed(total)) < 2:
+        if total in matching.asked or not nodes.is_fixed(total) or len(nodes.fixed(total)) < 2:
             continue
         if claims.get(total):
             cuts = [c for c in claims[total] if c.cut and not c.view and total in (c.before, c.after)]
@@ -145,7 +144,7 @@ def _read(_: Node, value: Any) -> torch.Tensor | None:
 def _insert(matching: Matching, side: str, total: Node, value: Node, shares: list[_Share]) -> None:
     """Insert the rows of each addend on both sides and claim them, and the sum again as made of these rows."""
     other = "before" if side == "after" else "after"
-    every = range(torch.Size(fixed(total)[:-1]).numel())
+    every = range(torch.Size(nodes.fixed(total)[:-1]).numel())
     theirs = _Rows(getattr(matching, other), value)
     claimed = [c for c in matching.alignment.of(other)[value] if value in (c.before, c.after)]
     own, nothing = list[tuple[tuple[int, ...], Node]](), list[Node]()
@@ -186,7 +185,7 @@ class _Rows:
 
     def __init__(self, program: Program, big: Node) -> None:
         self.program, self.big, self.users = program, big, list(big.users)
-        self.shape = fixed(big)
+        self.shape = nodes.fixed(big)
         self.at = Behind(program, big, big)
         self.flat = self.at.call(aten.reshape.default, big, [-1, self.shape[-1]], shape=self._sizes(self.shape[:-1]))
 
@@ -202,7 +201,7 @@ class _Rows:
 
     def zeros(self, like: Node) -> Node:
         """Insert zeros of that shape."""
-        return self.at.call(aten.zeros_like.default, like, shape=tuple(int(d) for d in nodes.shape(like) or ()))
+        return self.at.call(aten.zeros_like.default, like, shape=nodes.fixed(like))
 
     def put_together(self, pieces: list[tuple[tuple[int, ...], Node]], beside: Sequence[Node] = ()) -> Node:
         """Insert the value made of these rows, which are all; what used the value uses it. `beside` changes nothing."""
@@ -213,9 +212,5 @@ class _Rows:
         index = self.at.constant(rows.argsort().to(self.program.device_of(self.big)))
         sorted_ = self.at.call(aten.index_select.default, joined, 0, index, shape=self._sizes(self.shape[:-1]))
         whole = self.at.call(aten.reshape.default, sorted_, list(self.shape), shape=self.shape)
-        for user in self.users:
-            user.replace_input_with(self.big, whole)
-        for path, node in self.program.outputs.items():
-            if node is self.big:
-                self.program.outputs[path] = whole
+        self.program.take_over(self.big, whole, self.users)
         return whole

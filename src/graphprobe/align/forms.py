@@ -259,7 +259,7 @@ def _fixed_shape(node: Node) -> tuple[int, ...] | None:
     shape = nodes.shape(node)
     if shape is None or not all(isinstance(d, int) for d in shape):
         return None
-    return tuple(int(d) for d in shape)
+    return nodes.fixed(node)
 
 
 def windows(known: Sequence[Form], bigs: Iterable[Sequence[int]], smalls: Iterable[Sequence[int]]) -> list[Form]:

@@ -20,7 +20,7 @@ from graphprobe.align.matching import Matching, is_part
 from graphprobe.align.ordered import Index, within
 from graphprobe.align.sketches import moments, positions, rooted, unmasked
 from graphprobe.align.values import AGREE, is_chain
-from graphprobe.align.views import Call, Orders, Shape, View, inverse, views
+from graphprobe.align.views import Call, Orders, View, inverse, views
 from graphprobe.align.wholes import Behind
 
 _ROWS = 256  # moments are compared for so many values at once
@@ -57,7 +57,7 @@ def _reshaped_pairs(matching: Matching) -> list[tuple[Node, Node, View]]:
     for x, y in matching.reshaped:
         shape = nodes.shape(x) or ()
         if _fixed(shape):
-            whole = tuple(int(d) for d in shape)
+            whole = nodes.fixed(x)
             out.append((x, y, View(whole, tuple(range(len(whole))), whole)))
     matching.reshaped.clear()
     return out
@@ -68,11 +68,11 @@ def _arranged_pairs(matching: Matching) -> list[tuple[Node, Node, View]]:
     orders = orders_known(matching)
     left, right = _once(matching, "before"), _once(matching, "after")
     pairs = _candidates(matching, list(left), list(right))
-    tried = {y: (x, views(_sizes(x), _sizes(y), orders)) for x, y in pairs}
+    tried = {y: (x, views(nodes.fixed(x), nodes.fixed(y), orders)) for x, y in pairs}
     tried = {y: (x, found) for y, (x, found) in tried.items() if found}
 
     def observe(node: Node, value: Any) -> torch.Tensor | None:
-        if not isinstance(value, torch.Tensor) or tuple(value.shape) != _sizes(node):
+        if not isinstance(value, torch.Tensor) or tuple(value.shape) != nodes.fixed(node):
             return None
         flat, where = value.detach().reshape(-1), positions(value.numel(), value.device)
         return unmasked(torch.stack([flat[view.positions(where)] for view in tried[node][1]])).double()
@@ -86,7 +86,7 @@ def _arranged_pairs(matching: Matching) -> list[tuple[Node, Node, View]]:
             continue
         apart = torch.linalg.vector_norm(shown - seen, dim=1) / torch.linalg.vector_norm(seen)
         near = [i for i, distance in enumerate(apart.tolist()) if distance <= AGREE]
-        if near and _are_one([found[i] for i in near], math.prod(_sizes(y))):
+        if near and _are_one([found[i] for i in near], math.prod(nodes.fixed(y))):
             out += [(p, q, found[near[0]]) for p, q in _in_order(left[x], right[y])]
     return out
 
@@ -95,10 +95,6 @@ def _are_one(found: list[View], count: int) -> bool:
     """Whether views show the same, only written otherwise."""
     where = torch.arange(count) if len(found) > 1 else None
     return where is None or all(torch.equal(v.positions(where), found[0].positions(where)) for v in found[1:])
-
-
-def _sizes(node: Node) -> Shape:
-    return tuple(int(d) for d in nodes.shape(node) or ())
 
 
 def _fixed(shape: tuple[int | str, ...]) -> bool:
@@ -190,15 +186,11 @@ def claim_shown(matching: Matching, x: Node, y: Node, view: View, evidence: str)
 def _insert(matching: Matching, y: Node, view: View) -> Node:
     """Insert y's view in before's layout and the view back; all users of y read the latter. Returns the former."""
     after, users = matching.after, list(y.users)
-    shape = tuple(int(d) for d in nodes.shape(y) or ())
+    shape = nodes.fixed(y)
     at = Behind(after, y, y)
     shown = _called(at, y, view.calls(shape) or [(torch.ops.aten.alias.default, (), shape)])
     again = _called(at, shown, view.calls_back(shape) or [(torch.ops.aten.alias.default, (), shape)])
-    for user in users:
-        user.replace_input_with(y, again)
-    for path, node in after.outputs.items():
-        if node is y:
-            after.outputs[path] = again
+    after.take_over(y, again, users)
     return shown
 
 

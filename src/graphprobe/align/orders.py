@@ -127,9 +127,9 @@ def _claim_one(matching: Matching, order: Ordered, x: Product, y: Product) -> bo
         if shown is not None:
             matching.add(x.node, shown, "weight")
         return False
-    if not (slices.is_fixed(x.node) and slices.is_fixed(y.node)):
+    if not (nodes.is_fixed(x.node) and nodes.is_fixed(y.node)):
         return False
-    before, after = slices.fixed(x.node), slices.fixed(y.node)
+    before, after = nodes.fixed(x.node), nodes.fixed(y.node)
     if before[x.dim :] != after[y.dim :] or x.dim < 0:
         return False
     view = View(after, tuple(range(len(after))), before, ((x.dim, order.pieces[0].index),))
@@ -139,10 +139,10 @@ def _claim_one(matching: Matching, order: Ordered, x: Product, y: Product) -> bo
 
 def _cuts(side: str, order: Ordered, big: Product, smalls: list[Product]) -> list[tuple[Node, Slice]]:
     """Return which slices of a product with a joined weight the products with its parts are."""
-    if order.axis != big.axis or not all(slices.is_fixed(n) for n in (big.node, *(s.node for s in smalls))):
+    if order.axis != big.axis or not all(nodes.is_fixed(n) for n in (big.node, *(s.node for s in smalls))):
         return []
-    whole = slices.fixed(big.node)
+    whole = nodes.fixed(big.node)
     cuts = [Slice(((big.dim, Form(side, whole[big.dim], p.index, True)),)) for p in order.pieces]
-    if any(c.shape(whole) != slices.fixed(s.node) for c, s in zip(cuts, smalls, strict=True)):
+    if any(c.shape(whole) != nodes.fixed(s.node) for c, s in zip(cuts, smalls, strict=True)):
         return []
     return [(s.node, cut) for s, cut in zip(smalls, cuts, strict=True)]

@@ -102,7 +102,7 @@ class Rest:
         order = getattr(self.matching, self.other).order
         holders = sorted([parts[at][0], *(small for small, _ in more)], key=order.__getitem__)
         spread = [(n, _moved(held, p)) for n, p in zip(holders, sorted([places[at], *gaps]), strict=True)]
-        if big not in self.pairs or any(cut.shape(_sizes(big)) != nodes.shape(n) for n, cut in spread):
+        if big not in self.pairs or any(cut.shape(nodes.fixed(big)) != nodes.shape(n) for n, cut in spread):
             return
         parts[at : at + 1] = spread
         self.pairs[big] = [p for p in self.pairs[big] if p[0] not in holders] + spread
@@ -117,10 +117,6 @@ def _moved(cut: Slice, place: Place) -> Slice:
     return Slice(((dim, Form(form.side, form.big, tuple(range(place[0], sum(place))), True, form.left)),))
 
 
-def _sizes(node: Node) -> tuple[int, ...]:
-    return tuple(int(d) for d in nodes.shape(node) or ())
-
-
 def _start(cut: Slice) -> float:
     """Return where a part begins, 0..1."""
     form = cut.dims[0][1]
@@ -133,7 +129,7 @@ def _left_over(
     """Return the parts of one value that nothing claims, with what has them to play."""
     forms = [cut.dims[0][1] for _, cut in parts]
     places = list(_gaps(forms))
-    size, shape = forms[0].big, _sizes(big)
+    size, shape = forms[0].big, nodes.fixed(big)
 
     def cut_at(place: Place) -> Slice:
         return _moved(parts[0][1], place)

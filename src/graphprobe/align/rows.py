@@ -60,7 +60,7 @@ def _pairs(matching: Matching, side: str, other: str) -> dict[Node, list[tuple[N
 
 def _found(matching: Matching, side: str, other: str, stacked: bool) -> Iterator[tuple[Node, Node, Slice]]:
     """Yield what may be rows of something, that, and which of them; those that are `stacked` are of one of many."""
-    cut = [n for n in _open(matching, side) if matching.may_be_cut(side, n) and slices.is_fixed(n)]
+    cut = [n for n in _open(matching, side) if matching.may_be_cut(side, n) and nodes.is_fixed(n)]
     leading = 1 + stacked
     bigs = {n: s for n in cut if (s := _shape(n)) and len(s) > leading}
     smalls = {n: s for n in _open(matching, other) if (s := _shape(n))}

@@ -71,7 +71,7 @@ def _by_weights(matching: Matching, side: str) -> dict[tuple[object, ...], dict[
     places: dict[tuple[object, ...], dict[Node, Chain]] = defaultdict(dict)
     shuffled = _shuffled(matching, side)
     for node, chain in chains(matching, side).items():
-        if slices.is_fixed(node) and node not in shuffled:
+        if nodes.is_fixed(node) and node not in shuffled:
             places[(provenance.target_name(node), *chain.weights)][node] = chain
     return places
 
@@ -104,7 +104,7 @@ def _in_order(bigs: list[Node], smalls: list[Node], known: Sequence[Form]) -> li
     for big, members in groups:
         found, at = [], -1
         for small in members:
-            cuts = slices_of(slices.fixed(big), known, [slices.fixed(small)])
+            cuts = slices_of(nodes.fixed(big), known, [nodes.fixed(small)])
             cuts = [c for c in cuts if len(members) == 1 or (len(c.dims) == 1 and c.dims[0][1].index[0] > at)]
             if not cuts or (len(members) == 1 and len(cuts) > 1):
                 break
@@ -118,9 +118,9 @@ def _in_order(bigs: list[Node], smalls: list[Node], known: Sequence[Form]) -> li
 
 def _sources(big: Node, small: Node, cut: Slice, side: str) -> list[Part]:
     """Pair what goes into two products, if it is cut in the same way."""
-    if not (slices.is_fixed(big) and slices.is_fixed(small)):
+    if not (nodes.is_fixed(big) and nodes.is_fixed(small)):
         return []
-    cuts = slices_of(slices.fixed(big), [f for _, f in cut.dims], [slices.fixed(small)])
+    cuts = slices_of(nodes.fixed(big), [f for _, f in cut.dims], [nodes.fixed(small)])
     return [Part(small, big, cuts[0], side, "operand")] if len(cuts) == 1 else []
 
 

@@ -50,13 +50,13 @@ def _claim_side(matching: Matching, side: str, known: list[Form]) -> None:
     small = {n: s for n, s in matching.sketches(other).items() if not taken.get(n)}
     wanted = {nodes.shape(n) for n in small}
     open_ = matching.unclaimed(side)
-    large, little = ([fixed(n) for n in group if is_fixed(n)] for group in (open_, small))
+    large, little = ([nodes.fixed(n) for n in group if nodes.is_fixed(n)] for group in (open_, small))
     known = [*known, *windows(known, large, little)]
     items = _sketched(matching, side, known, wanted)
     for node, sketch in small.items():
         groups[nodes.shape(node), sketch.numel()][0].append(node)
     for (node, cut), sketch in items.items():
-        groups[cut.shape(fixed(node)), sketch.numel()][1].append((node, cut))
+        groups[cut.shape(nodes.fixed(node)), sketch.numel()][1].append((node, cut))
     pairs: dict[Node, list[tuple[Node, Slice]]] = defaultdict(list)
     for smalls, bigs in groups.values():
         if smalls and bigs:
@@ -73,11 +73,6 @@ def _is_lone(matching: Matching, big: Node, found: list[tuple[Node, Slice]]) -> 
     return len(found) == 1 and big not in matching.sliced and are_parts([cut for _, cut in found])
 
 
-def fixed(node: Node) -> tuple[int, ...]:
-    """Return the shape of a node whose shape is known in numbers."""
-    return tuple(int(d) for d in nodes.shape(node) or ())
-
-
 def _sketched(
     matching: Matching, side: str, known: list[Form], shapes: set[Any]
 ) -> dict[tuple[Node, Slice], torch.Tensor]:
@@ -86,7 +81,7 @@ def _sketched(
     possible: dict[tuple[int, ...], list[Slice]] = {}  # by shape
 
     def cuts(node: Node) -> list[Slice]:
-        whole = fixed(node)
+        whole = nodes.fixed(node)
         if whole not in possible:
             found = slices_of(whole, known, shapes)
             possible[whole] = [c for c in found if math.prod(c.shape(whole)) >= _SMALLEST]
@@ -95,11 +90,14 @@ def _sketched(
     wanted = {
         n: found
         for n in program.live
-        if matching.may_be_cut(side, n) and (nodes.makes_values(n) or is_part(n)) and is_fixed(n) and (found := cuts(n))
+        if matching.may_be_cut(side, n)
+        and (nodes.makes_values(n) or is_part(n))
+        and nodes.is_fixed(n)
+        and (found := cuts(n))
     }
 
     def observe(node: Node, value: Any) -> torch.Tensor | None:
-        if not isinstance(value, torch.Tensor) or tuple(value.shape) != fixed(node):
+        if not isinstance(value, torch.Tensor) or tuple(value.shape) != nodes.fixed(node):
             return None
         found = [sample(c.of(value)) for c in wanted[node]]
         return torch.cat([s for s in found if s is not None])
@@ -108,16 +106,11 @@ def _sketched(
     for node, joined in matching.observed(side, list(wanted), observe).items():
         at = 0
         for cut in wanted[node]:
-            piece = joined[at : at + min(SAMPLES, math.prod(cut.shape(fixed(node))))]
+            piece = joined[at : at + min(SAMPLES, math.prod(cut.shape(nodes.fixed(node))))]
             at += len(piece)
             if len(set(piece.tolist())) > 4:
                 out[node, cut] = piece
     return out
-
-
-def is_fixed(node: Node) -> bool:
-    """Whether the node's shape is known, in numbers."""
-    return all(isinstance(d, int) for d in nodes.shape(node) or ("?",))
 
 
 def _pairs(
@@ -182,7 +175,7 @@ def insert(
         of_cut = dict(zip(cuts, made, strict=True))
         for small, cut in parts:
             x, y = (small, of_cut[cut]) if side == "after" else (of_cut[cut], small)
-            if not is_fixed(small):
+            if not nodes.is_fixed(small):
                 of_cut[cut].meta.pop("val", None)  # of a size that no graph knows
             claim = Claim(x, y, "slot" if small in guessed else evidence, certain=False, view=str(cut))
             matching.alignment.add(claim)
@@ -222,7 +215,7 @@ def output(matching: Matching, x: Node, y: Node) -> tuple[Node, Node] | None:
         shape = nodes.shape(big)
         if not known or shape is None or not all(isinstance(d, int) for d in shape):
             continue
-        cuts = slices_of(fixed(big), known, [nodes.shape(small)])
+        cuts = slices_of(nodes.fixed(big), known, [nodes.shape(small)])
         if len(cuts) == 1:
             insert(matching, side, {big: [(small, cuts[0])]})
             claim = matching.alignment.claims[-1]

@@ -73,11 +73,7 @@ def insert_whole(
         whole = big if in_turns and _lacks(every, shape) else _rest(at, held.detach(), every)
         for cut, index, part in zip(every, indices, [*(n for _, n in old), *made], strict=True):
             whole = _put(at, whole, shape, cut, index, part)
-    for user in users:
-        user.replace_input_with(last, whole)
-    for path, node in program.outputs.items():
-        if node is last:
-            program.outputs[path] = whole
+    program.take_over(last, whole, users)
     return made, whole
 
 

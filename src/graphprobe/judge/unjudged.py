@@ -37,12 +37,12 @@ def question(judgement: Judgement, regions: Sequence[Judged]) -> str:
 
 def void(judgement: Judgement, judged: Sequence[Judged]) -> list[Judged]:
     """Return the outputs that hold no number to compare, empty or all NaN, where other programs may have made them."""
-    plan, silent = judgement.replay.plan, [j for j in judged if j.measured.silent and j.kind == "identical"]
-    replay, outputs = judgement.replay, [j.region.claim.before for j in silent if j.region.claim.output]
+    replay, silent = judgement.replay, [j for j in judged if j.measured.silent and j.kind == "identical"]
+    outputs = [j.region.claim.before for j in silent if j.region.claim.output]
     replay.fetch(outputs)  # left behind by the lanes: hardly ever must anything be run for these alone
     if all(_numbers(replay.values.get(node)) for node in outputs):
         return []
-    known = run_program(plan.before, judgement.replay.inputs, [j.region.claim.before for j in silent])
+    known = run_program(replay.plan.before, replay.inputs, [j.region.claim.before for j in silent])
     none = [j for j in silent if not _numbers(known.get(j.region.claim.before))]
     if all(isomorphic(j.region, judgement.weights) for j in none):
         return []

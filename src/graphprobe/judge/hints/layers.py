@@ -27,9 +27,11 @@ def layer(look: Look) -> str | None:
     for side, other in (("before", look.raw[1]), ("after", look.raw[0])):
         for found in _runs(look, side):
             last = _handed_on(look, side, found)
-            taken = _taken(look, side, found, last) if last is not None else []
+            if last is None:
+                continue
+            taken = _taken(look, side, found, last)
             left = min((_distance(look, side, last, x, other) for x in taken), default=math.inf)
-            if last is not None and left <= _rounding(look) and left < _CLEARLY * plain:
+            if left <= _rounding(look) and left < _CLEARLY * plain:
                 look.proved.append(last)
                 kind = "a missing layer" if side == "before" else "a layer too many"
                 holder, numbers = found[0][0], [number for _, number in found]
@@ -78,9 +80,9 @@ def _taken(look: Look, side: str, run: Iterable[Layer], last: Node) -> list[torc
     return [x for x in found if x.shape == values[last].shape and x.dtype == values[last].dtype]
 
 
-def _distance(look: Look, side: str, last: Node | None, value: torch.Tensor, other: torch.Tensor) -> float:
+def _distance(look: Look, side: str, last: Node, value: torch.Tensor, other: torch.Tensor) -> float:
     """Return how far a piece is from what the other side computes where `last` is another value."""
-    tried = look.replay.exact(side, look.region, override={last: value} if last is not None else None)
+    tried = look.replay.exact(side, look.region, override={last: value})
     if tried.shape != other.shape:
         return math.inf
     change, kept, wrong = difference(look.replay, look.region, other, tried)
